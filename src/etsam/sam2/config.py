@@ -1,0 +1,140 @@
+"""The sizes of a SAM 2.1 network: one frozen record, with the published presets."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+LEVELS = 4
+"""Feature levels of every trunk (strides 1, 2, 4 and 8 times ``patch_stride``)."""
+
+
+@dataclass(frozen=True)
+class SAM2Config:
+    """What varies between SAM 2.1 networks; the defaults are ``sam2.1_hiera_b+``.
+
+    The 33 flags that never vary in SAM 2.1 (object scores, signed pointer positions, memory
+    sigmoid scale 20 and bias -10, ...) are hard-wired in the network.
+
+    Attributes
+    ----------
+    image_size
+        Side of the square frame in pixels; compact models accept any multiple of
+        ``8 * patch_stride`` and use it only as the size they were trained for.
+    in_channels
+        Channels of a frame (3 in SAM 2.1).
+    trunk
+        ``hiera`` (windowed transformer) or ``conv`` (residual 3 x 3 convolutions, for compact
+        models); both give four levels of ``embed_dim * (1, 2, 4, 8)`` or ``widths`` channels.
+    widths
+        Channels of the four levels of a ``conv`` trunk; empty for ``hiera``.
+    stages
+        Blocks in each level.
+    patch_stride
+        Stride of the first convolution: mask logits come at this stride (4 in SAM 2.1).
+    memory_pool
+        Side of the square of memory tokens averaged into one before they are attended to (1 in
+        SAM 2.1; 2 divides the cost of memory attention by four, as EdgeTAM and EfficientTAM do).
+    top_down_levels
+        Levels of the feature pyramid that receive the next coarser one.
+    """
+
+    image_size: int = 1024
+    in_channels: int = 3
+    trunk: Literal["hiera", "conv"] = "hiera"
+    widths: tuple[int, ...] = ()
+    embed_dim: int = 112
+    num_heads: int = 2
+    stages: tuple[int, ...] = (2, 3, 16, 3)
+    global_blocks: tuple[int, ...] = (12, 16, 20)
+    window_spec: tuple[int, ...] = (8, 4, 14, 7)
+    pos_embed_size: tuple[int, int] = (14, 14)
+    patch_kernel: int = 7
+    patch_stride: int = 4
+    top_down_levels: tuple[int, ...] = (2, 3)
+    d_model: int = 256
+    memory_dim: int = 64
+    memory_layers: int = 4
+    memory_feed_forward: int = 2048
+    memory_pool: int = 1
+    num_maskmem: int = 7
+    max_pointers: int = 16
+    decoder_feed_forward: int = 2048
+    decoder_heads: int = 8
+
+    def __post_init__(self) -> None:
+        for name, value, good in self._rules():
+            if not good:
+                raise ValueError(f"SAM2Config.{name} = {value!r} does not fit the other sizes")
+
+    def _rules(self) -> list[tuple[str, Any, bool]]:
+        return [
+            ("trunk", self.trunk, self.trunk in ("hiera", "conv")),
+            ("stages", self.stages, len(self.stages) == LEVELS and min(self.stages) > 0),
+            ("widths", self.widths, len(self.widths) == (LEVELS if self.trunk == "conv" else 0)),
+            ("image_size", self.image_size, self.image_size % (8 * self.patch_stride) == 0),
+            ("d_model", self.d_model, self.d_model % (4 * self.decoder_heads) == 0),
+            ("memory_dim", self.memory_dim, self.d_model % self.memory_dim == 0),
+            ("memory_pool", self.memory_pool, self.memory_pool >= 1),
+            ("num_maskmem", self.num_maskmem, self.num_maskmem >= 2),
+            ("embed_dim", self.embed_dim, self.embed_dim % self.num_heads == 0),
+        ]
+
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """Channels of the four trunk levels, finest first."""
+        if self.trunk == "conv":
+            return self.widths
+        return tuple(self.embed_dim * 2**level for level in range(LEVELS))
+
+    @property
+    def token_stride(self) -> int:
+        """Frame pixels per side of one image token (16 in SAM 2.1)."""
+        return 4 * self.patch_stride
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types; `from_dict` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SAM2Config:
+        """Build a config from JSON types.
+
+        Raises
+        ------
+        ValueError
+            When a name is not a field, or a value does not fit.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"SAM2Config has no {unknown}; its fields are {sorted(known)}")
+        return cls(
+            **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        )
+
+
+TINY = SAM2Config(
+    embed_dim=96,
+    num_heads=1,
+    stages=(1, 2, 7, 2),
+    global_blocks=(5, 7, 9),
+    pos_embed_size=(7, 7),
+)
+SMALL = SAM2Config(
+    embed_dim=96,
+    num_heads=1,
+    stages=(1, 2, 11, 2),
+    global_blocks=(7, 10, 13),
+    pos_embed_size=(7, 7),
+)
+BASE_PLUS = SAM2Config()
+LARGE = SAM2Config(
+    embed_dim=144,
+    num_heads=2,
+    stages=(2, 6, 36, 4),
+    global_blocks=(23, 33, 43),
+    window_spec=(8, 4, 16, 8),
+    pos_embed_size=(7, 7),
+)
+PRESETS = {"tiny": TINY, "small": SMALL, "base_plus": BASE_PLUS, "large": LARGE}
+"""The published sizes (facebookresearch/sam2, ``configs/sam2.1``)."""

@@ -1,0 +1,52 @@
+"""A convolutional trunk for compact models: residual 3 x 3 convolutions at four levels."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from etsam.sam2.config import SAM2Config
+from etsam.sam2.layers import LayerNorm2d
+
+
+class ResidualBlock(nn.Module):
+    """``x + conv(gelu(conv(norm(x))))`` at constant width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = LayerNorm2d(width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.gelu(self.conv1(self.norm(x))))
+
+
+class ConvTrunk(nn.Module):
+    """Frames (b, c, h, w) -> four feature maps, finest first; no position encoding.
+
+    Without absolute positions the same weights see crops in training and whole slices in use.
+    """
+
+    def __init__(self, config: SAM2Config) -> None:
+        super().__init__()
+        widths, kernel = config.widths, config.patch_kernel
+        self.stem = nn.Conv2d(
+            config.in_channels, widths[0], kernel, config.patch_stride, kernel // 2
+        )
+        self.levels = nn.ModuleList(
+            nn.Sequential(*(ResidualBlock(width) for _ in range(depth)))
+            for width, depth in zip(widths, config.stages, strict=True)
+        )
+        self.downsamples = nn.ModuleList(
+            nn.Sequential(LayerNorm2d(a), nn.Conv2d(a, b, 2, 2))
+            for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+
+    def forward(self, frames: Tensor) -> list[Tensor]:
+        x = self.levels[0](self.stem(frames))
+        features = [x]
+        for downsample, level in zip(self.downsamples, self.levels[1:], strict=False):
+            x = level(downsample(x))
+            features.append(x)
+        return features

@@ -1,0 +1,69 @@
+"""Small layers that several parts of SAM 2.1 share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LayerNorm2d(nn.Module):
+    """Layer normalisation over the channels of a (b, c, h, w) map."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.layer_norm(
+            x.permute(0, 2, 3, 1), (x.shape[1],), self.weight, self.bias, self.eps
+        )
+        return x.permute(0, 3, 1, 2)
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation between them (none after the last)."""
+
+    def __init__(
+        self,
+        sizes: tuple[int, int, int],
+        layers: int,
+        activation: Callable[[Tensor], Tensor] = F.relu,
+    ) -> None:
+        super().__init__()
+        n_in, hidden, n_out = sizes
+        widths = [n_in] + [hidden] * (layers - 1) + [n_out]
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            x = layer(x) if index == 0 else layer(self.activation(x))
+        return x
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose inner width may be smaller than the embedding."""
+
+    def __init__(self, width: int, heads: int, inner: int, kv_width: int | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(width, inner)
+        self.k_proj = nn.Linear(kv_width or width, inner)
+        self.v_proj = nn.Linear(kv_width or width, inner)
+        self.out_proj = nn.Linear(inner, width)
+
+    def split(self, x: Tensor) -> Tensor:
+        """(b, n, inner) -> (b, heads, n, inner / heads)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = self.split(self.q_proj(q)), self.split(self.k_proj(k)), self.split(self.v_proj(v))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(out.transpose(1, 2).flatten(2))

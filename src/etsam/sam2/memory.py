@@ -1,0 +1,197 @@
+"""Memory of earlier slices: the encoder that makes it, the attention that reads it, the bank."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from etsam.sam2.config import SAM2Config
+from etsam.sam2.layers import Attention, LayerNorm2d
+from etsam.sam2.positions import axial_rotation, rotate, sine_map
+
+
+class MaskDownSampler(nn.Module):
+    """Mask logits (b, 1, h, w) -> (b, d_model, h / s, w / s) by halving convolutions."""
+
+    def __init__(self, config: SAM2Config) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width, stride = 1, config.token_stride
+        while stride > 1:
+            layers += [
+                nn.Conv2d(width, width * 4, 3, 2, 1),
+                LayerNorm2d(width * 4),
+                nn.GELU(),
+            ]
+            width, stride = width * 4, stride // 2
+        self.encoder = nn.Sequential(*layers, nn.Conv2d(width, config.d_model, 1))
+
+    def forward(self, mask: Tensor) -> Tensor:
+        return self.encoder(mask)
+
+
+class CXBlock(nn.Module):
+    """ConvNeXt block: depthwise 7 x 7, normalise, MLP, layer scale."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(width, width, 7, padding=3, groups=width)
+        self.norm = LayerNorm2d(width)
+        self.pwconv1 = nn.Linear(width, 4 * width)
+        self.pwconv2 = nn.Linear(4 * width, width)
+        self.gamma = nn.Parameter(torch.full((width,), 1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.dwconv(x)).permute(0, 2, 3, 1)
+        y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
+        return x + y.permute(0, 3, 1, 2)
+
+
+class Fuser(nn.Module):
+    """Two ConvNeXt blocks."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(CXBlock(width) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class MemoryEncoder(nn.Module):
+    """Image features and the mask found in them -> spatial memory (b, memory_dim, h, w)."""
+
+    def __init__(self, config: SAM2Config) -> None:
+        super().__init__()
+        self.mask_downsampler = MaskDownSampler(config)
+        self.pix_feat_proj = nn.Conv2d(config.d_model, config.d_model, 1)
+        self.fuser = Fuser(config.d_model)
+        self.out_proj = nn.Conv2d(config.d_model, config.memory_dim, 1)
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        x = self.pix_feat_proj(features) + self.mask_downsampler(mask)
+        return self.out_proj(self.fuser(x))
+
+
+class RotaryAttention(Attention):
+    """One-head attention with axial rotary positions on queries and spatial keys."""
+
+    def __init__(self, config: SAM2Config, kv_width: int) -> None:
+        super().__init__(config.d_model, 1, config.d_model, kv_width)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rotations: Rotations) -> Tensor:
+        """Queries (b, n, d) over keys (b, m, kv); the last ``rotations.plain`` keys stay plain."""
+        q, k, v = self.split(self.q_proj(q)), self.split(self.k_proj(k)), self.split(self.v_proj(v))
+        q = rotate(q, rotations.query)
+        spatial = k.shape[2] - rotations.plain
+        maps = spatial // len(rotations.key[0])
+        rotation = tuple(r.repeat(maps, 1) for r in rotations.key)
+        k = torch.cat((rotate(k[:, :, :spatial], rotation), k[:, :, spatial:]), dim=2)  # type: ignore[arg-type]
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+@dataclass(frozen=True)
+class Rotations:
+    """Rotary angles of the queries and of one map of keys, and how many keys have none."""
+
+    query: tuple[Tensor, Tensor]
+    key: tuple[Tensor, Tensor]
+    plain: int = 0
+
+
+class MemoryAttentionLayer(nn.Module):
+    """Self-attention over the frame, cross-attention to memory, feed-forward."""
+
+    def __init__(self, config: SAM2Config) -> None:
+        super().__init__()
+        width = config.d_model
+        self.self_attn = RotaryAttention(config, width)
+        self.cross_attn_image = RotaryAttention(config, config.memory_dim)
+        self.linear1 = nn.Linear(width, config.memory_feed_forward)
+        self.linear2 = nn.Linear(config.memory_feed_forward, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width)
+
+    def forward(
+        self, x: Tensor, memory: tuple[Tensor, Tensor], rotations: Rotations
+    ) -> Tensor:
+        keys, values = memory
+        y = self.norm1(x)
+        own = Rotations(rotations.query, rotations.query)
+        x = x + self.self_attn.attend(y, y, y, own)
+        x = x + self.cross_attn_image.attend(self.norm2(x), keys, values, rotations)
+        return x + self.linear2(F.relu(self.linear1(self.norm3(x))))
+
+
+class MemoryAttention(nn.Module):
+    """Condition a frame's features on the memory of other frames."""
+
+    def __init__(self, config: SAM2Config) -> None:
+        super().__init__()
+        self.pool = config.memory_pool
+        self.layers = nn.ModuleList(
+            MemoryAttentionLayer(config) for _ in range(config.memory_layers)
+        )
+        self.norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, features: Tensor, memory: tuple[Tensor, Tensor], pointers: int) -> Tensor:
+        """Features (b, d, h, w); ``memory`` = keys and values (b, m, memory_dim).
+
+        The last ``pointers`` memory tokens are object pointers, which have no place.
+        """
+        b, d, h, w = features.shape
+        device = features.device
+        rotations = Rotations(
+            axial_rotation(d, h, w, 1, device),
+            axial_rotation(d, h // self.pool, w // self.pool, self.pool, device),
+            pointers,
+        )
+        position = sine_map(d, h, w, device).to(features.dtype)
+        x = (features + 0.1 * position).flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            x = layer(x, memory, rotations)
+        return self.norm(x).transpose(1, 2).unflatten(2, (h, w))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is kept of one slice."""
+
+    spatial: Tensor
+    """(b, n, memory_dim) tokens."""
+    pointer: Tensor
+    """(b, d_model) object pointer."""
+
+
+@dataclass
+class MemoryBank:
+    """Memories that later slices attend to: all conditioning slices, a few recent ones.
+
+    The bank does not grow with the number of tracked slices: ``spatial`` keeps the last
+    ``num_maskmem - 1``, ``pointers`` the last ``max_pointers - 1``.
+    """
+
+    conditioning: dict[int, Memory] = field(default_factory=dict)
+    spatial: deque[tuple[int, Tensor]] = field(default_factory=deque)
+    pointers: deque[tuple[int, Tensor]] = field(default_factory=deque)
+
+    @classmethod
+    def for_config(cls, config: SAM2Config) -> MemoryBank:
+        """An empty bank with the sizes of ``config``."""
+        return cls(
+            spatial=deque(maxlen=config.num_maskmem - 1),
+            pointers=deque(maxlen=config.max_pointers - 1),
+        )
+
+    def remember(self, z: int, memory: Memory) -> None:
+        """Add a tracked slice, forgetting the oldest one."""
+        self.spatial.append((z, memory.spatial))
+        self.pointers.append((z, memory.pointer))

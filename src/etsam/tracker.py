@@ -1,0 +1,84 @@
+"""Track membranes through the slices of a volume: a generator over one SAM 2.1 network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from etsam.sam2 import SAM2, Features, MemoryBank
+
+
+class Frames(Protocol):
+    """Network-ready slices, made when asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, z: int) -> Tensor:
+        """Frame ``z``, (c, h, w) float32."""
+        ...
+
+
+def track(
+    model: SAM2,
+    frames: Frames,
+    prompts: Mapping[int, Tensor],
+    bank: MemoryBank | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the logits of every slice in order, as the reference's forward propagation does.
+
+    Parameters
+    ----------
+    model
+        The network, on its device and in its precision.
+    frames
+        The slices; the prompted ones are read first, then each one once.
+    prompts
+        Slice -> binary mask (h, w) in frame pixels. A prompted slice answers with its prompt;
+        all prompted slices are in memory before tracking starts. May be empty.
+    bank
+        Memory to go on with; a new one by default.
+
+    Yields
+    ------
+    z, logits
+        Logits (h / s, w / s) float32 at the network's patch stride ``s``, on its device.
+    """
+    bank = MemoryBank.for_config(model.config) if bank is None else bank
+    answers = {z: _condition_on_prompt(model, frames, bank, z, prompts[z]) for z in sorted(prompts)}
+    for z in range(len(frames)):
+        if z in answers:
+            yield z, answers.pop(z)
+        else:
+            yield z, track_slice(model, encode(model, frames[z]), bank, z, len(frames))
+
+
+@torch.inference_mode()
+def encode(model: SAM2, frame: Tensor) -> Features:
+    """Features of one frame (c, h, w), brought to the network's device and precision."""
+    weight = model.no_mem_embed
+    return model.encode(frame[None].to(weight.device, weight.dtype))
+
+
+@torch.inference_mode()
+def track_slice(
+    model: SAM2, features: Features, bank: MemoryBank, z: int, length: int
+) -> Tensor:
+    """Find the membranes of slice ``z`` from its features and the bank, and remember them."""
+    conditioned = model.condition(features.image, bank, z, length)
+    output = model.decode(conditioned, features)
+    bank.remember(z, model.remember(features, output))
+    return output.logits[0, 0]
+
+
+@torch.inference_mode()
+def _condition_on_prompt(
+    model: SAM2, frames: Frames, bank: MemoryBank, z: int, mask: Tensor
+) -> Tensor:
+    features = encode(model, frames[z])
+    prompt = mask[None, None].to(features.image.device)
+    output = model.answer_with_mask(features, prompt)
+    bank.conditioning[z] = model.remember(features, output, binary=True)
+    return output.logits[0, 0]
