@@ -1,0 +1,167 @@
+"""What MRC and OME-Zarr files have in common: a record of the volume, byte-wise reading, scratch space."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shutil
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+import numpy as np
+
+MAX_SIDE = 65535  # voxels along one axis; larger numbers are a damaged or foreign header
+SPACING_RANGE = (1e-3, 1e6)  # Å; outside is a damaged header, not a microscope
+UNKNOWN_SPACING = 1.0  # Å; what most programs write when they do not know
+ENTRY_BYTES = 1 << 30  # the largest single read the operating systems agree on
+
+Zyx = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class VolumeInfo:
+    """What a stored volume says of itself, apart from its voxels.
+
+    `shape` is (Z, Y, X) in storage order; `voxel_spacing` and `origin` are zyx in Å, and `voxel_spacing`
+    is None where the file does not know it. `mrc_header` holds the 1024 header bytes of an MRC source
+    (`header_order` is their byte order, "<" or ">"), `ngff_version` the version of an OME-Zarr source.
+    `notes` says in plain words what was odd in the file and how it was read nevertheless.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    voxel_spacing: Zyx | None
+    origin: Zyx = (0.0, 0.0, 0.0)
+    mrc_header: bytes | None = None
+    header_order: str = "<"
+    ngff_version: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+class SliceSource(Protocol):
+    """A stored volume that hands out consecutive slices in its own data type."""
+
+    @property
+    def info(self) -> VolumeInfo: ...
+
+    def read(self, start: int, stop: int) -> np.ndarray: ...  # (n, Y, X)
+
+    def close(self) -> None: ...
+
+
+class SliceSink(Protocol):
+    """A volume being written under a partial name."""
+
+    def write(self, z: int, data: np.ndarray) -> None: ...
+
+    def finish(self, statistics: VoxelStatistics) -> None: ...
+
+    def discard(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class VoxelStatistics:
+    """Running minimum, maximum, mean and sum of squared deviations over the slices seen so far."""
+
+    count: int = 0
+    minimum: float = math.inf
+    maximum: float = -math.inf
+    mean: float = 0.0
+    squared_deviation: float = 0.0
+
+    def add(self, data: np.ndarray) -> VoxelStatistics:
+        """Return the statistics with one more slice, merged as in Chan, Golub and LeVeque (1983)."""
+        count = self.count + data.size
+        mean = float(data.mean(dtype=np.float64))
+        squared = float(np.square(data - np.float64(mean)).sum())
+        delta = mean - self.mean
+        return VoxelStatistics(
+            count,
+            min(self.minimum, float(data.min())),
+            max(self.maximum, float(data.max())),
+            self.mean + delta * data.size / count,
+            self.squared_deviation + squared + delta * delta * self.count * data.size / count,
+        )
+
+    @property
+    def rms(self) -> float:
+        """Root mean square deviation from the mean (the MRC header's `rms`)."""
+        return math.sqrt(self.squared_deviation / self.count) if self.count else 0.0
+
+
+class RawFile:
+    """A file read at given byte offsets, from any thread, without a memory map."""
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        self._file = file
+        self._name = name
+        self._lock = threading.Lock()
+
+    def read_into(self, offset: int, array: np.ndarray) -> None:
+        """Fill a C-contiguous array with the bytes from `offset` on.
+
+        Raises
+        ------
+        ValueError
+            If the file ends before the array is full.
+        """
+        view = memoryview(array.reshape(-1).view(np.uint8))
+        with self._lock:
+            self._file.seek(offset)
+            done = 0
+            while done < len(view):
+                count = self._file.readinto(view[done : done + ENTRY_BYTES])  # type: ignore[attr-defined]
+                if not count:
+                    raise ValueError(f"{self._name} ended while it was being read: copy it again")
+                done += count
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def scratch_file(nbytes: int, purpose: str) -> IO[bytes]:
+    """Open a nameless temporary file that vanishes on close, with `nbytes` free on its disk.
+
+    It lies where TMPDIR says; otherwise in /var/tmp, because /tmp is often kept in memory.
+    """
+    folder = Path(tempfile.gettempdir())
+    if not os.environ.get("TMPDIR") and os.access("/var/tmp", os.W_OK | os.X_OK):
+        folder = Path("/var/tmp")
+    require_space(folder, nbytes, f"{purpose} (set TMPDIR to a larger disk)")
+    return tempfile.TemporaryFile(prefix="etsam-", dir=folder, buffering=0)
+
+
+def require_space(folder: Path, nbytes: int, purpose: str) -> None:
+    """Raise OSError (ENOSPC) when fewer than `nbytes` are free on the disk of `folder`."""
+    free = shutil.disk_usage(folder).free
+    if free < nbytes:
+        message = f"{purpose} needs {nbytes:,} bytes, {free:,} are free"
+        raise OSError(errno.ENOSPC, message, str(folder))
+
+
+def known_spacing(spacing: Zyx) -> Zyx | None:
+    """Return zyx spacings in Å, or None when they are unknown: 0, 1 Å, negative, NaN or absurd."""
+    low, high = SPACING_RANGE
+    if not all(low <= value <= high for value in spacing):  # false for NaN too
+        return None
+    if all(abs(value - UNKNOWN_SPACING) < 1e-4 for value in spacing):
+        return None
+    return spacing
+
+
+def check_spacing(value: float) -> Zyx:
+    """Return a spacing given by the user, in Å, as zyx.
+
+    Raises
+    ------
+    ValueError
+        If it is not a positive, plausible number.
+    """
+    low, high = SPACING_RANGE
+    if not low <= value <= high:
+        raise ValueError(f"voxel spacing {value} is not plausible: give ångström, for example 10.0")
+    return (float(value),) * 3
