@@ -1,0 +1,341 @@
+"""Rungs and spurs of a membrane mask, slice by slice.
+
+A membrane in a slice is a band a few pixels wide; its skeleton is a line. Where the network joined
+two parallel membranes by mistake the skeleton shows a *rung*: a short branch between two junctions,
+each of which lies in the middle of a line that goes straight on. A *spur* is a short branch that
+ends free. Both are recognised on the skeleton and removed from the mask down to the membrane's own
+surface, which is carried across from either side of the junction, so that the membrane keeps its
+thickness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import label
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from skimage.morphology import skeletonize
+
+_STEPS = np.array([(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)])
+_thin: Callable[[NDArray[np.bool_]], NDArray[np.bool_]] = skeletonize
+_EIGHT = np.ones((3, 3), np.uint8)
+
+REACH = 9
+"""How far [px] from a junction the course of a membrane is followed."""
+
+NOISE_SPUR = 5
+"""Free branches up to this length [px] come from a rough outline and do not make a junction."""
+
+STRAIGHT = -0.64
+"""Cosine between the two arms of a membrane that goes on: at least 130 degrees apart."""
+
+ACROSS = 0.71
+"""Largest cosine between a rung and the membrane it stands on: at least 45 degrees."""
+
+
+@dataclass(frozen=True)
+class SliceCounts:
+    """What was removed from one slice."""
+
+    rungs: int = 0
+    spurs: int = 0
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """Skeleton pixels grouped into branches and junction clusters.
+
+    `part` gives the group of each pixel, `size` the pixels of each group; `branch` and `cluster`
+    list which groups touch.
+    """
+
+    points: NDArray[np.int64]
+    neighbours: NDArray[np.int32]
+    junction: NDArray[np.bool_]
+    alive: NDArray[np.bool_]
+    part: NDArray[np.int32]
+    size: NDArray[np.int64]
+    branch: NDArray[np.int64]
+    cluster: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A membrane passing through a junction, in the frame of that junction.
+
+    `centre` is the junction, `along` and `away` are unit vectors (y, x) along the membrane and
+    towards the rung, and `surface` the polynomial that gives the height of the membrane's surface
+    above the junction.
+    """
+
+    centre: NDArray[np.float64]
+    along: NDArray[np.float64]
+    away: NDArray[np.float64]
+    surface: NDArray[np.float64]
+
+
+def clean_slice(
+    mask: NDArray[np.bool_], max_rung: int, max_spur: int = 0
+) -> tuple[NDArray[np.bool_], SliceCounts]:
+    """Remove rungs and spurs from one slice.
+
+    Parameters
+    ----------
+    mask
+        (Y, X) boolean slice; never changed.
+    max_rung
+        Longest rung to cut, in skeleton pixels between its two junctions; 0 cuts none.
+    max_spur
+        Longest spur to remove, in skeleton pixels from junction to free end; 0 removes none.
+
+    Returns
+    -------
+    tuple
+        The cleaned slice (`mask` itself when there was nothing to remove) and the counts.
+    """
+    graph = _trace(mask)
+    if graph is None:
+        return mask, SliceCounts()
+    erase: list[NDArray[np.int64]] = []
+    if max_spur > 0:
+        for part in _free_branches(graph, max_spur).tolist():
+            erase.append(_spur_pixels(mask, graph, part))
+    erase = [pixels for pixels in erase if len(pixels)]
+    spurs = len(erase)
+    if max_rung > 0:
+        graph = _without_noise(graph)
+        for part, ends in _short_links(graph, max_rung):
+            pixels = _rung_pixels(mask, graph, part, ends)
+            if len(pixels):
+                erase.append(pixels)
+    if not erase:
+        return mask, SliceCounts()
+    cleaned = mask.copy()
+    for pixels in erase:
+        cleaned[pixels[:, 0], pixels[:, 1]] = False
+    return cleaned, SliceCounts(rungs=len(erase) - spurs, spurs=spurs)
+
+
+def _trace(mask: NDArray[np.bool_]) -> _Graph | None:
+    """Skeletonise a slice; None when its skeleton has no junction."""
+    if not mask.any():
+        return None
+    skeleton = _thin(mask)
+    points = np.argwhere(skeleton)
+    stride = mask.shape[1] + 2
+    flat = (points[:, 0] + 1) * stride + points[:, 1] + 1
+    lookup = np.full((mask.shape[0] + 2) * stride, -1, np.int32)
+    lookup[flat] = np.arange(len(points), dtype=np.int32)
+    neighbours = lookup[flat[:, None] + (_STEPS @ np.array([stride, 1]))]
+    junction = (neighbours >= 0).sum(axis=1) >= 3
+    if not junction.any():
+        return None
+    return _group(points, neighbours, junction, np.ones(len(points), bool))
+
+
+def _group(
+    points: NDArray[np.int64],
+    neighbours: NDArray[np.int32],
+    junction: NDArray[np.bool_],
+    alive: NDArray[np.bool_],
+) -> _Graph:
+    """Collect touching skeleton pixels of one kind (junction or not) into groups."""
+    n = len(points)
+    first, column = np.nonzero(neighbours >= 0)
+    second = neighbours[first, column]
+    live = alive[first] & alive[second]
+    first, second = first[live], second[live]
+    same = junction[first] == junction[second]
+    links = coo_matrix((np.ones(same.sum(), np.int8), (first[same], second[same])), shape=(n, n))
+    groups, part = connected_components(links, directed=False)
+    meet = ~same & junction[second]
+    pairs = np.unique(part[first[meet]].astype(np.int64) * groups + part[second[meet]])
+    size = np.bincount(part, minlength=groups)  # skeleton pixels only: a few thousand
+    return _Graph(points, neighbours, junction, alive, part, size, pairs // groups, pairs % groups)
+
+
+def _free(graph: _Graph) -> NDArray[np.bool_]:
+    """Say for each group whether it is a branch with a free end."""
+    degree = ((graph.neighbours >= 0) & graph.alive[graph.neighbours]).sum(axis=1)
+    free = np.zeros(len(graph.size), bool)
+    free[graph.part[(degree <= 1) & graph.alive]] = True
+    # A branch of one pixel can touch its junction twice and so have no pixel of degree one.
+    free[graph.size == 1] = True
+    return free
+
+
+def _arm_counts(graph: _Graph, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Count the arms of each junction cluster among the `kept` groups; a loop has two there."""
+    touched = np.bincount(graph.branch, minlength=len(graph.size))
+    arms = np.where((touched == 1) & ~_free(graph), 2, 1) * kept
+    counts = np.zeros(len(graph.size), np.int64)
+    np.add.at(counts, graph.cluster, arms[graph.branch])
+    return counts
+
+
+def _free_branches(graph: _Graph, longest: int) -> NDArray[np.int64]:
+    """List the branches of at most `longest` pixels that hang on one junction by one end."""
+    touched = np.bincount(graph.branch, minlength=len(graph.size))
+    arms = _arm_counts(graph, np.ones(len(graph.size), bool))
+    spur = (touched == 1) & (graph.size <= longest) & _free(graph)
+    chosen = spur[graph.branch] & (arms[graph.cluster] >= 3)
+    return np.asarray(graph.branch[chosen])
+
+
+def _without_noise(graph: _Graph) -> _Graph:
+    """Drop the spurs of a rough outline, and the junctions that were only made by them."""
+    for _ in range(2):
+        kept = np.ones(len(graph.size), bool)
+        kept[_free_branches(graph, NOISE_SPUR)] = False
+        junction = graph.junction & (_arm_counts(graph, kept) >= 3)[graph.part]
+        if np.array_equal(junction, graph.junction):
+            return graph
+        graph = _group(graph.points, graph.neighbours, junction, graph.alive & kept[graph.part])
+    return graph
+
+
+def _short_links(graph: _Graph, longest: int) -> list[tuple[int, tuple[int, int]]]:
+    """List the branches of at most `longest` pixels between two junctions, with these."""
+    touched = np.bincount(graph.branch, minlength=len(graph.size))
+    inside = (touched[graph.branch] == 2) & (graph.size[graph.branch] <= longest)
+    branch, cluster = graph.branch[inside], graph.cluster[inside]  # sorted by branch
+    pairs = zip(branch[::2], cluster[::2], cluster[1::2], strict=True)
+    return [(int(part), (int(one), int(two))) for part, one, two in pairs]
+
+
+def _rung_pixels(
+    mask: NDArray[np.bool_], graph: _Graph, part: int, ends: tuple[int, int]
+) -> NDArray[np.int64]:
+    """Find the mask pixels of a rung; none when it is not one between two parallel membranes."""
+    centres = [graph.points[graph.part == end].mean(axis=0) for end in ends]
+    across = centres[1] - centres[0]
+    length = float(np.hypot(*across))
+    if length == 0:
+        return np.empty((0, 2), np.int64)
+    sides = []
+    for end, centre, direction in zip(ends, centres, (across, -across), strict=True):
+        side = _side(mask, graph, (part, end), centre, direction / length)
+        if side is None:
+            return np.empty((0, 2), np.int64)
+        sides.append(side)
+    return _beyond(mask, graph.points[graph.part == part], sides)
+
+
+def _spur_pixels(mask: NDArray[np.bool_], graph: _Graph, part: int) -> NDArray[np.int64]:
+    """Find the mask pixels of a spur; none when the membrane does not go straight on under it."""
+    end = int(graph.cluster[graph.branch == part][0])
+    centre = graph.points[graph.part == end].mean(axis=0)
+    pixels = graph.points[graph.part == part]
+    distances = np.hypot(*(pixels - centre).T)
+    tip = pixels[distances.argmax()] - centre
+    side = _side(mask, graph, (part, end), centre, tip / distances.max())
+    return np.empty((0, 2), np.int64) if side is None else _beyond(mask, pixels, [side])
+
+
+def _arms(graph: _Graph, end: int, skip: int) -> list[NDArray[np.int64]]:
+    """Follow each branch but `skip` from a junction for up to REACH pixels; points (n, 2)."""
+    seen = set(np.flatnonzero(graph.part == end).tolist())
+    starts: list[int] = []
+    for pixel in sorted(seen):
+        for other in graph.neighbours[pixel].tolist():
+            if other >= 0 and graph.alive[other] and graph.part[other] not in (end, skip):
+                starts.append(other)
+    arms = []
+    for start in starts:
+        if start in seen:
+            continue
+        arm, front = [start], [start]
+        seen.add(start)
+        for _ in range(REACH - 1):
+            around = {other for pixel in front for other in graph.neighbours[pixel].tolist()}
+            front = [
+                other
+                for other in around - seen
+                if other >= 0 and graph.alive[other] and graph.part[other] == graph.part[start]
+            ]
+            seen.update(front)
+            arm += front
+        arms.append(graph.points[arm])
+    return arms
+
+
+def _side(
+    mask: NDArray[np.bool_],
+    graph: _Graph,
+    where: tuple[int, int],
+    centre: NDArray[np.float64],
+    direction: NDArray[np.float64],
+) -> _Side | None:
+    """Describe the membrane that carries a branch at one junction (`where` is both their parts).
+
+    None when no two arms of the junction make a straight line across the branch's `direction`.
+    """
+    part, end = where
+    best: tuple[float, NDArray[np.float64], NDArray[np.int64]] | None = None
+    for one, two in combinations(_arms(graph, end, part), 2):
+        first, second = (_unit(arm.mean(axis=0) - centre) for arm in (one, two))
+        cosine = float(first @ second)
+        if cosine <= STRAIGHT and (best is None or cosine < best[0]):
+            best = cosine, _unit(first - second), np.concatenate([one, two])
+    if best is None or abs(float(best[1] @ direction)) > ACROSS:
+        return None
+    along = best[1]
+    away = np.array([-along[1], along[0]])
+    away = away if away @ direction > 0 else -away
+    surface = _surface(mask, best[2], (centre, along, away))
+    return None if surface is None else _Side(centre, along, away, surface)
+
+
+def _surface(
+    mask: NDArray[np.bool_],
+    line: NDArray[np.int64],
+    frame: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
+) -> NDArray[np.float64] | None:
+    """Fit the height of a membrane's surface on both sides of a junction, but not at it."""
+    centre, along, away = frame
+    heights = np.arange(0.0, 2 * REACH, 0.5)
+    rays = line[:, None, :] + heights[:, None] * away  # (n, steps, 2)
+    y, x = (np.rint(rays[..., axis]).astype(int) for axis in (0, 1))
+    inside = (y >= 0) & (y < mask.shape[0]) & (x >= 0) & (x < mask.shape[1])
+    filled = inside & mask[y.clip(0, mask.shape[0] - 1), x.clip(0, mask.shape[1] - 1)]
+    steps = np.where(filled.all(axis=1), len(heights), filled.argmin(axis=1))
+    thickness = heights[np.maximum(steps - 1, 0)]
+    # Rays that start under the rung run through it: the usual thickness tells the surface.
+    usual = np.percentile(thickness, 25)
+    good = thickness <= usual + 1.5
+    position = (line - centre) @ along
+    height = (line - centre) @ away + thickness
+    left, right = good & (position < -1), good & (position > 1)
+    if left.sum() < 2 or right.sum() < 2:
+        return None
+    weight = np.where(good & (np.abs(position) > 1), 1.0, 0.0)
+    degree = 2 if left.sum() > 3 and right.sum() > 3 else 1
+    return np.asarray(np.polyfit(position, height, degree, w=weight))
+
+
+def _beyond(
+    mask: NDArray[np.bool_], core: NDArray[np.int64], sides: list[_Side]
+) -> NDArray[np.int64]:
+    """Return the mask pixels (n, 2) joined to `core` that lie beyond the surface of every side."""
+    low = np.maximum(core.min(axis=0) - REACH, 0)
+    high = np.minimum(core.max(axis=0) + REACH + 1, mask.shape)
+    window = mask[low[0] : high[0], low[1] : high[1]]
+    grid = np.moveaxis(np.indices(window.shape), 0, -1) + low  # (h, w, 2)
+    free = window.copy()
+    for side in sides:
+        position = (grid - side.centre) @ side.along
+        height = (grid - side.centre) @ side.away
+        free &= (height > np.polyval(side.surface, position) + 0.5) & (np.abs(position) <= REACH)
+    pieces, _ = label(free, _EIGHT)
+    touched = np.unique(pieces[core[:, 0] - low[0], core[:, 1] - low[1]])
+    return np.asarray(np.argwhere(np.isin(pieces, touched[touched > 0])) + low)
+
+
+def _unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scale a vector to length one."""
+    return vector / max(float(np.hypot(*vector)), 1e-9)
