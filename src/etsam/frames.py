@@ -1,0 +1,274 @@
+"""Slices to network-ready frames, and low-resolution logits back to slices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from etsam.intensity import IntensityScaling, Normalisation, SliceSource
+from etsam.logits import LOGIT_LIMIT, LogitRange
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class FrameSpec:
+    """How a model wants its frames; saved inside our checkpoints.
+
+    Attributes
+    ----------
+    size
+        ``square``: resize to ``image_size`` x ``image_size``. ``native``: keep the pixels, except
+        that an in-plane spacing outside [min_spacing, max_spacing] (Å) is brought to the nearer
+        end; then pad by reflection to a multiple of ``multiple``.
+    slices
+        Neighbouring z slices stacked as channels (odd), edges replicated; neighbours are
+        ``round(min_spacing / spacing)`` slices apart where the volume is sampled finer.
+    fusion
+        Stage 2: ``add`` stage-1 logits, scaled to [0, 1] over the volume, to the grey values
+        (reference), or ``concat`` the same z window of clip(logits, -5, 5) / 5 as further channels.
+    imagenet
+        Three equal channels with ImageNet's mean and standard deviation (reference).
+    invert
+        The model expects bright membranes.
+    """
+
+    size: Literal["square", "native"] = "native"
+    image_size: int = 1024
+    multiple: int = 32
+    min_spacing: float = 8.0
+    max_spacing: float = 16.0
+    slices: int = 5
+    normalisation: Normalisation = "robust"
+    fusion: Literal["add", "concat"] = "concat"
+    imagenet: bool = False
+    invert: bool = False
+
+    def __post_init__(self) -> None:
+        if self.slices < 1 or self.slices % 2 == 0:
+            raise ValueError(f"slices is {self.slices}: expected an odd number of neighbours")
+        if self.imagenet and (self.slices != 1 or self.fusion != "add"):
+            raise ValueError("imagenet frames are three equal channels: slices=1 and fusion='add'")
+        if not 0 < self.min_spacing <= self.max_spacing:
+            raise ValueError(f"spacings [{self.min_spacing}, {self.max_spacing}] Å are no range")
+
+    def channels(self, *, feedback: bool) -> int:
+        """Number of channels of a frame, with or without stage-1 logits."""
+        if self.imagenet:
+            return len(IMAGENET_MEAN)
+        return self.slices * (2 if feedback and self.fusion == "concat" else 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a checkpoint's metadata."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FrameSpec:
+        """Read a checkpoint's metadata; a key this version does not know is refused.
+
+        Raises
+        ------
+        ValueError
+            A key is unknown: the checkpoint was written by a newer version.
+        """
+        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown frame settings {sorted(unknown)}: update etsam")
+        return cls(**values)
+
+
+REFERENCE_SPEC = FrameSpec(
+    size="square",
+    slices=1,
+    normalisation="min_max_positive_values",
+    fusion="add",
+    imagenet=True,
+)
+
+
+@dataclass(frozen=True)
+class FrameGeometry:
+    """Sizes on the way from a slice to a frame: slice -> scaled -> padded frame.
+
+    ``z_step`` is the distance of stacked neighbours; ``is_square`` that slices are squeezed.
+    """
+
+    slice_shape: tuple[int, int]
+    scaled_shape: tuple[int, int]
+    frame_shape: tuple[int, int]
+    z_step: int = 1
+    is_square: bool = False
+
+
+def frame_geometry(
+    spec: FrameSpec,
+    slice_shape: tuple[int, int],
+    voxel_spacing: tuple[float, float, float] | None = None,
+) -> FrameGeometry:
+    """Work out the sizes for slices of (Y, X) voxels with spacing zyx in Å (None: unknown, 1:1)."""
+    if spec.size == "square":
+        square = (spec.image_size, spec.image_size)
+        return FrameGeometry(slice_shape, square, square, is_square=True)
+    spacing = voxel_spacing or (spec.min_spacing,) * 3
+    scaled = tuple(
+        max(1, round(length * step / min(max(step, spec.min_spacing), spec.max_spacing)))
+        for length, step in zip(slice_shape, spacing[1:], strict=True)
+    )
+    padded = tuple(-(-length // spec.multiple) * spec.multiple for length in scaled)
+    z_step = max(1, round(spec.min_spacing / spacing[0]))
+    return FrameGeometry(slice_shape, (scaled[0], scaled[1]), (padded[0], padded[1]), z_step)
+
+
+def window(z: int, depth: int, slices: int, step: int) -> list[int]:
+    """Indices of the slices stacked around z, clamped to the volume."""
+    half = slices // 2
+    return [min(max(z + offset * step, 0), depth - 1) for offset in range(-half, half + 1)]
+
+
+def resize_planes(planes: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Resize (n, h, w) float planes bicubically with antialiasing, as Pillow does for mode F.
+
+    In double precision like Pillow: single moves the result by 3e-5, which stage 2 amplifies.
+    """
+    if planes.shape[-2:] == shape:
+        return planes
+    double = planes[None].double()
+    return interpolate(double, shape, mode="bicubic", antialias=True)[0].to(planes.dtype)
+
+
+def pad_reflected(planes: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Extend (n, h, w) planes at the bottom and right by reflection, as often as needed."""
+    for axis, length in ((-2, shape[0]), (-1, shape[1])):
+        if planes.shape[axis] != length:
+            period = max(1, 2 * (planes.shape[axis] - 1))
+            index = torch.arange(length, device=planes.device) % period
+            planes = planes.index_select(axis, torch.minimum(index, period - index))
+    return planes
+
+
+def to_frame(planes: Tensor, spec: FrameSpec, geometry: FrameGeometry) -> Tensor:
+    """Bring scaled (n, Y, X) planes to the frame (c, h, w) the network takes."""
+    frame = pad_reflected(resize_planes(planes, geometry.scaled_shape), geometry.frame_shape)
+    if not spec.imagenet:
+        return frame
+    mean = frame.new_tensor(IMAGENET_MEAN)[:, None, None]
+    std = frame.new_tensor(IMAGENET_STD)[:, None, None]
+    return (frame - mean) / std  # (3, h, w)
+
+
+def to_slice(logits: Tensor, geometry: FrameGeometry) -> Tensor:
+    """Bring low-resolution logits (h / 4, w / 4) back to the (Y, X) slice, bilinearly."""
+    values = logits.float()
+    height, width = geometry.scaled_shape
+    if geometry.frame_shape != geometry.scaled_shape:
+        values = _bilinear(values, geometry.frame_shape)[:height, :width]
+    return _bilinear(values, geometry.slice_shape)
+
+
+def _bilinear(values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Resize one (h, w) plane."""
+    if values.shape == shape:
+        return values
+    return interpolate(values[None, None], shape, mode="bilinear", align_corners=False)[0, 0]
+
+
+def read_plane(source: SliceSource, z: int) -> Tensor:
+    """Read slice z as a float32 tensor (Y, X)."""
+    return torch.from_numpy(np.ascontiguousarray(source.read_slice(z), dtype=np.float32))
+
+
+class FrameSequence(Protocol):
+    """Frames by index; read lazily."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class FrameSource:
+    """Frames of a volume, made when asked for: (c, h, w) float32 for each z.
+
+    ``feedback`` are the previous stage's logits at slice resolution and ``feedback_range`` their
+    clipped extremes over the volume (for ``fusion="add"``).
+    """
+
+    source: SliceSource
+    spec: FrameSpec
+    scaling: IntensityScaling
+    geometry: FrameGeometry
+    feedback: SliceSource | None = None
+    feedback_range: LogitRange | None = None
+
+    def __len__(self) -> int:
+        return self.source.shape[0]
+
+    def __getitem__(self, index: int) -> Tensor:
+        depth = len(self)
+        indices = window(index, depth, self.spec.slices, self.geometry.z_step)
+        planes = torch.stack([self.scaling.apply(read_plane(self.source, z)) for z in indices])
+        if self.feedback is not None:
+            logits = torch.stack([read_plane(self.feedback, z) for z in indices])
+            planes = fuse(planes, logits, self.spec, self.feedback_range)
+        return to_frame(planes, self.spec, self.geometry)
+
+
+def fuse(
+    planes: Tensor, logits: Tensor, spec: FrameSpec, limits: LogitRange | None = None
+) -> Tensor:
+    """Join scaled slices (n, Y, X) and stage-1 logits of the same slices into stage-2 planes.
+
+    Raises
+    ------
+    ValueError
+        ``fusion="add"`` without the range of the logits over the volume.
+    """
+    clipped = logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+    if spec.fusion == "concat":
+        return torch.cat((planes, clipped / LOGIT_LIMIT))  # (2 n, Y, X)
+    if limits is None:
+        raise ValueError("fusion 'add' needs the range of the stage-1 logits over the volume")
+    return planes + (clipped - limits.low) / (limits.high - limits.low or 1.0)
+
+
+class Prefetched:
+    """Frames with the next one made by a thread while the network works on the present one."""
+
+    def __init__(self, frames: FrameSequence) -> None:
+        self._frames = frames
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="etsam-frames")
+        self._ahead: tuple[int, Future[Tensor]] | None = None
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, index: int) -> Tensor:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == index:
+            frame = ahead[1].result()
+        else:
+            frame = self._pool.submit(self._frames.__getitem__, index).result()
+        if index + 1 < len(self):
+            self._ahead = index + 1, self._pool.submit(self._frames.__getitem__, index + 1)
+        return frame
+
+    def __enter__(self) -> Prefetched:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)

@@ -1,0 +1,135 @@
+"""Logits on disk: scratch between the stages, and the .npy a program asked for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import numpy as np
+
+from etsam.storage import RawFile, require_space, scratch_file
+
+LOGIT_LIMIT = 5.0  # stage-1 logits are clipped to [-5, 5] before stage 2 (paper, 4.3)
+
+
+@dataclass(frozen=True)
+class LogitRange:
+    """Smallest and largest logit of a volume after clipping to [-5, 5]."""
+
+    low: float
+    high: float
+
+
+class ScratchLogits:
+    """Float32 logits (Z, Y, X) in a nameless temporary file that goes away with the object.
+
+    Plain reads and writes at an offset, so that resident memory does not grow with Z.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.shape = shape
+        self._file = scratch_file(4 * math.prod(shape), "keeping the first stage's logits")
+        self._reader = RawFile(self._file, "scratch file of logits")
+        self._low, self._high = math.inf, -math.inf
+
+    @property
+    def clipped_range(self) -> LogitRange:
+        """Extremes of the logits written so far, clipped to [-5, 5]."""
+        low, high = np.clip((self._low, self._high), -LOGIT_LIMIT, LOGIT_LIMIT)
+        return LogitRange(float(low), float(high))
+
+    def write_slice(self, z: int, logits: np.ndarray) -> None:
+        """Store slice z (Y, X); not while another thread reads."""
+        data = np.ascontiguousarray(logits, dtype=np.float32)
+        self._low = min(self._low, float(data.min()))
+        self._high = max(self._high, float(data.max()))
+        self._file.seek(z * data.nbytes)
+        write_all(self._file, data)
+
+    def read_slice(self, z: int) -> np.ndarray:
+        """Read slice z (Y, X) back, float32, from any thread.
+
+        Raises
+        ------
+        ValueError
+            Neither this slice nor a later one was written.
+        """
+        data = np.empty(self.shape[1:], dtype=np.float32)
+        self._reader.read_into(z * data.nbytes, data)
+        return data
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._file.close()
+
+    def __enter__(self) -> ScratchLogits:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class NpyWriter:
+    """Float32 .npy of shape (Z, Y, X), written slice by slice in order.
+
+    Written to ``<name>.partial`` and renamed on a clean exit; an error leaves nothing behind.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+        self.path = path
+        self._shape = shape
+        self._partial = path.with_name(path.name + ".partial")
+        self._written = 0
+        require_space(path.parent, 4 * math.prod(shape), f"writing {path.name}")
+        self._file = self._partial.open("wb", buffering=0)
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def write_slice(self, z: int, logits: np.ndarray) -> None:
+        """Append slice z (Y, X).
+
+        Raises
+        ------
+        ValueError
+            Slices come out of order or in another shape.
+        """
+        if z != self._written or logits.shape != self._shape[1:]:
+            raise ValueError(
+                f"slice {z} of shape {logits.shape}: expected slice {self._written} of shape "
+                f"{self._shape[1:]}"
+            )
+        write_all(self._file, np.ascontiguousarray(logits, dtype="<f4"))
+        self._written += 1
+
+    def __enter__(self) -> NpyWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if kind is not None:
+            self._partial.unlink(missing_ok=True)
+        elif self._written < self._shape[0]:
+            self._partial.unlink(missing_ok=True)
+            raise ValueError(f"{self._written} of {self._shape[0]} slices written to {self.path}")
+        else:
+            self._partial.replace(self.path)
+
+
+def write_all(file: IO[bytes], data: np.ndarray) -> None:
+    """Write a contiguous array to an unbuffered file, however the system splits it."""
+    view, done = memoryview(data.reshape(-1).view(np.uint8).data), 0
+    while done < len(view):
+        done += file.write(view[done:])

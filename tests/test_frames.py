@@ -1,0 +1,221 @@
+"""Frames: grey values and geometry on the way to the network and back."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from etsam.frames import (
+    REFERENCE_SPEC,
+    FrameSource,
+    FrameSpec,
+    Prefetched,
+    frame_geometry,
+    fuse,
+    pad_reflected,
+    resize_planes,
+    to_frame,
+    to_slice,
+    window,
+)
+from etsam.intensity import IntensityScaling, Normalisation, measure_intensity
+from etsam.logits import LogitRange
+
+IDENTITY = IntensityScaling(-1e9, 1e9, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Slices:
+    """A volume in memory."""
+
+    array: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.array.shape
+
+    def read_slice(self, z: int) -> np.ndarray:
+        return self.array[z]
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (200, 96), (37, 51), (150, 31)])
+def test_resize_is_pillows_float_bicubic(shape: tuple[int, int]) -> None:
+    plane = noise(90, 71)
+    expected = Image.fromarray(plane).resize(shape[::-1], Image.Resampling.BICUBIC)
+    resized = resize_planes(torch.from_numpy(plane)[None], shape)[0]
+    assert np.abs(resized.numpy() - np.asarray(expected)).max() < 2e-6
+
+
+def test_min_max_scalings_follow_their_definition() -> None:
+    volume = noise(6, 20, 30) * 9 - 2
+    source, tensor = Slices(volume), torch.from_numpy(volume)
+
+    positive = measure_intensity(source, "min_max_positive_values").apply(tensor)
+    assert torch.allclose(positive, tensor.clamp_min(0) / volume.max())
+    plain = measure_intensity(source, "min_max").apply(tensor)
+    assert (plain.min().item(), plain.max().item()) == (0.0, 1.0)
+    soft = np.log1p(np.exp(volume.astype(np.float64)))
+    expected = (soft - soft.min()) / (soft.max() - soft.min())
+    scaled = measure_intensity(source, "softplus_minmax").apply(tensor).numpy()
+    assert np.abs(scaled - expected).max() < 1e-6
+
+
+def test_robust_scaling_ignores_outliers_units_and_offset() -> None:
+    volume = noise(8, 40, 40)
+    spiked = volume.copy()
+    spiked[3, 5, :3] = 1e6
+    scaled = measure_intensity(Slices(volume), "robust").apply(torch.from_numpy(volume))
+    assert abs(scaled.mean()) < 1e-4 and abs(scaled.std() - 1) < 1e-3
+    other = spiked * 250 + 8000
+    again = measure_intensity(Slices(other), "robust").apply(torch.from_numpy(other))
+    assert torch.quantile((again - scaled).abs(), 0.99) < 0.02
+
+
+@pytest.mark.parametrize("method", ["min_max", "robust"])
+def test_inverting_equals_segmenting_the_negative(method: str) -> None:
+    volume = noise(5, 30, 30)
+    inverted = measure_intensity(Slices(volume), method, invert=True)
+    negative = measure_intensity(Slices(-volume), method)
+    a = inverted.apply(torch.from_numpy(volume))
+    b = negative.apply(torch.from_numpy(-volume))
+    assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", get_args(Normalisation))
+def test_constant_volume_is_refused(method: str) -> None:
+    with pytest.raises(ValueError, match="constant"):
+        measure_intensity(Slices(np.full((3, 8, 8), 4.0, np.float32)), method)
+
+
+def test_negative_volume_names_the_way_out() -> None:
+    with pytest.raises(ValueError, match="use the normalisation min_max"):
+        measure_intensity(Slices(-1 - np.abs(noise(2, 8, 8))), "min_max_positive_values")
+
+
+def test_unknown_normalisation_is_refused() -> None:
+    with pytest.raises(ValueError, match="zscore"):
+        measure_intensity(Slices(noise(2, 8, 8)), "zscore")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    spacing=st.one_of(st.none(), st.floats(2.0, 60.0)),
+)
+def test_native_frames_have_the_promised_spacing_and_come_back(
+    height: int, width: int, spacing: float | None
+) -> None:
+    spec = FrameSpec(slices=1)
+    voxel = None if spacing is None else (spacing,) * 3
+    geometry = frame_geometry(spec, (height, width), voxel)
+    for size, scaled, frame in zip((height, width), geometry.scaled_shape, geometry.frame_shape,
+                                   strict=True):
+        assert frame % spec.multiple == 0 and scaled <= frame < scaled + spec.multiple
+        if spacing is None or 8 <= spacing <= 16:
+            assert scaled == size
+        else:
+            effective = 8 if spacing < 8 else 16
+            assert abs(scaled - size * spacing / effective) <= 0.5 or scaled == 1
+    frame = to_frame(torch.ones(1, height, width), spec, geometry)
+    assert frame.shape == (1, *geometry.frame_shape)
+    quarter = (geometry.frame_shape[0] // 4, geometry.frame_shape[1] // 4)
+    back = to_slice(torch.full(quarter, 3.0), geometry)
+    assert back.shape == (height, width) and torch.allclose(back, torch.tensor(3.0))
+
+
+def test_logits_return_to_the_pixels_they_came_from() -> None:
+    """A smooth ramp survives frame -> quarter size -> slice, padding and scaling included."""
+    spec = FrameSpec(slices=1)
+    for spacing in (None, (5.0, 5.0, 5.0), (24.0, 24.0, 24.0)):
+        geometry = frame_geometry(spec, (150, 201), spacing)
+        ramp = torch.arange(201.0).expand(150, 201)[None]
+        frame = to_frame(ramp, spec, geometry)
+        low = torch.nn.functional.avg_pool2d(frame, 4)[0]
+        error = (to_slice(low, geometry) - ramp[0]).abs()[4:-4, 8:-8]
+        assert error.max() < 0.51, spacing
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+def test_padding_reflects_like_numpy(size: int) -> None:
+    planes = noise(2, size, size)
+    padded = pad_reflected(torch.from_numpy(planes), (32, 32)).numpy()
+    expected = np.pad(planes, ((0, 0), (0, 32 - size), (0, 32 - size)), mode="reflect")
+    assert np.array_equal(padded, expected)
+
+
+def test_window_replicates_edges_and_skips_finely_sampled_slices() -> None:
+    assert window(0, 10, 5, 1) == [0, 0, 0, 1, 2]
+    assert window(9, 10, 3, 2) == [7, 9, 9]
+    assert frame_geometry(FrameSpec(), (64, 64), (4.0, 10.0, 10.0)).z_step == 2
+    assert frame_geometry(FrameSpec(), (64, 64), (13.0, 10.0, 10.0)).z_step == 1
+
+
+def test_reference_frames_are_three_imagenet_channels() -> None:
+    spec = FrameSpec(**{**REFERENCE_SPEC.to_dict(), "image_size": 64})
+    volume = Slices(noise(3, 40, 50))
+    frames = FrameSource(volume, spec, IDENTITY, frame_geometry(spec, (40, 50)))
+    frame = frames[1]
+    assert frame.shape == (3, 64, 64)
+    back = frame * torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    back = back + torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    grey = resize_planes(torch.from_numpy(volume.array[1])[None], (64, 64))
+    assert torch.allclose(back, grey.expand(3, 64, 64), atol=1e-5)
+
+
+def test_stacked_frames_carry_neighbours_and_feedback() -> None:
+    spec = FrameSpec(slices=3)
+    steps = np.arange(4, dtype=np.float32)[:, None, None]
+    volume = Slices(steps * np.ones((1, 32, 32), np.float32))
+    logits = Slices(volume.array * 10 - 10)
+    geometry = frame_geometry(spec, (32, 32))
+    plain = FrameSource(volume, spec, IDENTITY, geometry)
+    fused = FrameSource(volume, spec, IDENTITY, geometry, feedback=logits)
+    assert plain[0][:, 5, 5].tolist() == [0, 0, 1]
+    assert fused[3][:, 5, 5].tolist() == [2, 3, 3, 1, 1, 1]
+    assert fused[0][:, 5, 5].tolist() == [0, 0, 1, -1, -1, 0]
+    assert spec.channels(feedback=False) == 3 and spec.channels(feedback=True) == 6
+
+
+def test_added_feedback_is_clipped_and_scaled_over_the_volume() -> None:
+    planes, logits = torch.full((1, 1, 4), 0.25), torch.tensor([[[-9.0, -5.0, 1.0, 3.0]]])
+    fused = fuse(planes, logits, REFERENCE_SPEC, LogitRange(-5.0, 3.0))
+    assert torch.allclose(fused, torch.tensor([[[0.25, 0.25, 1.0, 1.25]]]))
+    silent = fuse(planes, torch.full((1, 1, 4), -5.0), REFERENCE_SPEC, LogitRange(-5.0, -5.0))
+    assert torch.equal(silent, planes)
+    with pytest.raises(ValueError, match="range"):
+        fuse(planes, logits, REFERENCE_SPEC)
+
+
+def test_spec_survives_a_checkpoint_and_refuses_nonsense() -> None:
+    assert FrameSpec.from_dict(REFERENCE_SPEC.to_dict()) == REFERENCE_SPEC
+    with pytest.raises(ValueError, match="colour"):
+        FrameSpec.from_dict({"colour": 1})
+    with pytest.raises(ValueError, match="odd"):
+        FrameSpec(slices=4)
+    with pytest.raises(ValueError, match="imagenet"):
+        FrameSpec(imagenet=True)
+    with pytest.raises(ValueError, match="range"):
+        FrameSpec(min_spacing=20.0)
+
+
+def test_prefetching_changes_nothing_and_ends_its_thread() -> None:
+    spec = FrameSpec(slices=3)
+    frames = FrameSource(Slices(noise(7, 32, 32)), spec, IDENTITY, frame_geometry(spec, (32, 32)))
+    before = threading.active_count()
+    with Prefetched(frames) as ahead:
+        for z in (0, 5, 0, 1, 2, 3, 6):
+            assert torch.equal(ahead[z], frames[z])
+    assert threading.active_count() == before
