@@ -1,0 +1,30 @@
+#!/bin/sh
+# From a fresh clone to a membrane mask, or to passed tests; installs into .venv on the first run.
+#   sh quickstart.sh                   segment a small tomogram simulated on the spot
+#   sh quickstart.sh TS_001.mrc ...    segment your own; options of `etsam segment` may follow
+#   sh quickstart.sh --test            run the tests
+set -eu
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+venv=${ETSAM_VENV:-$here/.venv}
+python=$venv/bin/python
+
+if [ ! -x "$python" ]; then
+    "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "quickstart: Python 3.11 or newer is needed; name one with PYTHON=python3.12" >&2
+        exit 1
+    }
+    echo "quickstart: setting up $venv (a few minutes, once)" >&2
+    "${PYTHON:-python3}" -m venv "$venv"
+fi
+if ! "$python" -c 'import etsam, pytest, transformers' 2>/dev/null; then
+    "$python" -m pip install --quiet --disable-pip-version-check 'torch==2.13.0'
+    "$python" -m pip install --quiet --disable-pip-version-check -e "$here[test,fast]"
+fi
+
+if [ "${1:-}" = --test ]; then
+    shift
+    cd "$here"
+    exec "$python" -m pytest "$@"
+fi
+[ $# -gt 0 ] || set -- --sample --overwrite
+exec "$venv/bin/etsam" segment --show "$@"

@@ -1,0 +1,58 @@
+"""The command ``etsam``: one subcommand per verb, one line per expected error."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+import click
+
+from etsam import __version__
+from etsam.cli.command import EXPECTED_ERRORS, report_error, report_warning
+from etsam.cli.simulate import simulate
+from etsam.cli.weights import weights
+
+EXIT_USAGE = 2
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    invoke_without_command=True,
+)
+@click.version_option(__version__, prog_name="etsam")
+@click.pass_context
+def etsam(ctx: click.Context) -> None:
+    """Membranes in cryo-electron tomograms, from a tomogram to a mask in one command.
+
+    \b
+    etsam segment TS_001.mrc        writes TS_001_membrane.mrc, a preview and a JSON
+    etsam segment --sample          the same on a small tomogram simulated on the spot
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+for _verb in (simulate, weights):
+    etsam.add_command(_verb)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    warnings.showwarning = _show_warning
+    try:
+        code = etsam.main(args=args, prog_name="etsam", standalone_mode=False)
+    except click.UsageError as error:
+        report_error(error.format_message())
+        code = EXIT_USAGE
+    except click.Abort:
+        code = 130
+    except EXPECTED_ERRORS as error:
+        report_error(error)
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_place: object) -> None:
+    if issubclass(category, UserWarning | RuntimeWarning):
+        report_warning(message)

@@ -1,0 +1,61 @@
+"""Options that several subcommands take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+
+def cleaning_options(command: Command) -> Command:
+    """Add the sizes that post-processing works with, under ETSAM's names too."""
+    options = (
+        click.option(
+            "--min-slices",
+            "--post-process-min-slices",
+            "min_slices",
+            type=click.IntRange(min=0),
+            default=10,
+            show_default=True,
+            help="Drop blobs that span fewer slices; 0 keeps all.",
+        ),
+        click.option(
+            "--max-rung",
+            "--post-process-max-bridge-len",
+            "max_rung",
+            type=click.IntRange(min=0),
+            default=5,
+            show_default=True,
+            help="Cut rungs between parallel membranes up to this many pixels; 0 cuts none.",
+        ),
+        click.option(
+            "--max-spur",
+            "--post-process-max-spur-len",
+            "max_spur",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Cut free ends up to this many pixels; 0 cuts none.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def parse_triple(text: str, name: str) -> tuple[int, int, int]:
+    """Three whole numbers ``Z,Y,X``.
+
+    Raises
+    ------
+    ValueError
+        Anything else.
+    """
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+        raise ValueError(f"{name} is {text!r}: expected three whole numbers Z,Y,X, e.g. 64,256,256")
+    z, y, x = (int(part) for part in parts)
+    return z, y, x

@@ -1,0 +1,73 @@
+"""Progress on stderr: bars with rate and remaining time in a terminal, else a line per stage."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class StageProgress:
+    """Shows how far each named stage has come; call it with (stage, done, total)."""
+
+    def __init__(self, unit: str = "slices", stream: TextIO | None = None) -> None:
+        self._unit = unit
+        self._stream = sys.stderr if stream is None else stream
+        self._started: dict[str, float] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._bars: Progress | None = None
+
+    def __enter__(self) -> Self:
+        if self._stream.isatty():
+            self._bars = _bars(self._stream)
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Say that ``done`` of ``total`` slices (or other units) of a stage are finished."""
+        started = self._started.setdefault(stage, time.perf_counter())
+        elapsed = time.perf_counter() - started
+        rate = done / elapsed if elapsed > 0 else 0.0
+        if self._bars is not None:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bars.add_task(stage, total=total, rate="")
+            speed = f"{rate:.1f} {self._unit}/s" if rate else ""
+            self._bars.update(self._tasks[stage], completed=done, total=total, rate=speed)
+        elif done == total:
+            speed = f", {rate:.1f} {self._unit}/s" if rate else ""
+            line = f"{stage}: {total} {self._unit} in {elapsed:.1f} s{speed}\n"
+            self._stream.write(line)
+
+    def fraction(self, fraction: float, message: str) -> None:
+        """Say that ``fraction`` (0..1) of what ``message`` names is done."""
+        self(message, round(100 * fraction), 100)
+
+
+def _bars(stream: TextIO) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(file=stream),
+    )

@@ -1,0 +1,62 @@
+"""``etsam weights``: which models there are, where they lie, and fetching them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from etsam.cli.command import VerbCommand
+from etsam.cli.progress import StageProgress
+
+
+@click.group()
+def weights() -> None:
+    """List, fetch and locate model weights."""
+
+
+@weights.command("list")
+def list_models() -> None:
+    """List the models by name, and whether they are on this machine."""
+    from etsam.weights import DEFAULT_MODEL, MODELS, START_WEIGHTS, is_installed
+
+    for name, model in MODELS.items():
+        state = "here" if is_installed(model) else "not here"
+        default = ", default" if name == DEFAULT_MODEL else ""
+        click.echo(f"{name}  ({state}{default})  {model.about}")
+    for name in START_WEIGHTS:
+        click.echo(f"{name}  (to start training from)")
+
+
+@weights.command(cls=VerbCommand)
+@click.argument("name")
+def fetch(params: dict[str, Any]) -> None:
+    """Fetch the weights NAME into the cache, check them, and print where they are.
+
+    Without a network, the message says which files to get and where to put them.
+    """
+    from etsam.weights import START_WEIGHTS, fetch_start_weights, resolve_model
+
+    name = params["name"]
+    with StageProgress(unit="%") as progress:
+        if name in START_WEIGHTS:
+            paths = [fetch_start_weights(name, progress=progress.fraction)]
+        else:
+            files = resolve_model(name, progress=progress.fraction)
+            paths = [files.stage1, files.stage2]
+    for path in paths:
+        click.echo(path)
+
+
+@weights.command()
+@click.argument("name", required=False)
+def where(name: str | None) -> None:
+    """Print the folder of the model NAME, or of the cache."""
+    from etsam.weights import MODELS, cache_folder
+
+    if name is None:
+        click.echo(cache_folder())
+    elif name in MODELS:
+        click.echo(MODELS[name].folder)
+    else:
+        raise ValueError(f"no model {name!r}: expected one of {', '.join(MODELS)}")
