@@ -351,4 +351,5 @@ def _reason(error: OSError) -> str:
         inner, BaseException
     ):
         cause = inner
-    return " ".join(str(cause).split()) or type(cause).__name__
+    text = getattr(cause, "strerror", None) or str(cause)
+    return " ".join(text.split()) or type(cause).__name__

@@ -39,7 +39,7 @@ for _verb in (simulate, weights):
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         code = etsam.main(args=args, prog_name="etsam", standalone_mode=False)
     except click.UsageError as error:
