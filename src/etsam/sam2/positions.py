@@ -12,6 +12,7 @@ TEMPERATURE = 10000.0
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # a map first made while tracking must serve training too
 def sine_map(channels: int, height: int, width: int, device: torch.device) -> Tensor:
     """Normalised 2-D sine encoding, (1, channels, height, width) float32 (Carion et al. 2020)."""
     half = channels // 2
@@ -37,6 +38,7 @@ def sine_line(positions: Tensor, channels: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # a map first made while tracking must serve training too
 def axial_rotation(
     channels: int, height: int, width: int, pool: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
