@@ -10,6 +10,7 @@ import click
 
 from etsam import __version__
 from etsam.cli.command import EXPECTED_ERRORS, report_error, report_warning
+from etsam.cli.postprocess import postprocess
 from etsam.cli.simulate import simulate
 from etsam.cli.weights import weights
 
@@ -33,7 +34,7 @@ def etsam(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _verb in (simulate, weights):
+for _verb in (postprocess, simulate, weights):
     etsam.add_command(_verb)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -44,3 +46,28 @@ def one_line(error: BaseException | str) -> str:
     else:
         text = str(error)
     return " ".join(text.split()) or type(error).__name__
+
+
+def check_output(paths: Sequence[Path], output: Path | None) -> None:
+    """Refuse to write the results of several files into one.
+
+    Raises
+    ------
+    ValueError
+        ``output`` names a file and there are several inputs.
+    """
+    if output is not None and len(paths) > 1 and not output.is_dir():
+        raise ValueError(f"--output {output} is not a folder: {len(paths)} inputs need one")
+
+
+def run_each(paths: Sequence[Path], run: Callable[[Path], None]) -> int:
+    """Run on each path in order and return the exit code: 1 if any failed, each with its line."""
+    failed = 0
+    for path in paths:
+        try:
+            run(path)
+        except EXPECTED_ERRORS as error:
+            failed += 1
+            line = one_line(error)
+            report_error(line if str(path) in line else f"{path}: {line}")
+    return EXIT_FAILED if failed else 0

@@ -59,3 +59,8 @@ def parse_triple(text: str, name: str) -> tuple[int, int, int]:
         raise ValueError(f"{name} is {text!r}: expected three whole numbers Z,Y,X, e.g. 64,256,256")
     z, y, x = (int(part) for part in parts)
     return z, y, x
+
+
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace results that are there already."
+)

@@ -1,0 +1,49 @@
+"""``etsam postprocess``: clean membrane masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from etsam.cli.command import VerbCommand, check_output, run_each
+from etsam.cli.options import cleaning_options, overwrite_option
+from etsam.cli.progress import StageProgress
+
+
+@click.command(cls=VerbCommand)
+@click.argument(
+    "masks", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MASK..."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Existing folder for the results, or the result's file.  [default: beside the mask]",
+)
+@overwrite_option
+@cleaning_options
+def postprocess(params: dict[str, Any]) -> int:
+    """Clean each membrane MASK: cut rungs between parallel membranes, drop small blobs.
+
+    TS_001_membrane.mrc gives TS_001_membrane_postprocessed.mrc with the same geometry.
+    """
+    check_output(params["masks"], params["output"])
+
+    from etsam.postprocess import postprocess as clean
+
+    def run(path: Path) -> None:
+        with StageProgress() as progress:
+            result = clean(
+                path,
+                params["output"],
+                min_slices=params["min_slices"],
+                max_rung=params["max_rung"],
+                max_spur=params["max_spur"],
+                overwrite=params["overwrite"],
+                progress=progress,
+            )
+        click.echo(result.path)
+
+    return run_each(params["masks"], run)
