@@ -1,0 +1,143 @@
+"""Connected blobs of a mask that is never in memory whole.
+
+The mask is kept bit-packed and deflated, slice by slice, and labelled in slabs that share one slice
+with the next: what meets in the shared slice is one blob. Memory is one slab of labels, whatever Z.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cc3d
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+SLAB_VOXELS = 30_000_000
+"""Voxels labelled at once: 120 MB of labels, and slabs of 32 slices at 928 x 960."""
+
+
+class PackedMask:
+    """A boolean volume (Z, Y, X) that grows slice by slice and is kept packed.
+
+    A membrane mask takes about 1/100 byte a voxel.
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.slice_shape = shape
+        self._slices: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self._slices)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory the packed slices take."""
+        return sum(map(len, self._slices))
+
+    def append(self, data: NDArray[np.bool_]) -> None:
+        """Add the next slice (Y, X)."""
+        if data.shape != self.slice_shape:
+            raise ValueError(f"slice has shape {data.shape}, expected {self.slice_shape}")
+        self._slices.append(zlib.compress(np.packbits(data).tobytes(), 1))
+
+    def read(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """Unpack slices `start` to `stop` as (n, Y, X)."""
+        area = self.slice_shape[0] * self.slice_shape[1]
+        slab = np.empty((stop - start, area), np.uint8)
+        for row, packed in zip(slab, self._slices[start:stop], strict=True):
+            row[:] = np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=area)
+        return slab.view(bool).reshape(-1, *self.slice_shape)
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """The 26-connected blobs of a mask.
+
+    `first` and `last` are the first and last slice of each blob; `of_label[i]` maps the labels of
+    slab i to blobs (label 0, the background, to -1).
+    """
+
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
+    of_label: tuple[NDArray[np.int64], ...]
+    slab: int
+
+    @property
+    def span(self) -> NDArray[np.int64]:
+        """Number of consecutive slices each blob reaches over."""
+        return self.last - self.first + 1
+
+
+def find_blobs(mask: PackedMask, *, slab: int | None = None) -> Blobs:
+    """Find the 26-connected blobs of a mask and the slices they reach over.
+
+    `slab` is the number of slices labelled at once (default: about `SLAB_VOXELS` voxels).
+    """
+    slab = slab or max(2, SLAB_VOXELS // max(1, mask.slice_shape[0] * mask.slice_shape[1]))
+    firsts, lasts, pairs = [], [], []
+    counts: list[int] = []
+    total = 0
+    shared: NDArray[np.uint32] | None = None
+    for start, stop in _slabs(len(mask), slab):
+        labels = _label(mask.read(start, stop))
+        if shared is not None:
+            offsets = np.array([[total - counts[-1]], [total]])
+            pairs.append(_meeting(shared, labels[0]) + offsets)
+        boxes = cc3d.statistics(labels, no_slice_conversion=True)["bounding_boxes"][1:]
+        firsts.append(boxes[:, 0].astype(np.int64) + start)
+        lasts.append(boxes[:, 1].astype(np.int64) + start)
+        counts.append(len(boxes))
+        total += len(boxes)
+        shared = labels[-1].copy()
+    edges = np.concatenate([np.zeros((2, 0), np.int64), *pairs], axis=1)
+    links = coo_matrix((np.ones(edges.shape[1], np.int8), (edges[0], edges[1])), (total, total))
+    n, blob = connected_components(links, directed=False) if total else (0, np.zeros(0, int))
+    first, last = np.full(n, len(mask)), np.full(n, -1)
+    np.minimum.at(first, blob, np.concatenate([np.zeros(0, np.int64), *firsts]))
+    np.maximum.at(last, blob, np.concatenate([np.zeros(0, np.int64), *lasts]))
+    parts = np.split(blob, np.cumsum(counts)[:-1]) if counts else []
+    of_label = tuple(np.concatenate([[-1], part]) for part in parts)
+    return Blobs(first, last, of_label, slab)
+
+
+def select_blobs(
+    mask: PackedMask, blobs: Blobs, keep: NDArray[np.bool_]
+) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """Yield (z, slice) for every slice of a mask with only the blobs where `keep` is true."""
+    for number, (start, stop) in enumerate(_slabs(len(mask), blobs.slab)):
+        data = mask.read(start, stop)
+        wanted = np.append(keep, False)[blobs.of_label[number]]  # blob -1 is the background
+        if not wanted[1:].all():
+            data = wanted[_label(data)]
+        last = stop if stop == len(mask) else stop - 1  # the shared slice comes with the next slab
+        yield from enumerate(data[: last - start], start)
+
+
+def _slabs(depth: int, slab: int) -> Iterator[tuple[int, int]]:
+    """Divide `depth` slices into slabs that share one slice with the next."""
+    start = 0
+    while start < depth:
+        stop = min(start + slab, depth)
+        yield start, stop
+        if stop == depth:
+            return
+        start = stop - 1
+
+
+def _label(data: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    """Label the 26-connected components of a slab; the same slab always gets the same labels."""
+    return np.asarray(
+        cc3d.connected_components(data, connectivity=26, binary_image=True, out_dtype=np.uint32)
+    )
+
+
+def _meeting(above: NDArray[np.uint32], below: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Return the pairs (2, n) of labels, counted from 0, that two labellings give one slice."""
+    inside = above > 0
+    pairs = (above[inside].astype(np.uint64) << np.uint64(32)) | below[inside]
+    pairs = np.unique(pairs)
+    return np.stack([pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)]).astype(np.int64) - 1

@@ -1,0 +1,254 @@
+"""Clean a membrane mask: cut rungs between parallel membranes, drop blobs of few slices.
+
+Rungs are cut first, so that a scrap of noise which hung on a membrane by a rung is judged by itself
+and every blob of the result spans at least `min_slices` slices.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etsam.components import Blobs, PackedMask, find_blobs, select_blobs
+from etsam.skeleton import clean_slice
+from etsam.volume import Tomogram, create_volume, open_tomogram, output_path
+
+MIN_SLICES = 10
+"""Blobs over fewer consecutive slices are noise (paper, section 2.4)."""
+
+MAX_RUNG = 5
+"""Longest rung to cut, in skeleton pixels (released code; the paper does not mention rungs)."""
+
+SUFFIX = "_postprocessed"
+BATCH = 16  # slices read at once
+MAX_THREADS = 4  # thinning releases the interpreter, the rest does not
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class CleaningSummary:
+    """What cleaning found and removed; voxels are membrane voxels."""
+
+    blobs: int
+    blobs_dropped: int
+    rungs_cut: int
+    spurs_removed: int
+    voxels_before: int
+    voxels_after: int
+
+
+@dataclass(frozen=True)
+class Postprocessed:
+    """The file written by `postprocess` and what was removed from the mask."""
+
+    path: Path
+    summary: CleaningSummary
+
+
+def postprocess(
+    mask: Path | str | Tomogram,
+    output: Path | str | None = None,
+    *,
+    min_slices: int = MIN_SLICES,
+    max_rung: int = MAX_RUNG,
+    max_spur: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Postprocessed:
+    """Clean a membrane mask and write the result beside it, with the same geometry.
+
+    Parameters
+    ----------
+    mask
+        MRC file or OME-Zarr with 0 and one other value, or an open one (which stays open).
+    output
+        File or existing folder (default `{stem}_postprocessed.mrc` beside the mask).
+    min_slices
+        Blobs (26-connected) over fewer consecutive slices are dropped; 0 and 1 keep all. In a
+        volume with fewer slices, blobs through the whole volume are kept.
+    max_rung
+        Longest rung between parallel membranes to cut per slice, in skeleton pixels; 0 cuts none.
+    max_spur
+        Longest free branch to remove per slice, in skeleton pixels; 0 removes none.
+    overwrite
+        Replace an output that is there.
+    progress
+        Called with ("clean" or "write", slices done, slices in all).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such mask.
+    FileExistsError
+        If the output is there and `overwrite` is not set.
+    ValueError
+        If the volume is not a mask, an option is negative, or the output is the mask itself.
+    """
+    options = _Options(min_slices, max_rung, max_spur)
+    source = mask if isinstance(mask, Tomogram) else open_tomogram(mask)
+    try:
+        target = _target(source, output, overwrite)
+        cleaned = _clean(_batches(source), source.shape, options, progress)
+        after = 0
+        with create_volume(target, source, dtype="int8", label=options.label) as writer:
+            for z, data in cleaned.slices():
+                writer.write_slice(z, data.view(np.int8))
+                after += int(np.count_nonzero(data))
+                if progress is not None:
+                    progress("write", z + 1, source.shape[0])
+    finally:
+        if source is not mask:
+            source.close()
+    return Postprocessed(target, cleaned.summary(after))
+
+
+def clean_mask(
+    mask: NDArray[np.bool_] | NDArray[np.int8],
+    *,
+    min_slices: int = MIN_SLICES,
+    max_rung: int = MAX_RUNG,
+    max_spur: int = 0,
+) -> tuple[NDArray[np.bool_] | NDArray[np.int8], CleaningSummary]:
+    """Clean a mask in memory; see `postprocess`.
+
+    Parameters
+    ----------
+    mask
+        (Z, Y, X), bool or 0/1 int8 or uint8; never changed.
+
+    Returns
+    -------
+    tuple
+        A new mask of the same shape and data type, and what was removed.
+
+    Raises
+    ------
+    ValueError
+        If the array is not a (Z, Y, X) mask or an option is negative.
+    """
+    options = _Options(min_slices, max_rung, max_spur)
+    if mask.ndim != 3 or mask.dtype.kind not in "bui":
+        raise ValueError(
+            f"array of shape {mask.shape} and type {mask.dtype}: expected a (Z, Y, X) mask of "
+            "bool or 0/1 integers; compare logits with a threshold first"
+        )
+    batches = (np.asarray(mask[z : z + BATCH]) for z in range(0, len(mask), BATCH))
+    found = _clean(batches, mask.shape, options, None)
+    result = np.empty(mask.shape, mask.dtype)
+    after = 0
+    for z, data in found.slices():
+        result[z] = data
+        after += int(np.count_nonzero(data))
+    return result, found.summary(after)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Checked options of one cleaning."""
+
+    min_slices: int
+    max_rung: int
+    max_spur: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 0:
+                raise ValueError(f"{name} is {value}: expected 0 (off) or a positive number")
+
+    @property
+    def label(self) -> str:
+        """Line for the header of the result."""
+        text = " ".join(f"{name}={value}" for name, value in vars(self).items())
+        return f"etsam postprocess {text}"[:80]
+
+
+@dataclass(frozen=True)
+class _Cleaned:
+    """A mask without rungs, its blobs, and which of them stay."""
+
+    mask: PackedMask
+    blobs: Blobs
+    keep: NDArray[np.bool_]
+    counts: tuple[int, int, int]  # rungs, spurs, voxels before
+
+    def slices(self) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """Yield (z, slice) of the result."""
+        return select_blobs(self.mask, self.blobs, self.keep)
+
+    def summary(self, voxels_after: int) -> CleaningSummary:
+        """Put together what was removed."""
+        rungs, spurs, before = self.counts
+        dropped = int(np.count_nonzero(~self.keep))
+        return CleaningSummary(len(self.keep), dropped, rungs, spurs, before, voxels_after)
+
+
+def _clean(
+    batches: Iterator[np.ndarray],
+    shape: tuple[int, ...],
+    options: _Options,
+    progress: Progress | None,
+) -> _Cleaned:
+    """Cut rungs slice by slice as the slices come, then find the blobs."""
+    packed = PackedMask((shape[1], shape[2]))
+    clean = partial(clean_slice, max_rung=options.max_rung, max_spur=options.max_spur)
+    rungs = spurs = before = 0
+    value = 0.0
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        for batch in batches:
+            value = _one_value(batch, value)
+            masks = batch != 0
+            for data, removed in pool.map(clean, masks):
+                packed.append(data)
+                rungs += removed.rungs
+                spurs += removed.spurs
+            before += int(np.count_nonzero(masks))
+            if progress is not None:
+                progress("clean", len(packed), shape[0])
+    blobs = find_blobs(packed)
+    keep = blobs.span >= min(options.min_slices, len(packed))
+    return _Cleaned(packed, blobs, keep, (rungs, spurs, before))
+
+
+def _batches(source: Tomogram) -> Iterator[np.ndarray]:
+    """Read a volume a few slices at a time."""
+    depth = source.shape[0]
+    for start in range(0, depth, BATCH):
+        yield source.read_slices(start, min(start + BATCH, depth))
+
+
+def _one_value(batch: np.ndarray, value: float) -> float:
+    """Return the one value besides 0 seen so far (0 when none was), or refuse the batch."""
+    values = batch[batch != 0]
+    if not values.size:
+        return value
+    low, high = float(values.min()), float(values.max())
+    if low != high or low < 0 or value not in (0.0, low):
+        raise ValueError(
+            f"not a mask: found the values {min(low, value or low):g} and {max(high, value):g}, "
+            "expected 0 and one other; compare logits or probabilities with a threshold first, "
+            "or pick one label"
+        )
+    return low
+
+
+def _target(source: Tomogram, output: Path | str | None, overwrite: bool) -> Path:
+    """Name the output, and make sure that it may be written."""
+    if output is None or Path(output).is_dir() and Path(output).suffix.lower() != ".zarr":
+        if source.path is None:
+            raise ValueError("a mask from an array has no name: give an output file")
+        target = output_path(source.path, SUFFIX, None if output is None else Path(output))
+    else:
+        target = Path(output)
+    if source.path is not None and target.resolve() == source.path.resolve():
+        raise ValueError(f"{target} is the mask itself: give another output")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} is there already: give --overwrite or another --output")
+    return target
