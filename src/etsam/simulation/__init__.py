@@ -1,0 +1,1 @@
+"""Physics of a cryo-electron tomogram: shapes, densities, scene and imaging."""

@@ -1,0 +1,229 @@
+"""The random recipe of one simulated tomogram: sample, tilt series and reconstruction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from etsam.simulation.imaging import Reconstruction, TiltSeries
+
+PRESETS = ("any", "vesicles", "organelle", "cell", "virus", "polnet", "empty")
+_SHARES = (0.34, 0.22, 0.21, 0.08, 0.09, 0.06)  # of "any", in the order of PRESETS[1:]
+
+
+@dataclass(frozen=True)
+class SimulationOptions:
+    """What to fix of the random recipe; None or "any" leaves it to chance."""
+
+    preset: str = "any"
+    voxel_spacing: float | None = None  # Å
+    contrast_to_noise: float | None = None  # membrane over noise, per voxel
+    bright_membranes: bool | None = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """How much of everything the sample holds."""
+
+    vesicles: int = 0
+    radii: tuple[float, float] = (150.0, 1500.0)  # Å
+    large: int = 0
+    tubules: int = 0
+    toroids: int = 0
+    sheets: int = 0
+    crowding: tuple[float, float] = (0.0, 0.05)  # protein volume fraction outside, at most inside
+    ribosomes: int = 0
+    actin: int = 0
+    microtubules: int = 0
+    gold: int = 0
+    carbon: bool = False
+    ice: int = 0
+    capsids: int = 0
+    spikes: float = 0.0  # coverage of membranes by ectodomains
+    embedded: float = 0.3  # coverage by proteins in the bilayer
+    lumen: float = 0.0  # spread of compartments' mean densities
+    gradient: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that determines one simulated tomogram besides its random state."""
+
+    preset: str
+    voxel_spacing: float  # Å
+    tilt: TiltSeries
+    reconstruction: Reconstruction
+    contents: Contents
+    contrast_to_noise: float
+    bright_membranes: bool
+    thickness: float  # of the sample over the volume's depth
+    cut: bool  # membranes end at the sample's faces (lamella) instead of lying within them
+    margin: int = 32  # voxels simulated beyond the field in y and x
+    depth_margin: int = 0
+    clip_percent: float = 0.1
+
+
+def draw(rng: np.random.Generator, options: SimulationOptions) -> Recipe:
+    """Draw a recipe at random within the options."""
+    if options.preset not in PRESETS:
+        raise ValueError(f"unknown preset {options.preset!r}; use one of {', '.join(PRESETS)}")
+    preset = str(rng.choice(PRESETS[1:], p=_SHARES))
+    if options.preset != "any":
+        preset = options.preset
+    spacing = float(np.exp(rng.normal(np.log(11.5), 0.25)).clip(6.0, 20.0))
+    ratio = float(np.exp(rng.normal(np.log(1.1), 0.65)).clip(0.3, 8.0))
+    bright = bool(rng.random() < 0.1)
+    if preset == "organelle" and rng.random() < 0.6:
+        ratio = float(rng.uniform(0.45, 1.0))
+    few = rng.random() < (0.6 if preset == "organelle" else 0.2)
+    return Recipe(
+        preset=preset,
+        voxel_spacing=options.voxel_spacing or round(spacing, 2),
+        tilt=draw_tilt_series(rng, few),
+        reconstruction=draw_reconstruction(rng),
+        contents=draw_contents(rng, preset),
+        contrast_to_noise=options.contrast_to_noise or round(ratio, 3),
+        bright_membranes=bright if options.bright_membranes is None else options.bright_membranes,
+        thickness=float(rng.choice([rng.uniform(0.45, 0.9), rng.uniform(0.9, 1.4)])),
+        cut=bool(preset in ("cell", "organelle") or rng.random() < 0.3),
+        depth_margin=int(rng.choice([0, 0, 8, 16])),
+        clip_percent=float(rng.choice([0.01, 0.1, 0.3, 1.0])),
+    )
+
+
+def draw_tilt_series(rng: np.random.Generator, few_views: bool) -> TiltSeries:
+    """Draw tilt range, step, axis, optics and alignment of a tilt series."""
+    low, high = -float(rng.uniform(40, 66)), float(rng.uniform(40, 66))
+    if rng.random() < 0.6:
+        high = -low
+    step = float(rng.choice([1.0, 1.5, 2.0, 3.0, 3.0, 4.0, 5.0]))
+    fewest = (high - low) / float(rng.integers(25, 36))
+    step = fewest if few_views else min(step, fewest)
+    angles = np.arange(low, high + 0.01, step)
+    if rng.random() < 0.25:
+        angles = angles[rng.random(len(angles)) > 0.08]
+    return TiltSeries(
+        angles=tuple(round(float(a), 3) for a in angles),
+        axis="y" if rng.random() < 0.8 else "x",
+        defocus=float(rng.uniform(1.5e4, 8e4)),
+        voltage=float(rng.choice([300.0, 300.0, 300.0, 200.0])),
+        amplitude_contrast=float(rng.uniform(0.05, 0.12)),
+        exposure=float(rng.uniform(60, 150)),
+        dose_symmetric=bool(rng.random() < 0.7),
+        shift=float(abs(rng.normal(0, 0.45))),
+        hot_pixels=int(rng.choice([0, 0, 5, 40])),
+        attenuation=float(rng.uniform(0.1, 0.8)),
+    )
+
+
+def draw_reconstruction(rng: np.random.Generator) -> Reconstruction:
+    """Draw filters: plain weighted back-projection, low-passed or SIRT-like."""
+    power = float(rng.choice([1.0, rng.uniform(0.5, 1.0), rng.uniform(0.15, 0.5)]))
+    return Reconstruction(
+        ramp_power=power,
+        cutoff=float(rng.uniform(0.12, 0.5)),
+        falloff=float(rng.uniform(0.03, 0.12)),
+        ctf_correction=str(rng.choice(["none", "flip", "wiener"], p=[0.4, 0.45, 0.15])),
+        in_plane_cutoff=float(rng.choice([2.0, rng.uniform(0.3, 1.0), rng.uniform(0.12, 0.3)])),
+    )
+
+
+def draw_contents(rng: np.random.Generator, preset: str) -> Contents:
+    """Draw what the sample of a preset holds."""
+    dense = float(np.exp(rng.uniform(np.log(0.004), np.log(0.2))))
+    outside = float(rng.choice([0.0, 0.005, 0.02, 0.06]))
+    gold = int(rng.integers(1, 14)) if rng.random() < 0.45 else 0
+    shared: dict[str, float | int | bool | tuple[float, float]] = {
+        "crowding": (outside, dense),
+        "gold": gold,
+        "ice": int(rng.integers(1, 4)) if rng.random() < 0.2 else 0,
+        "gradient": float(rng.choice([0.0, 0.01, 0.04])),
+        "lumen": float(rng.choice([0.0, 0.015, 0.05])),
+        "embedded": float(rng.uniform(0.0, 0.6)),
+        "spikes": float(rng.uniform(0.05, 0.5)) if rng.random() < 0.3 else 0.0,
+        "carbon": bool(rng.random() < 0.12),
+    }
+    return Contents(**{**shared, **_BY_PRESET[preset](rng)})
+
+
+def _vesicles(rng: np.random.Generator) -> dict[str, object]:
+    small = float(np.exp(rng.uniform(np.log(150), np.log(500))))
+    crowded = rng.random() < 0.5
+    return {
+        "vesicles": int(rng.integers(30, 160)) if crowded else int(rng.integers(1, 25)),
+        "radii": (small, small * float(rng.uniform(1.3, 6.0))),
+        "tubules": int(rng.integers(0, 3)) if rng.random() < 0.2 else 0,
+        "carbon": bool(rng.random() < 0.35),
+        "capsids": int(rng.integers(1, 8)) if rng.random() < 0.06 else 0,
+    }
+
+
+def _organelle(rng: np.random.Generator) -> dict[str, object]:
+    return {
+        "vesicles": int(rng.integers(0, 14)),
+        "radii": (300.0, float(rng.uniform(800, 2600))),
+        "large": int(rng.integers(1, 4)),
+        "sheets": int(rng.random() < 0.2),
+    }
+
+
+def _cell(rng: np.random.Generator) -> dict[str, object]:
+    busy = float(np.exp(rng.uniform(np.log(0.02), np.log(0.22))))
+    return {
+        "vesicles": int(rng.integers(0, 25)),
+        "radii": (200.0, float(rng.uniform(400, 1500))),
+        "large": int(rng.integers(0, 3)),
+        "tubules": int(rng.integers(0, 4)),
+        "sheets": int(rng.integers(0, 3)),
+        "crowding": (busy, busy * float(rng.uniform(0.3, 1.5))),
+        "ribosomes": int(rng.integers(0, 250)),
+        "actin": int(rng.integers(5, 60)) if rng.random() < 0.4 else 0,
+        "microtubules": int(rng.integers(1, 10)) if rng.random() < 0.35 else 0,
+        "gold": 0,
+        "carbon": False,
+    }
+
+
+def _virus(rng: np.random.Generator) -> dict[str, object]:
+    return {
+        "vesicles": int(rng.integers(3, 30)),
+        "radii": (380.0, float(rng.uniform(420, 700))),
+        "crowding": (float(rng.uniform(0, 0.01)), float(rng.uniform(0.03, 0.25))),
+        "spikes": float(rng.uniform(0.2, 1.0)),
+        "embedded": float(rng.uniform(0.2, 0.8)),
+        "carbon": bool(rng.random() < 0.3),
+    }
+
+
+def _polnet(rng: np.random.Generator) -> dict[str, object]:
+    return {
+        "vesicles": int(rng.integers(2, 15)),
+        "radii": (200.0, 900.0),
+        "toroids": int(rng.integers(1, 6)),
+        "carbon": False,
+        "crowding": (float(rng.uniform(0.01, 0.08)),) * 2,
+        "actin": int(rng.integers(0, 20)),
+    }
+
+
+def _empty(rng: np.random.Generator) -> dict[str, object]:
+    return {
+        "crowding": (float(rng.choice([0.0, 0.01, 0.08, 0.2])), 0.0),
+        "ribosomes": int(rng.integers(0, 60)),
+        "actin": int(rng.integers(0, 30)) if rng.random() < 0.5 else 0,
+        "microtubules": int(rng.integers(0, 8)) if rng.random() < 0.5 else 0,
+        "carbon": bool(rng.random() < 0.4),
+        "capsids": int(rng.integers(1, 10)) if rng.random() < 0.2 else 0,
+        "ice": int(rng.integers(0, 5)),
+    }
+
+
+_BY_PRESET = {
+    "vesicles": _vesicles,
+    "organelle": _organelle,
+    "cell": _cell,
+    "virus": _virus,
+    "polnet": _polnet,
+    "empty": _empty,
+}
