@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def _backing_file(array: np.ndarray) -> tuple[RawFile | None, int]:
     if name is None or not Path(name).is_file():
         return None, 0
     start = root.offset + _address(array) - _address(root)
-    file = RawFile(open(name, "rb", buffering=0), str(name))
+    file = RawFile(io.FileIO(name), str(name))
     first = np.empty(array.shape[1:], array.dtype)
     try:
         file.read_into(start, first)

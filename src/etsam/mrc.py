@@ -1,46 +1,32 @@
-"""MRC files read and written slice by slice, header fields kept bit for bit.
-
-The header follows Cheng et al., J. Struct. Biol. 192 (2015) 146 (MRC2014) and IMOD's `mrc_format.txt`.
-"""
+"""MRC files read and written slice by slice, plain or packed with gzip or bzip2."""
 
 from __future__ import annotations
 
 import bz2
 import gzip
+import importlib
+import io
+import math
 import os
 import shutil
 import stat
-import struct
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import IO
 
 import numpy as np
-from mrcfile.dtypes import HEADER_DTYPE
 
+from etsam.mrc_header import HEADER_BYTES, output_header, read_header
 from etsam.storage import (
-    MAX_SIDE,
     RawFile,
     VolumeInfo,
     VoxelStatistics,
-    Zyx,
-    known_spacing,
     require_space,
     scratch_file,
+    write_all,
 )
 
-HEADER_BYTES = 1024
-MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
-REFUSED_MODES = {3: "complex 16-bit integers", 4: "complex floats", 16: "RGB", 101: "packed 4-bit integers"}
-IMOD_STAMP = 1146047817  # at byte 152; the flags follow at byte 156 (mrc_format.txt)
-IMOD_STAMP_BYTE = 152
-IMOD_SIGNED_BYTES = 1
-IMOD_PACKED_NIBBLES = 16
-VOLUME_STACK_GROUPS = range(401, 631)
-STAMPS = {"<": b"\x44\x44\x00\x00", ">": b"\x11\x11\x00\x00"}
-MAX_LABELS = 10
-LABEL_CHARACTERS = 80
 COPY_BYTES = 1 << 20
 DEFLATE_LIMIT = 1040  # deflate never shrinks by more than 1032
 COMPRESSIONS = {b"\x1f\x8b": ".gz", b"BZh": ".bz2"}
@@ -60,8 +46,10 @@ class MrcSource:
             If it is not an MRC volume, is cut short, or is of a kind without real voxels.
         """
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError(f"{path} is not a regular file: give an MRC file or an OME-Zarr folder")
-        file: IO[bytes] = open(path, "rb", buffering=0)
+            raise ValueError(
+                f"{path} is not a regular file: give an MRC file or an OME-Zarr folder"
+            )
+        file = io.FileIO(path)
         try:
             size: int | None = os.fstat(file.fileno()).st_size
             compression = _compression(file)
@@ -87,154 +75,19 @@ class MrcSource:
         self._file.close()
 
 
-@dataclass(frozen=True)
-class DataLayout:
-    """Where the voxels of an MRC file lie (`data_offset` in bytes) and how they are stored."""
-
-    data_offset: int
-    dtype: np.dtype
-
-
-def read_header(
-    header: bytes, path: Path, size: int | None
-) -> tuple[DataLayout, VolumeInfo]:
-    """Interpret 1024 header bytes of a file of `size` bytes (None where it is not known yet).
-
-    Raises
-    ------
-    ValueError
-        If the header is not that of a volume of real voxels, or promises more bytes than there are.
-    """
-    order, fields = parse_header(header, path)
-    notes: list[str] = []
-    if bytes(fields["map"])[:3] != b"MAP":
-        notes.append("no MAP identifier in the header")
-    if header[212:214] not in _stamps_of(order):
-        notes.append("wrong machine stamp: byte order found from the dimensions")
-    shape = (int(fields["nz"]), int(fields["ny"]), int(fields["nx"]))
-    if int(fields["ispg"]) in VOLUME_STACK_GROUPS:
-        raise ValueError(f"{path} is a stack of volumes (space group {fields['ispg']}): split it first")
-    if shape[0] == 1 and int(fields["ispg"]) == 0:
-        raise ValueError(f"{path} is a single 2-D image (nz = 1): etsam needs a volume")
-    dtype = _data_dtype(fields, header, order, notes, path)
-    data_bytes = shape[0] * shape[1] * shape[2] * dtype.itemsize
-    offset = _data_offset(int(fields["nsymbt"]), data_bytes, size, notes)
-    if size is not None and size < offset + data_bytes:
-        raise ValueError(
-            f"{path} is cut short: {shape[0]} x {shape[1]} x {shape[2]} voxels of mode {fields['mode']} "
-            f"need {offset + data_bytes:,} bytes, it has {size:,}: copy it again"
-        )
-    info = VolumeInfo(
-        shape=shape,
-        dtype=dtype.newbyteorder("="),
-        voxel_spacing=_header_spacing(fields, notes),
-        origin=_header_origin(fields),
-        mrc_header=header,
-        header_order=order,
-        notes=tuple(notes),
-    )
-    return DataLayout(offset, dtype), info
-
-
-def parse_header(header: bytes, path: Path) -> tuple[str, np.ndarray]:
-    """Return the byte order ("<" or ">") and the fields, trusting the dimensions over the machine stamp.
-
-    A side below 65536 reads as 65536 or more in the other byte order, so that one order at most is plausible.
-    """
-    for order in "<>":
-        fields = np.frombuffer(header, HEADER_DTYPE.newbyteorder(order))[0]
-        sides = [int(fields[name]) for name in ("nx", "ny", "nz")]
-        mode = int(fields["mode"])
-        if all(1 <= side <= MAX_SIDE for side in sides):
-            if mode in MODES:
-                return order, fields
-            kind = REFUSED_MODES.get(mode)
-            if kind:
-                raise ValueError(f"{path} holds {kind} (MRC mode {mode}): convert it to mode 1 or 2")
-    fields = np.frombuffer(header, HEADER_DTYPE.newbyteorder("<"))[0]
-    raise ValueError(
-        f"{path} is not an MRC volume: its header says nx, ny, nz = {fields['nx']}, {fields['ny']}, "
-        f"{fields['nz']} and mode {fields['mode']}"
-    )
-
-
-def axis_order(fields: np.ndarray) -> tuple[int, int, int]:
-    """Return which of x, y, z (0, 1, 2) sections, rows and columns run along; x, y, z when the map is illegal."""
-    order = tuple(int(fields[name]) - 1 for name in ("maps", "mapr", "mapc"))
-    return (order[0], order[1], order[2]) if sorted(order) == [0, 1, 2] else (2, 1, 0)
-
-
-def _stamps_of(order: str) -> tuple[bytes, ...]:
-    return (b"\x44\x44", b"\x44\x41") if order == "<" else (b"\x11\x11",)
-
-
-def _data_dtype(
-    fields: np.ndarray, header: bytes, order: str, notes: list[str], path: Path
-) -> np.dtype:
-    """Return the stored data type; bytes are unsigned where IMOD's rule says so (`readBytesSigned`)."""
-    mode = int(fields["mode"])
-    if mode != 0:
-        return np.dtype(order + MODES[mode])
-    stamp, flags = struct.unpack_from(order + "ii", header, IMOD_STAMP_BYTE)
-    if stamp == IMOD_STAMP:
-        if flags & IMOD_PACKED_NIBBLES:
-            raise ValueError(f"{path} holds packed 4-bit integers (IMOD flag 16): convert it to mode 1 or 2")
-        signed = bool(flags & IMOD_SIGNED_BYTES)
-    else:
-        signed = not (fields["dmin"] >= 0 and fields["dmax"] >= 128)
-    if not signed:
-        notes.append("bytes read as unsigned (IMOD's flag, or a maximum above 127)")
-    return np.dtype("i1" if signed else "u1")
-
-
-def _data_offset(extended: int, data_bytes: int, size: int | None, notes: list[str]) -> int:
-    """Return where the data begin, leaving out an extended header that is not there."""
-    lies = extended < 0 or (size is not None and size < HEADER_BYTES + extended + data_bytes)
-    if extended and lies and size == HEADER_BYTES + data_bytes:
-        notes.append(f"extended header of {extended} bytes is not there")
-        return HEADER_BYTES
-    return HEADER_BYTES + max(extended, 0)
-
-
-def _header_spacing(fields: np.ndarray, notes: list[str]) -> Zyx | None:
-    if sorted(int(fields[name]) for name in ("mapc", "mapr", "maps")) != [1, 2, 3]:
-        notes.append("illegal axis map: read as columns x, rows y, sections z")
-    spacing = []
-    for axis in axis_order(fields):
-        cells = int(fields[("mx", "my", "mz")[axis]])
-        length = float(fields["cella"]["xyz"[axis]])
-        spacing.append(length / cells if cells > 0 else 0.0)
-    return known_spacing((spacing[0], spacing[1], spacing[2]))
-
-
-def _header_origin(fields: np.ndarray) -> Zyx:
-    """Return the position of the first voxel, zyx in Å for the stored axes.
-
-    As in ChimeraX, the origin fields count when one is not zero, otherwise the start indices times the spacing.
-    """
-    axes = axis_order(fields)
-    origin = [float(fields["origin"]["xyz"[axis]]) for axis in axes]
-    if not any(origin):
-        spacing = _header_spacing(fields, []) or (1.0, 1.0, 1.0)
-        starts = [int(fields[name]) for name in ("nzstart", "nystart", "nxstart")]
-        origin = [start * step for start, step in zip(starts, spacing, strict=True)]
-    values = [value if np.isfinite(value) else 0.0 for value in origin]
-    return (values[0], values[1], values[2])
-
-
-def _first_bytes(file: IO[bytes], count: int) -> bytes:
+def _first_bytes(file: io.FileIO, count: int) -> bytes:
     file.seek(0)
     data = file.read(count)
     file.seek(0)
     return data
 
 
-def _compression(file: IO[bytes]) -> str | None:
+def _compression(file: io.FileIO) -> str | None:
     start = _first_bytes(file, 4)
     return next((name for magic, name in COMPRESSIONS.items() if start.startswith(magic)), None)
 
 
-def _decompress(path: Path, packed: IO[bytes], compression: str) -> IO[bytes]:
+def _decompress(path: Path, packed: io.FileIO, compression: str) -> io.FileIO:
     """Unpack an archive into a nameless temporary file, no further than its header says.
 
     Raises
@@ -242,12 +95,12 @@ def _decompress(path: Path, packed: IO[bytes], compression: str) -> IO[bytes]:
     ValueError
         If the archive is damaged, cut short, or does not hold an MRC volume.
     """
-    with packed, _unpacker(packed, compression) as stream:
+    with packed, _codec(compression).open(packed) as stream:
         header = _read_packed(stream, HEADER_BYTES, path)
         if len(header) < HEADER_BYTES:
             raise ValueError(f"{path} unpacks to {len(header)} bytes: too short for an MRC header")
         layout, info = read_header(header, path, None)
-        total = layout.data_offset + int(np.prod(info.shape, dtype=object)) * layout.dtype.itemsize
+        total = layout.data_offset + math.prod(info.shape) * layout.dtype.itemsize
         packed_size = os.fstat(packed.fileno()).st_size
         if compression == ".gz" and packed_size * DEFLATE_LIMIT < total:
             raise ValueError(
@@ -255,10 +108,12 @@ def _decompress(path: Path, packed: IO[bytes], compression: str) -> IO[bytes]:
             )
         target = scratch_file(total, f"unpacking {path}")
         try:
-            target.write(header)
+            write_all(target, np.frombuffer(header, np.uint8))
             done = HEADER_BYTES
-            while done < total and (block := _read_packed(stream, min(COPY_BYTES, total - done), path)):
-                target.write(block)
+            while done < total and (
+                block := _read_packed(stream, min(COPY_BYTES, total - done), path)
+            ):
+                write_all(target, np.frombuffer(block, np.uint8))
                 done += len(block)
             if done == total:
                 _read_packed(stream, 1, path)  # reaches the checksum at the end
@@ -268,21 +123,23 @@ def _decompress(path: Path, packed: IO[bytes], compression: str) -> IO[bytes]:
         return target
 
 
-def _unpacker(packed: IO[bytes], compression: str) -> IO[bytes]:
+def _codec(compression: str) -> ModuleType:
+    """Return the module that packs and unpacks; isal does gzip 10 times as fast where installed."""
     if compression == ".bz2":
-        return bz2.open(packed)
+        return bz2
     try:
-        from isal import igzip
+        return importlib.import_module("isal.igzip")
     except ImportError:
-        return gzip.open(packed)
-    return igzip.open(packed)
+        return gzip
 
 
 def _read_packed(stream: IO[bytes], count: int, path: Path) -> bytes:
     try:
         return stream.read(count)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f"{path} is a damaged or incomplete archive ({error}): copy it again") from error
+        raise ValueError(
+            f"{path} is a damaged or incomplete archive ({error}): copy it again"
+        ) from error
 
 
 class MrcSink:
@@ -291,7 +148,9 @@ class MrcSink:
     A name ending in .gz or .bz2 is packed when all slices are there.
     """
 
-    def __init__(self, path: Path, partial: Path, info: VolumeInfo, dtype: np.dtype, label: str) -> None:
+    def __init__(
+        self, path: Path, partial: Path, info: VolumeInfo, dtype: np.dtype, label: str
+    ) -> None:
         """Open `partial` beside `path`, with the geometry of `info`.
 
         Raises
@@ -305,7 +164,7 @@ class MrcSink:
         self._dtype = dtype.newbyteorder(info.header_order)
         self._slice_bytes = info.shape[1] * info.shape[2] * dtype.itemsize
         total = HEADER_BYTES + info.shape[0] * self._slice_bytes
-        self._file = open(partial, "wb", buffering=0)
+        self._file = io.FileIO(partial, "w")
         try:
             require_space(partial.parent, total, f"writing {path.name}")
             self._file.truncate(total)
@@ -315,9 +174,8 @@ class MrcSink:
 
     def write(self, z: int, data: np.ndarray) -> None:
         """Write one slice (Y, X)."""
-        stored = np.ascontiguousarray(data, dtype=self._dtype)
         self._file.seek(HEADER_BYTES + z * self._slice_bytes)
-        _write_all(self._file, memoryview(stored.reshape(-1).view(np.uint8)))
+        write_all(self._file, np.ascontiguousarray(data, dtype=self._dtype))
 
     def finish(self, statistics: VoxelStatistics) -> None:
         """Write the header, flush everything to the disk and move the file to its final name."""
@@ -329,7 +187,7 @@ class MrcSink:
         ):
             self._fields[name] = value
         self._file.seek(0)
-        _write_all(self._file, memoryview(self._fields.tobytes()))
+        write_all(self._file, self._fields)
         os.fsync(self._file.fileno())
         self._file.close()
         if self._path.suffix.lower() in COMPRESSIONS.values():
@@ -342,93 +200,12 @@ class MrcSink:
         self._partial.unlink(missing_ok=True)
 
 
-def output_header(info: VolumeInfo, dtype: np.dtype, label: str) -> np.ndarray:
-    """Return header fields for a volume of `dtype` lying exactly where the volume of `info` lies.
-
-    From an MRC source every byte is kept but those that describe the voxels themselves (mode, statistics,
-    IMOD's byte flags), the extended header (dropped: it describes the acquisition of the source), the machine
-    stamp (made right) and the labels (ours is added, the oldest dropped when there are ten). The cell is
-    written only where the source does not know its spacing and the user gave one.
-    """
-    order = info.header_order
-    source = info.mrc_header
-    fields = np.zeros((), HEADER_DTYPE.newbyteorder(order))
-    if source is None:
-        _fill_geometry(fields, info)
-    else:
-        fields = np.frombuffer(bytearray(source), HEADER_DTYPE.newbyteorder(order)).reshape(())
-        if info.voxel_spacing is not None and _header_spacing(fields[()], []) is None:
-            _fill_cell(fields, info.voxel_spacing)
-        _clear_byte_flags(fields, order)
-    fields["mode"] = {"int8": 0, "int16": 1, "float32": 2}[dtype.name]
-    fields["nsymbt"] = 0
-    fields["exttyp"] = b""
-    fields["map"] = b"MAP "
-    fields["machst"] = np.frombuffer(STAMPS[order], np.uint8)
-    _add_label(fields, label)
-    return fields
-
-
-def _fill_geometry(fields: np.ndarray, info: VolumeInfo) -> None:
-    """Write a fresh header; an unknown spacing becomes 1 Å, which by custom means unknown."""
-    fields["nz"], fields["ny"], fields["nx"] = info.shape
-    fields["mapc"], fields["mapr"], fields["maps"] = 1, 2, 3
-    fields["ispg"] = 1
-    fields["nversion"] = 20141
-    fields["cellb"] = (90.0, 90.0, 90.0)
-    fields["origin"] = info.origin[::-1]
-    _fill_cell(fields, info.voxel_spacing or (1.0, 1.0, 1.0))
-
-
-def _fill_cell(fields: np.ndarray, spacing: Zyx) -> None:
-    """Write the cell so that cell / intervals is `spacing` (zyx of the stored axes, Å)."""
-    sides = [int(fields[name]) for name in ("nz", "ny", "nx")]
-    for axis, side, step in zip(axis_order(fields[()]), sides, spacing, strict=True):
-        intervals = "m" + "xyz"[axis]
-        if fields[intervals] <= 0:
-            fields[intervals] = side
-        fields["cella"]["xyz"[axis]] = step * int(fields[intervals])
-
-
-def _clear_byte_flags(fields: np.ndarray, order: str) -> None:
-    """Say in IMOD's flags, where they are in use, that bytes are signed and not packed."""
-    header = fields.reshape(1).view(np.uint8)
-    flags = header[IMOD_STAMP_BYTE : IMOD_STAMP_BYTE + 8].view(order + "i4")
-    if flags[0] == IMOD_STAMP:
-        flags[1] = (flags[1] | IMOD_SIGNED_BYTES) & ~IMOD_PACKED_NIBBLES
-
-
-def _add_label(fields: np.ndarray, label: str) -> None:
-    text = label.encode("ascii", "replace")[:LABEL_CHARACTERS]
-    used = min(max(int(fields["nlabl"]), 0), MAX_LABELS)
-    kept = [bytes(value) for value in fields["label"][:used]][-(MAX_LABELS - 1) :]
-    labels = [*kept, text]
-    fields["label"] = labels + [b""] * (MAX_LABELS - len(labels))
-    fields["nlabl"] = len(labels)
-
-
-def _write_all(file: IO[bytes], view: memoryview) -> None:
-    done = 0
-    while done < len(view):
-        done += file.write(view[done:])
-
-
 def _pack(partial: Path, compression: str) -> None:
     """Compress a finished file under its own name."""
     unpacked = partial.with_name(f"{partial.name}.unpacked")
     os.replace(partial, unpacked)
     try:
-        with open(unpacked, "rb") as source, _packer(partial, compression) as target:
+        with open(unpacked, "rb") as source, _codec(compression).open(partial, "wb") as target:
             shutil.copyfileobj(source, target, COPY_BYTES)
     finally:
         unpacked.unlink()
-
-
-def _packer(path: Path, compression: str) -> IO[bytes]:
-    if compression == ".bz2":
-        return bz2.open(path, "wb")
-    try:
-        from isal import igzip
-    except ImportError:
-        return gzip.open(path, "wb")
-    return igzip.open(path, "wb")

@@ -1,36 +1,327 @@
-"""OME-Zarr 0.4 and 0.5 read and written through tensorstore (being written)."""
+"""OME-Zarr images read and written slice by slice through tensorstore."""
 
 from __future__ import annotations
 
+import io
+import itertools
+import json
+import math
+import os
+import shutil
+import threading
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from etsam.storage import VolumeInfo, VoxelStatistics
+from etsam.ngff_metadata import NgffImage, find_image, group_attributes, is_zarr
+from etsam.storage import MAX_SIDE, RawFile, VolumeInfo, VoxelStatistics, scratch_file
+
+if TYPE_CHECKING:
+    import tensorstore
+
+CHUNK = (16, 256, 256)  # as written: few slices wait in memory, viewers still read blocks
+OPEN_SLABS = 4  # unfinished layers of chunks kept in memory when slices come out of order
+LAYER_IN_MEMORY = 64 << 20  # bytes of decoded chunks kept in memory, more go to a temporary file
+CHUNK_LIMIT = 4 << 30  # bytes; one decoded chunk must fit in memory
+METADATA_NAMES = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
 
 
 class NgffSource:
-    """An open OME-Zarr image."""
+    """An open OME-Zarr image (or plain Zarr array): each chunk is decoded once when read in order.
 
-    info: VolumeInfo
+    The chunks that hold a slice are decoded one at a time into a cache, in memory or, where they are
+    large, in a temporary file; slices come from there.
+    """
 
     def __init__(self, path: Path) -> None:
-        raise ValueError(f"{path} is a folder: OME-Zarr cannot be read yet")
+        """Find the image and check its array.
+
+        Raises
+        ------
+        ValueError
+            If the folder does not hold a volume, or it is damaged.
+        """
+        image = find_image(path)
+        self._path = path
+        self._store = _volume_view(_open_array(image), image, path)
+        depth, height, width = (int(side) for side in self._store.shape)
+        self._chunk = _grid(self._store.chunk_layout.read_chunk, self._store)
+        self._dtype = _checked_dtype(self._store, self._chunk, path)
+        self.info = VolumeInfo(
+            shape=(depth, height, width),
+            dtype=self._dtype,
+            voxel_spacing=image.spacing,
+            origin=image.origin,
+            ngff_version="0.5" if image.zarr_format == 3 else "0.4",
+            notes=image.notes + _missing_chunks(image, self._store, path),
+        )
+        self._lock = threading.Lock()
+        self._layer: int | None = None
+        self._cache: RawFile | None = None
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        raise NotImplementedError
+        """Return slices `start` to `stop` as stored: (n, Y, X)."""
+        slices = np.empty((stop - start, *self.info.shape[1:]), self._dtype)
+        with self._lock:
+            for z in range(start, stop):
+                self._load_layer(z // self._chunk[0])
+                self._read_plane(z % self._chunk[0], slices[z - start])
+        return slices
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Drop the cache."""
+        if self._cache is not None:
+            self._cache.close()
+
+    def _blocks(self) -> list[tuple[slice, slice]]:
+        """Return rows and columns of each chunk of a layer, in the order of the cache."""
+        _, height, width = self.info.shape
+        _, rows, columns = self._chunk
+        return [
+            (slice(y, min(y + rows, height)), slice(x, min(x + columns, width)))
+            for y, x in itertools.product(range(0, height, rows), range(0, width, columns))
+        ]
+
+    def _load_layer(self, layer: int) -> None:
+        """Decode the chunks of one layer into the cache, one after the other."""
+        if layer == self._layer:
+            return
+        self.close()
+        self._layer = None
+        start, stop = self._layer_bounds(layer)
+        _, height, width = self.info.shape
+        nbytes = (stop - start) * height * width * self._dtype.itemsize
+        file = (
+            io.BytesIO()
+            if nbytes <= LAYER_IN_MEMORY
+            else scratch_file(nbytes, f"reading {self._path}")
+        )
+        self._cache = RawFile(file, str(self._path))
+        for rows, columns in self._blocks():
+            block = _read(self._store[start:stop, rows, columns], self._path)
+            self._cache.append(np.ascontiguousarray(block, self._dtype))
+        self._layer = layer
+
+    def _layer_bounds(self, layer: int) -> tuple[int, int]:
+        start = layer * self._chunk[0]
+        return start, min(start + self._chunk[0], self.info.shape[0])
+
+    def _read_plane(self, plane: int, target: np.ndarray) -> None:
+        assert self._cache is not None and self._layer is not None
+        start, stop = self._layer_bounds(self._layer)
+        offset = 0
+        for rows, columns in self._blocks():
+            block = np.empty((rows.stop - rows.start, columns.stop - columns.start), self._dtype)
+            self._cache.read_into(offset + plane * block.nbytes, block)
+            target[rows, columns] = block
+            offset += (stop - start) * block.nbytes
 
 
 class NgffSink:
-    """An OME-Zarr image under construction."""
+    """An OME-Zarr image under construction: slices wait until a layer of chunks is complete."""
 
-    def __init__(self, path: Path, partial: Path, info: VolumeInfo, dtype: np.dtype, label: str) -> None:
-        raise ValueError(f"{path}: OME-Zarr cannot be written yet")
+    def __init__(
+        self, path: Path, partial: Path, info: VolumeInfo, dtype: np.dtype, label: str
+    ) -> None:
+        """Begin the folder `partial` beside `path`, version `info.ngff_version`.
 
-    def write(self, z: int, data: np.ndarray) -> None: ...
+        Raises
+        ------
+        FileExistsError
+            If something that is not Zarr has the name.
+        OSError
+            If the folder cannot be made.
+        """
+        if path.exists() and not (path.is_dir() and is_zarr(path)):
+            raise FileExistsError(
+                f"{path} exists and is not Zarr: remove it or choose another name"
+            )
+        self._path = path
+        self._partial = partial
+        self._info = info
+        self._label = label
+        self._depth = min(CHUNK[0], info.shape[0])
+        self._slabs: dict[int, dict[int, np.ndarray]] = {}
+        _remove(partial)
+        partial.mkdir()
+        try:
+            self._store = _create_array(partial / "0", info, dtype)
+        except BaseException:
+            self.discard()
+            raise
 
-    def finish(self, statistics: VoxelStatistics) -> None: ...
+    def write(self, z: int, data: np.ndarray) -> None:
+        """Take one slice (Y, X); whole layers go to the disk."""
+        layer = z // self._depth
+        slab = self._slabs.setdefault(layer, {})
+        slab[z] = data.copy()
+        if len(slab) == min(self._depth, self._info.shape[0] - layer * self._depth):
+            self._flush(layer)
+        elif len(self._slabs) > OPEN_SLABS:
+            self._flush(next(iter(self._slabs)))
 
-    def discard(self) -> None: ...
+    def finish(self, statistics: VoxelStatistics) -> None:
+        """Write what waits and the metadata, and move the folder to its final name."""
+        for layer in list(self._slabs):
+            self._flush(layer)
+        attributes = group_attributes(self._info, self._path.stem, self._label, statistics)
+        _write_group(self._partial, attributes, self._info.ngff_version)
+        if self._path.exists():
+            old = self._path.with_name(f"{self._path.name}.replaced.partial")
+            _remove(old)
+            os.replace(self._path, old)
+            os.replace(self._partial, self._path)
+            _remove(old)
+        else:
+            os.replace(self._partial, self._path)
+
+    def discard(self) -> None:
+        """Remove the partial folder."""
+        self._slabs.clear()
+        _remove(self._partial)
+
+    def _flush(self, layer: int) -> None:
+        """Write the waiting slices of a layer, runs of neighbours at once."""
+        slab = self._slabs.pop(layer)
+        for _, run in itertools.groupby(enumerate(sorted(slab)), lambda pair: pair[1] - pair[0]):
+            numbers = [z for _, z in run]
+            block = np.stack([slab[z] for z in numbers])
+            try:
+                self._store[numbers[0] : numbers[-1] + 1].write(block).result()
+            except ValueError as error:
+                raise OSError(f"{self._path} cannot be written: {_reason(error)}") from error
+
+
+def _open_array(image: NgffImage) -> tensorstore.TensorStore:
+    import tensorstore
+
+    spec = {
+        "driver": "zarr3" if image.zarr_format == 3 else "zarr",
+        "kvstore": {"driver": "file", "path": f"{image.array}/"},
+        "context": {"cache_pool": {"total_bytes_limit": 0}},
+    }
+    try:
+        return tensorstore.open(spec, open=True, read=True).result()
+    except (ValueError, NotImplementedError, OverflowError) as error:
+        raise ValueError(f"{image.array} is not a readable Zarr array: {_reason(error)}") from error
+
+
+def _volume_view(
+    store: tensorstore.TensorStore, image: NgffImage, path: Path
+) -> tensorstore.TensorStore:
+    """Return the array as (z, y, x), axes of length one taken off."""
+    axes = image.axes or tuple("tczyx")[max(5 - store.rank, 0) :]
+    if store.rank != len(axes) or store.rank < 3:
+        raise ValueError(f"{path} has {store.rank} axes, {len(axes)} are named: expected z, y, x")
+    extra = [place for place, axis in enumerate(axes) if axis not in "zyx"]
+    for place in extra:
+        if store.shape[place] != 1:
+            raise ValueError(
+                f"{path} has {store.shape[place]} entries along {axes[place]!r}: give one volume"
+            )
+    order = [axes.index(axis) for axis in "zyx"]
+    return store.transpose([*extra, *order])[(0,) * len(extra)]
+
+
+def _grid(grid: tensorstore.ChunkLayout.Grid, store: tensorstore.TensorStore) -> tuple[int, ...]:
+    """Return the sides of a chunk; an axis without a grid is one chunk."""
+    sides = grid.shape or (None,) * store.rank
+    return tuple(side or size for side, size in zip(sides, store.shape, strict=True))
+
+
+def _checked_dtype(store: tensorstore.TensorStore, chunk: tuple[int, ...], path: Path) -> np.dtype:
+    dtype = np.dtype(store.dtype.numpy_dtype)
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise ValueError(f"{path} holds {store.dtype.name}: a tomogram holds real numbers")
+    if not all(1 <= side <= MAX_SIDE for side in store.shape):
+        raise ValueError(f"{path} has shape {tuple(store.shape)}: expected 1 to {MAX_SIDE} a side")
+    if math.prod(map(min, chunk, store.shape)) * dtype.itemsize > CHUNK_LIMIT:
+        raise ValueError(f"{path} has chunks of {chunk}: too large to decode, store smaller ones")
+    return dtype
+
+
+def _missing_chunks(
+    image: NgffImage, store: tensorstore.TensorStore, path: Path
+) -> tuple[str, ...]:
+    """Note the chunks that are not stored; Zarr reads them as the fill value.
+
+    Raises
+    ------
+    ValueError
+        If not one is stored.
+    """
+    files = itertools.chain.from_iterable(names for _, _, names in os.walk(image.array))
+    stored = sum(name not in METADATA_NAMES and not name.startswith(".") for name in files)
+    if not stored:
+        raise ValueError(f"{path} has no voxels: {image.array} holds no chunk")
+    grid = zip(store.shape, _grid(store.chunk_layout.write_chunk, store), strict=True)
+    expected = math.prod(-(-size // side) for size, side in grid)
+    if stored >= expected:
+        return ()
+    return (f"{expected - stored} of {expected} chunks are not stored and read as the fill value",)
+
+
+def _read(view: tensorstore.TensorStore, path: Path) -> np.ndarray:
+    try:
+        return view.read().result()
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(f"{path} is damaged: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first part of tensorstore's message, without its specification."""
+    return " ".join(str(error).split("[")[0].split())[:200]
+
+
+def _write_group(folder: Path, attributes: dict[str, Any], version: str | None) -> None:
+    if version == "0.5":
+        content = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+        (folder / "zarr.json").write_text(json.dumps(content, indent=2))
+        return
+    (folder / ".zgroup").write_text(json.dumps({"zarr_format": 2}))
+    (folder / ".zattrs").write_text(json.dumps(attributes, indent=2))
+
+
+def _create_array(folder: Path, info: VolumeInfo, dtype: np.dtype) -> tensorstore.TensorStore:
+    import tensorstore
+
+    chunk = [min(*pair) for pair in zip(CHUNK, info.shape, strict=True)]
+    kvstore = {"driver": "file", "path": f"{folder}/"}
+    if info.ngff_version == "0.5":
+        blosc = {"cname": "zstd", "clevel": 5, "shuffle": "shuffle", "typesize": dtype.itemsize}
+        metadata: dict[str, Any] = {
+            "shape": info.shape,
+            "data_type": dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+            "codecs": [
+                {"name": "bytes", "configuration": {"endian": "little"}},
+                {"name": "blosc", "configuration": blosc},
+            ],
+            "fill_value": 0,
+            "dimension_names": ["z", "y", "x"],
+        }
+    else:
+        metadata = {
+            "shape": info.shape,
+            "dtype": dtype.newbyteorder("<").str,
+            "chunks": chunk,
+            "dimension_separator": "/",
+            "compressor": {"id": "blosc", "cname": "zstd", "clevel": 5, "shuffle": 1},
+            "fill_value": 0,
+        }
+    spec = {
+        "driver": "zarr3" if info.ngff_version == "0.5" else "zarr",
+        "kvstore": kvstore,
+        "metadata": metadata,
+        "context": {"cache_pool": {"total_bytes_limit": 0}},
+        "store_data_equal_to_fill_value": True,
+    }
+    return tensorstore.open(spec, create=True, delete_existing=True).result()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

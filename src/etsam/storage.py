@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import math
 import os
 import shutil
@@ -10,7 +11,7 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -20,6 +21,8 @@ UNKNOWN_SPACING = 1.0  # Å; what most programs write when they do not know
 ENTRY_BYTES = 1 << 30  # the largest single read the operating systems agree on
 
 Zyx = tuple[float, float, float]
+ByteOrder = Literal["<", ">"]
+ByteFile = io.FileIO | io.BytesIO
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class VolumeInfo:
     voxel_spacing: Zyx | None
     origin: Zyx = (0.0, 0.0, 0.0)
     mrc_header: bytes | None = None
-    header_order: str = "<"
+    header_order: ByteOrder = "<"
     ngff_version: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -96,7 +99,7 @@ class VoxelStatistics:
 class RawFile:
     """A file read at given byte offsets, from any thread, without a memory map."""
 
-    def __init__(self, file: IO[bytes], name: str) -> None:
+    def __init__(self, file: ByteFile, name: str) -> None:
         self._file = file
         self._name = name
         self._lock = threading.Lock()
@@ -109,21 +112,35 @@ class RawFile:
         ValueError
             If the file ends before the array is full.
         """
-        view = memoryview(array.reshape(-1).view(np.uint8))
+        view = array.reshape(-1).view(np.uint8).data
         with self._lock:
             self._file.seek(offset)
             done = 0
             while done < len(view):
-                count = self._file.readinto(view[done : done + ENTRY_BYTES])  # type: ignore[attr-defined]
+                count = self._file.readinto(view[done : done + ENTRY_BYTES])
                 if not count:
                     raise ValueError(f"{self._name} ended while it was being read: copy it again")
                 done += count
+
+    def append(self, array: np.ndarray) -> None:
+        """Write a C-contiguous array at the end."""
+        with self._lock:
+            self._file.seek(0, os.SEEK_END)
+            write_all(self._file, array)
 
     def close(self) -> None:
         self._file.close()
 
 
-def scratch_file(nbytes: int, purpose: str) -> IO[bytes]:
+def write_all(file: ByteFile, array: np.ndarray) -> None:
+    """Write all bytes of a C-contiguous array, however few the system takes at a time."""
+    view = array.reshape(-1).view(np.uint8).data
+    done = 0
+    while done < len(view):
+        done += file.write(view[done : done + ENTRY_BYTES])
+
+
+def scratch_file(nbytes: int, purpose: str) -> io.FileIO:
     """Open a nameless temporary file that vanishes on close, with `nbytes` free on its disk.
 
     It lies where TMPDIR says; otherwise in /var/tmp, because /tmp is often kept in memory.

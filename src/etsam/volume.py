@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -49,7 +48,8 @@ class Tomogram:
 
     def read_slice(self, z: int) -> np.ndarray:
         """Return slice `z` as finite float32 (Y, X); see `read_slices`."""
-        return self.read_slices(z, z + 1)[0]
+        data: np.ndarray = self.read_slices(z, z + 1)[0]
+        return data
 
     def read_slices(self, start: int, stop: int) -> np.ndarray:
         """Return slices `start` to `stop` as finite float32 (stop - start, Y, X).
@@ -75,9 +75,9 @@ class Tomogram:
             finite = np.isfinite(data)
             if not finite.all():
                 self._replaced[z] = int(data.size - np.count_nonzero(finite))
-                if not slices.flags.writeable:
-                    raise AssertionError
-                data[~finite] = data[finite].mean(dtype=np.float64) if finite.any() else self._volume_mean()
+                data[~finite] = (
+                    data[finite].mean(dtype=np.float64) if finite.any() else self._volume_mean()
+                )
         return slices
 
     def close(self) -> None:
@@ -88,7 +88,10 @@ class Tomogram:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -103,7 +106,9 @@ class Tomogram:
                 total += float(data[finite].sum(dtype=np.float64))
                 count += int(np.count_nonzero(finite))
             if not count:
-                raise ValueError(f"{self.path or 'the array'} has no finite voxel: all are NaN or infinite")
+                raise ValueError(
+                    f"{self.path or 'the array'} has no finite voxel: all are NaN or infinite"
+                )
             self._fill = total / count
         return self._fill
 
@@ -133,11 +138,15 @@ class VolumeWriter:
             If the disk is full or gone.
         """
         if z not in self._missing:
-            state = "was written before" if 0 <= z < self.shape[0] else f"is not among {self.shape[0]}"
+            state = (
+                "was written before" if 0 <= z < self.shape[0] else f"is not among {self.shape[0]}"
+            )
             raise ValueError(f"slice {z} {state}: write each slice of {self.path.name} once")
         if data.shape != self.shape[1:]:
-            raise ValueError(f"slice {z} has shape {data.shape}, {self.path.name} needs {self.shape[1:]}")
-        stored = _exact(data, self.dtype, z)
+            raise ValueError(
+                f"slice {z} has shape {data.shape}, {self.path.name} needs {self.shape[1:]}"
+            )
+        stored = _exact(np.asarray(data), self.dtype, z)
         self._sink.write(z, stored)
         self._missing.remove(z)
         self._statistics = self._statistics.add(stored)
@@ -146,14 +155,19 @@ class VolumeWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if error is not None:
             self._sink.discard()
             return
         try:
             if self._missing:
-                raise ValueError(f"{self.path} is not complete: {len(self._missing)} slices were not written")
+                raise ValueError(
+                    f"{self.path} is not complete: {len(self._missing)} slices were not written"
+                )
             self._sink.finish(self._statistics)
         except BaseException:
             self._sink.discard()
@@ -191,7 +205,12 @@ def tomogram_from_array(array: np.ndarray, *, voxel_spacing: float | None = None
 
 
 def create_volume(
-    path: Path | str, like: Tomogram, *, dtype: OutputType, label: str, ngff_version: str | None = None
+    path: Path | str,
+    like: Tomogram,
+    *,
+    dtype: OutputType,
+    label: str,
+    ngff_version: str | None = None,
 ) -> VolumeWriter:
     """Begin a volume with the shape and geometry of `like`; the suffix of `path` says MRC or OME-Zarr.
 
@@ -205,7 +224,7 @@ def create_volume(
     """
     path = Path(path)
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    kind = np.dtype(dtype)
+    kind: np.dtype = np.dtype(dtype)
     info = replace(like.info, voxel_spacing=like.voxel_spacing)
     sink: SliceSink
     if path.suffix.lower() == ".zarr":
@@ -222,7 +241,9 @@ def output_path(source: Path | str, suffix: str, folder: Path | str | None = Non
     `TS_1_10.00Apx.mrc.gz` with `_membrane` gives `TS_1_10.00Apx_membrane.mrc`, beside the source or in `folder`.
     """
     source = Path(source)
-    zarr = next((part for part in (source, *source.parents) if part.suffix.lower() == ".zarr"), None)
+    zarr = next(
+        (part for part in (source, *source.parents) if part.suffix.lower() == ".zarr"), None
+    )
     source = zarr or source
     stem = KNOWN_SUFFIXES.sub("", source.name) or source.name
     joined = suffix if suffix.startswith(("_", ".")) else f"_{suffix}"
@@ -243,7 +264,8 @@ def _tomogram(source: SliceSource, path: Path | None, voxel_spacing: float | Non
 def _exact(data: np.ndarray, dtype: np.dtype, z: int) -> np.ndarray:
     """Return a slice in the volume's data type, refusing values that would change."""
     if dtype.kind == "f":
-        stored = data.astype(dtype, copy=False)
+        with np.errstate(over="ignore"):
+            stored = data.astype(dtype, copy=False)
         if not np.isfinite(stored).all():
             raise ValueError(f"slice {z} holds NaN or infinite values")
         return stored
@@ -251,7 +273,9 @@ def _exact(data: np.ndarray, dtype: np.dtype, z: int) -> np.ndarray:
         return data.astype(dtype, copy=False)
     limits = np.iinfo(dtype)
     if data.size and not (limits.min <= data.min() and data.max() <= limits.max):
-        raise ValueError(f"slice {z} holds {data.min()} to {data.max()}: {dtype.name} cannot hold that")
+        raise ValueError(
+            f"slice {z} holds {data.min()} to {data.max()}: {dtype.name} cannot hold that"
+        )
     stored = data.astype(dtype)
     if not np.array_equal(stored, data):
         raise ValueError(f"slice {z} holds fractions: {dtype.name} cannot hold them")
