@@ -96,7 +96,8 @@ class SAM2(nn.Module):
             torch.cat((keys, pointer_keys), dim=1),
             torch.cat((values, pointer_values), dim=1),
         )
-        return self.memory_attention(image, memory, pointer_values.shape[1])
+        conditioned: Tensor = self.memory_attention(image, memory, pointer_values.shape[1])
+        return conditioned
 
     def _memory_position(self, image: Tensor) -> Tensor:
         """Sine encoding of memory tokens, (1, n, memory_dim)."""
@@ -122,7 +123,7 @@ class SAM2(nn.Module):
         encoding = sine_line(ages / max(span, 1), self.config.d_model).to(pointers.dtype)
         places = self.obj_ptr_tpos_proj(encoding)
         parts = self.config.d_model // self.config.memory_dim
-        values = pointers.unflatten(-1, (parts, -1)).flatten(1, 2)
+        values = torch.unflatten(pointers, -1, (parts, -1)).flatten(1, 2)
         return values, values + places.repeat_interleave(parts, dim=0)
 
     def decode(
@@ -153,25 +154,26 @@ class SAM2(nn.Module):
             decoded.masks[rows, best][:, None].float(),
             NO_OBJECT_LOGIT,
         )
-        pointer = self._pointer(decoded.tokens[rows, best], present)
+        pointer = torch.where(
+            present, self.obj_ptr_proj(decoded.tokens[rows, best]), self.no_obj_ptr
+        )
         return Output(logits, pointer, decoded.object_score, decoded)
 
-    def _pointer(self, token: Tensor, present: Tensor) -> Tensor:
-        return torch.where(present, self.obj_ptr_proj(token), self.no_obj_ptr)
-
     def answer_with_mask(self, features: Features, mask: Tensor) -> Output:
-        """Return a binary mask prompt (b, 1, h, w), in frame pixels, as the frame's own answer."""
+        """Return a binary mask prompt (b, 1, h, w), in frame pixels, as the frame's own answer.
+
+        Its pointer says "no object" when the mask is empty or the decoder, fed with it, says so.
+        """
         mask = mask.to(features.image.dtype)
         full = mask.float() * MEMORY_SCALE + MEMORY_BIAS
         stride = self.config.patch_stride
         size = (full.shape[-2] // stride, full.shape[-1] // stride)
         logits = F.interpolate(full, size, mode="bilinear", antialias=True)
-        decoded = self.decode(
+        own = self.decode(
             features.image, features, mask=self.mask_downsample(mask), multimask=False
-        ).decoded
-        assert decoded is not None
+        )
         present = mask.flatten(1).any(dim=1, keepdim=True)
-        pointer = self._pointer(decoded.tokens[:, 0], present)
+        pointer = torch.where(present, own.pointer, self.no_obj_ptr)
         score = present.to(mask.dtype) * MEMORY_SCALE + MEMORY_BIAS
         return Output(logits, pointer, score, None)
 
