@@ -63,9 +63,7 @@ def encode(model: SAM2, frame: Tensor) -> Features:
 
 
 @torch.inference_mode()
-def track_slice(
-    model: SAM2, features: Features, bank: MemoryBank, z: int, length: int
-) -> Tensor:
+def track_slice(model: SAM2, features: Features, bank: MemoryBank, z: int, length: int) -> Tensor:
     """Find the membranes of slice ``z`` from its features and the bank, and remember them."""
     conditioned = model.condition(features.image, bank, z, length)
     output = model.decode(conditioned, features)

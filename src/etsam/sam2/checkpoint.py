@@ -90,7 +90,7 @@ def infer_config(state: State, path: Path) -> SAM2Config:
         embed_dim = state["image_encoder.trunk.patch_embed.proj.weight"].shape[0]
         stages = _stages(state)
         layers = {k.split(".")[2] for k in state if k.startswith("memory_attention.layers.")}
-        sizes = {
+        sizes: dict[str, Any] = {
             "d_model": state["no_mem_embed"].shape[-1],
             "memory_dim": state["maskmem_tpos_enc"].shape[-1],
             "num_maskmem": state["maskmem_tpos_enc"].shape[0],

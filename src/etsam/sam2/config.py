@@ -108,9 +108,10 @@ class SAM2Config:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"SAM2Config has no {unknown}; its fields are {sorted(known)}")
-        return cls(
-            **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        )
+        sizes: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
+        }
+        return cls(**sizes)
 
 
 TINY = SAM2Config(

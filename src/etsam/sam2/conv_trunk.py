@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +21,8 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.gelu(self.conv1(self.norm(x))))
+        y: Tensor = self.conv2(F.gelu(self.conv1(self.norm(x))))
+        return x + y
 
 
 class ConvTrunk(nn.Module):
@@ -39,8 +42,7 @@ class ConvTrunk(nn.Module):
             for width, depth in zip(widths, config.stages, strict=True)
         )
         self.downsamples = nn.ModuleList(
-            nn.Sequential(LayerNorm2d(a), nn.Conv2d(a, b, 2, 2))
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.Sequential(LayerNorm2d(a), nn.Conv2d(a, b, 2, 2)) for a, b in pairwise(widths)
         )
 
     def forward(self, frames: Tensor) -> list[Tensor]:

@@ -52,7 +52,9 @@ class MultiScaleAttention(nn.Module):
         out = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         )
-        return self.proj(out.transpose(1, 2).reshape(b, h, w, -1))
+        out = out.transpose(1, 2).reshape(b, h, w, -1)
+        projected: Tensor = self.proj(out)
+        return projected
 
 
 class Block(nn.Module):
@@ -76,12 +78,13 @@ class Block(nn.Module):
             if self.q_stride > 1:
                 shortcut = pool_tokens(shortcut, self.q_stride)
         height, width = shortcut.shape[1:3]
+        windows = partition(x, self.window) if self.window else x
+        attended = self.attn(windows)
         if self.window:
-            x = unpartition(self.attn(partition(x, self.window)), height, width)
-        else:
-            x = self.attn(x)
-        x = shortcut + x
-        return x + self.mlp(self.norm2(x))
+            attended = unpartition(attended, height, width)
+        x = shortcut + attended
+        y: Tensor = self.mlp(self.norm2(x))
+        return x + y
 
 
 class PatchEmbed(nn.Module):
@@ -95,7 +98,8 @@ class PatchEmbed(nn.Module):
         )
 
     def forward(self, frames: Tensor) -> Tensor:
-        return self.proj(frames).permute(0, 2, 3, 1)
+        tokens: Tensor = self.proj(frames)
+        return tokens.permute(0, 2, 3, 1)
 
 
 class Hiera(nn.Module):

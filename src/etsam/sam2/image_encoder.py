@@ -18,7 +18,8 @@ class Lateral(nn.Module):
         self.conv = nn.Conv2d(width, d_model, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        out: Tensor = self.conv(x)
+        return out
 
 
 class FpnNeck(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,7 @@ class LayerNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.layer_norm(
-            x.permute(0, 2, 3, 1), (x.shape[1],), self.weight, self.bias, self.eps
-        )
+        x = F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), self.weight, self.bias, self.eps)
         return x.permute(0, 3, 1, 2)
 
 
@@ -37,9 +36,7 @@ class MLP(nn.Module):
         super().__init__()
         n_in, hidden, n_out = sizes
         widths = [n_in] + [hidden] * (layers - 1) + [n_out]
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,9 +58,10 @@ class Attention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """(b, n, inner) -> (b, heads, n, inner / heads)."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = self.split(self.q_proj(q)), self.split(self.k_proj(k)), self.split(self.v_proj(v))
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        x: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
+        return x

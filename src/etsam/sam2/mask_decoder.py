@@ -128,17 +128,14 @@ class MaskDecoder(nn.Module):
         source = (image + dense).flatten(2).transpose(1, 2)
         position = image_pe.flatten(2).transpose(1, 2)
         tokens, source = self.transformer(tokens, source, position)
-        upscaled = self.upscale(source.transpose(1, 2).unflatten(2, grid), high_res)
+        upscaled = self.upscale(torch.unflatten(source.transpose(1, 2), 2, grid), high_res)
         chosen = range(1, MASKS) if multimask else range(1)
         mask_tokens = tokens[:, 2 : 2 + MASKS][:, chosen.start : chosen.stop]
         weights = torch.stack(
-            [
-                self.output_hypernetworks_mlps[i](mask_tokens[:, i - chosen.start])
-                for i in chosen
-            ],
+            [self.output_hypernetworks_mlps[i](mask_tokens[:, i - chosen.start]) for i in chosen],
             dim=1,
         )
-        masks = (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+        masks = torch.unflatten(weights @ upscaled.flatten(2), 2, upscaled.shape[-2:])
         quality = self.iou_prediction_head(tokens[:, 1]).sigmoid()
         return Decoded(
             masks,

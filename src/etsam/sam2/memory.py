@@ -31,7 +31,8 @@ class MaskDownSampler(nn.Module):
         self.encoder = nn.Sequential(*layers, nn.Conv2d(width, config.d_model, 1))
 
     def forward(self, mask: Tensor) -> Tensor:
-        return self.encoder(mask)
+        out: Tensor = self.encoder(mask)
+        return out
 
 
 class CXBlock(nn.Module):
@@ -46,7 +47,7 @@ class CXBlock(nn.Module):
         self.gamma = nn.Parameter(torch.full((width,), 1e-6))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.dwconv(x)).permute(0, 2, 3, 1)
+        y: Tensor = self.norm(self.dwconv(x)).permute(0, 2, 3, 1)
         y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
         return x + y.permute(0, 3, 1, 2)
 
@@ -76,7 +77,8 @@ class MemoryEncoder(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         x = self.pix_feat_proj(features) + self.mask_downsampler(mask)
-        return self.out_proj(self.fuser(x))
+        memory: Tensor = self.out_proj(self.fuser(x))
+        return memory
 
 
 class RotaryAttention(Attention):
@@ -91,10 +93,12 @@ class RotaryAttention(Attention):
         q = rotate(q, rotations.query)
         spatial = k.shape[2] - rotations.plain
         maps = spatial // len(rotations.key[0])
-        rotation = tuple(r.repeat(maps, 1) for r in rotations.key)
-        k = torch.cat((rotate(k[:, :, :spatial], rotation), k[:, :, spatial:]), dim=2)  # type: ignore[arg-type]
+        cos, sin = rotations.key
+        rotation = (cos.repeat(maps, 1), sin.repeat(maps, 1))
+        k = torch.cat((rotate(k[:, :, :spatial], rotation), k[:, :, spatial:]), dim=2)
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        projected: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
+        return projected
 
 
 @dataclass(frozen=True)
@@ -120,15 +124,14 @@ class MemoryAttentionLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.norm3 = nn.LayerNorm(width)
 
-    def forward(
-        self, x: Tensor, memory: tuple[Tensor, Tensor], rotations: Rotations
-    ) -> Tensor:
+    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], rotations: Rotations) -> Tensor:
         keys, values = memory
-        y = self.norm1(x)
+        y: Tensor = self.norm1(x)
         own = Rotations(rotations.query, rotations.query)
         x = x + self.self_attn.attend(y, y, y, own)
         x = x + self.cross_attn_image.attend(self.norm2(x), keys, values, rotations)
-        return x + self.linear2(F.relu(self.linear1(self.norm3(x))))
+        y = self.linear2(F.relu(self.linear1(self.norm3(x))))
+        return x + y
 
 
 class MemoryAttention(nn.Module):
@@ -147,7 +150,7 @@ class MemoryAttention(nn.Module):
 
         The last ``pointers`` memory tokens are object pointers, which have no place.
         """
-        b, d, h, w = features.shape
+        d, h, w = features.shape[1:]
         device = features.device
         rotations = Rotations(
             axial_rotation(d, h, w, 1, device),
@@ -155,10 +158,11 @@ class MemoryAttention(nn.Module):
             pointers,
         )
         position = sine_map(d, h, w, device).to(features.dtype)
-        x = (features + 0.1 * position).flatten(2).transpose(1, 2)
+        x: Tensor = (features + 0.1 * position).flatten(2).transpose(1, 2)
         for layer in self.layers:
             x = layer(x, memory, rotations)
-        return self.norm(x).transpose(1, 2).unflatten(2, (h, w))
+        out: Tensor = self.norm(x).transpose(1, 2)
+        return torch.unflatten(out, 2, (h, w))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ class RandomPosition(nn.Module):
         y = (torch.arange(height, device=device) + 0.5) / height
         x = (torch.arange(width, device=device) + 0.5) / width
         xy = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
-        return self(xy).permute(2, 0, 1)[None]
+        encoded: Tensor = self(xy)
+        return encoded.permute(2, 0, 1)[None]
 
 
 class PromptEncoder(nn.Module):
@@ -71,9 +72,7 @@ class PromptEncoder(nn.Module):
         height, width = frame_size
         tokens = self.pe_layer(points / points.new_tensor([width, height]))
         tokens = torch.where((labels == NOT_A_POINT)[..., None], torch.zeros_like(tokens), tokens)
-        table = torch.cat(
-            [self.not_a_point_embed.weight, *(e.weight for e in self.point_embeddings)]
-        )
+        table = torch.cat([self.not_a_point_embed.weight, *self.point_embeddings.parameters()])
         return tokens + table[labels + 1]
 
     def forward(
