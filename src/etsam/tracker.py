@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from etsam.sam2 import SAM2, Features, MemoryBank
+from etsam.sam2 import SAM2, Features, Memory, MemoryBank
 
 
 class Frames(Protocol):
@@ -67,7 +68,7 @@ def track_slice(model: SAM2, features: Features, bank: MemoryBank, z: int, lengt
     """Find the membranes of slice ``z`` from its features and the bank, and remember them."""
     conditioned = model.condition(features.image, bank, z, length)
     output = model.decode(conditioned, features)
-    bank.remember(z, model.remember(features, output))
+    bank.remember(z, _rounded(model.remember(features, output)))
     return output.logits[0, 0]
 
 
@@ -78,5 +79,11 @@ def _condition_on_prompt(
     features = encode(model, frames[z])
     prompt = mask[None, None].to(features.image.device)
     output = model.answer_with_mask(features, prompt)
-    bank.conditioning[z] = model.remember(features, output, binary=True)
+    bank.conditioning[z] = _rounded(model.remember(features, output, binary=True))
     return output.logits[0, 0]
+
+
+def _rounded(memory: Memory) -> Memory:
+    """Spatial memory rounded to bfloat16, as SAM 2's video predictor keeps it in any precision."""
+    spatial = memory.spatial
+    return replace(memory, spatial=spatial.to(torch.bfloat16).to(spatial.dtype))
