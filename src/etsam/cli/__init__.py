@@ -11,6 +11,7 @@ import click
 from etsam import __version__
 from etsam.cli.command import EXPECTED_ERRORS, report_error, report_warning
 from etsam.cli.postprocess import postprocess
+from etsam.cli.segment import segment
 from etsam.cli.simulate import simulate
 from etsam.cli.train import train
 from etsam.cli.weights import weights
@@ -35,7 +36,7 @@ def etsam(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _verb in (postprocess, simulate, train, weights):
+for _verb in (segment, postprocess, simulate, train, weights):
     etsam.add_command(_verb)
 
 

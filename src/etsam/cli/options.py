@@ -10,18 +10,25 @@ import click
 Command = Callable[..., Any]
 
 
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace results that are there already."
+)
+
+min_slices_option = click.option(
+    "--min-slices",
+    "--post-process-min-slices",
+    "min_slices",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Post-processing drops blobs that span fewer slices; 0 keeps all.",
+)
+
+
 def cleaning_options(command: Command) -> Command:
     """Add the sizes that post-processing works with, under ETSAM's names too."""
     options = (
-        click.option(
-            "--min-slices",
-            "--post-process-min-slices",
-            "min_slices",
-            type=click.IntRange(min=0),
-            default=10,
-            show_default=True,
-            help="Drop blobs that span fewer slices; 0 keeps all.",
-        ),
+        min_slices_option,
         click.option(
             "--max-rung",
             "--post-process-max-bridge-len",
@@ -59,8 +66,3 @@ def parse_triple(text: str, name: str) -> tuple[int, int, int]:
         raise ValueError(f"{name} is {text!r}: expected three whole numbers Z,Y,X, e.g. 64,256,256")
     z, y, x = (int(part) for part in parts)
     return z, y, x
-
-
-overwrite_option = click.option(
-    "--overwrite", is_flag=True, help="Replace results that are there already."
-)

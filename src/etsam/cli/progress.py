@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from types import TracebackType
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Self, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+SLICE_MESSAGE = re.compile(r"(?P<stage>.+): slice (?P<done>\d+) of (?P<total>\d+)")
 
 
 class StageProgress:
@@ -50,6 +53,13 @@ class StageProgress:
             speed = f", {rate:.1f} {self._unit}/s" if rate else ""
             line = f"{stage}: {total} {self._unit} in {elapsed:.1f} s{speed}\n"
             self._stream.write(line)
+
+    def message(self, fraction: float, message: str) -> None:
+        """Say how far segmenting is; messages that name a slice are counted in slices."""
+        if match := SLICE_MESSAGE.fullmatch(message):
+            self(match["stage"], int(match["done"]), int(match["total"]))
+        else:
+            self.fraction(fraction, message)
 
     def fraction(self, fraction: float, message: str) -> None:
         """Say that ``fraction`` (0..1) of what ``message`` names is done."""

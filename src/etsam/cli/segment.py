@@ -1,0 +1,149 @@
+"""``etsam segment``: from tomograms to membrane masks."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from etsam.cli.command import VerbCommand, check_output, run_each
+from etsam.cli.options import min_slices_option, overwrite_option
+from etsam.cli.progress import StageProgress
+
+if TYPE_CHECKING:
+    from etsam.options import SegmentOptions
+    from etsam.segmentation import SegmentResult
+
+PROMPTS = ["zero", "grid_zero", "grid", "etsam_stage1_partial"]
+NORMALISATIONS = ["min_max_positive_values", "softplus_minmax", "min_max", "robust"]
+
+
+@click.command(cls=VerbCommand)
+@click.argument("tomograms", nargs=-1, type=click.Path(path_type=Path), metavar="TOMOGRAM...")
+@click.option("--sample", is_flag=True, help="Segment a small tomogram simulated on the spot.")
+@click.option(
+    "-o",
+    "--output",
+    "--output-dir",
+    "output",
+    type=click.Path(path_type=Path),
+    help="Folder for the results, or the mask's file.  [default: beside the tomogram]",
+)
+@overwrite_option
+@click.option("--store-logits", is_flag=True, help="Keep the logits too, as float32.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per tomogram.")
+@click.option("--preview/--no-preview", default=True, show_default=True, help="Write a picture.")
+@click.option("--show", is_flag=True, help="Open the picture when done.")
+@click.option(
+    "--model",
+    default="compact",
+    show_default=True,
+    metavar="NAME|FOLDER",
+    help="compact, etsam-v1, or a folder with a stage1 and a stage2 checkpoint.",
+)
+@click.option("--stage1-checkpoint", type=click.Path(path_type=Path), help="Instead of --model.")
+@click.option("--stage2-checkpoint", type=click.Path(path_type=Path), help="Instead of --model.")
+@click.option(
+    "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda:N, mps."
+)
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True
+)
+@click.option(
+    "--logit-threshold",
+    type=float,
+    default=-0.25,
+    show_default=True,
+    help="A voxel with a larger logit is membrane; lower finds more, higher is stricter.",
+)
+@click.option("--voxel-spacing", type=float, metavar="Å", help="Instead of the header's.")
+@click.option("--invert", is_flag=True, help="Membranes are bright in this tomogram.")
+@click.option(
+    "--normalize-method",
+    type=click.Choice(NORMALISATIONS),
+    help="Scaling of the grey values.  [default: the model's]",
+)
+@click.option(
+    "--stage1-prompt",
+    type=click.Choice(PROMPTS[:3]),
+    help="Where stage 1 starts from.  [default: the model's]",
+)
+@click.option(
+    "--stage2-prompt",
+    type=click.Choice(PROMPTS),
+    help="Where stage 2 starts from.  [default: the model's]",
+)
+@click.option(
+    "--interval",
+    "--grid-interval",
+    "--prompt-interval",
+    "interval",
+    type=click.IntRange(min=1),
+    help="Distance of a grid prompt's dots and of its slices.  [default: 50, split 10]",
+)
+@click.option(
+    "--first-slice",
+    type=click.Choice(["predict", "prompt"]),
+    default="predict",
+    show_default=True,
+    help="Predict prompted slices too, or return their prompt as ETSAM does.",
+)
+@click.option(
+    "--split-processing",
+    is_flag=True,
+    help="Segment the four quadrants one by one, for closely packed membranes.",
+)
+@click.option("--post-process", is_flag=True, help="Write a cleaned mask too.")
+@min_slices_option
+def segment(params: dict[str, Any]) -> int:
+    """Find the membranes of each TOMOGRAM (MRC, also .gz or .bz2, or OME-Zarr).
+
+    TS_001.mrc gives TS_001_membrane.mrc with the same geometry (1 membrane, 0 not), a preview and a
+    JSON with weights, parameters, time and memory. No option is needed.
+
+    Several tomograms are done in order; the exit code is 1 if any of them failed.
+    """
+    paths = _inputs(params)
+    check_output(paths, params["output"])
+
+    from etsam.segmentation import segment_file
+
+    options = _options(params)
+
+    def run(path: Path) -> None:
+        with StageProgress() as progress:
+            result = segment_file(path, options, progress.message)
+        _show(result, as_json=params["as_json"], open_preview=params["show"])
+
+    return run_each(paths, run)
+
+
+def _inputs(params: dict[str, Any]) -> list[Path]:
+    paths = list(params["tomograms"])
+    if params["sample"] == bool(paths):
+        raise click.UsageError("give tomograms or --sample, see `etsam segment --help`")
+    if params["sample"]:
+        from etsam.cli.sample import write_sample
+
+        folder = params["output"] or Path.cwd()
+        paths = [write_sample(folder)]
+    return paths
+
+
+def _options(params: dict[str, Any]) -> SegmentOptions:
+    from etsam.options import SegmentOptions
+
+    fields = dataclasses.fields(SegmentOptions)
+    return SegmentOptions(**{field.name: params[field.name] for field in fields})
+
+
+def _show(result: SegmentResult, *, as_json: bool, open_preview: bool) -> None:
+    """Print where the results are, and open the picture where that is wanted."""
+    if as_json:
+        click.echo(result.json())
+    else:
+        click.echo(result.mask)
+    if open_preview and result.preview is not None:
+        click.launch(str(result.preview))
