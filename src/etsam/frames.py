@@ -20,6 +20,8 @@ from etsam.logits import LOGIT_LIMIT, LogitRange
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+PromptKind = Literal["zero", "grid_zero", "grid", "etsam_stage1_partial", "none"]
+
 
 @dataclass(frozen=True)
 class FrameSpec:
@@ -41,6 +43,9 @@ class FrameSpec:
         Three equal channels with ImageNet's mean and standard deviation (reference).
     invert
         The model expects bright membranes.
+    prompt
+        What tracking starts from unless something else is asked for: None for the published models'
+        ``grid_zero`` (stage 1) and ``zero`` (stage 2), ``none`` for an empty memory.
     """
 
     size: Literal["square", "native"] = "native"
@@ -53,6 +58,7 @@ class FrameSpec:
     fusion: Literal["add", "concat"] = "concat"
     imagenet: bool = False
     invert: bool = False
+    prompt: PromptKind | None = None
 
     def __post_init__(self) -> None:
         if self.slices < 1 or self.slices % 2 == 0:

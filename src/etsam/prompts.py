@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from etsam.frames import FrameGeometry, FrameSequence
+from etsam.frames import FrameGeometry, FrameSequence, PromptKind
 
-PromptKind = Literal["zero", "grid_zero", "grid", "etsam_stage1_partial"]
-FirstSlice = Literal["prompt", "predict"]
-
-INTERVAL = 50  # pixels between dots, and slices between prompts of `grid` (paper, ablations)
+INTERVAL = 50  # pixels between dots, and slices between repeated prompts (paper, ablations)
 SPLIT_INTERVAL = 10  # the same for quadrants (released code)
-PARTIAL_INTERVAL = 50  # slices between prompts of `etsam_stage1_partial`, whatever the interval
 PARTIAL_THRESHOLD = -0.25  # logits; the paper says 0.0, the released code -0.25: we follow the code
 LEAD_IN = 1  # virtual slices before slice 0, see `schedule`
 
@@ -34,9 +30,11 @@ def prompted_slices(kind: PromptKind, depth: int, interval: int = INTERVAL) -> l
         raise ValueError(f"unknown prompt {kind!r}: expected {', '.join(get_args(PromptKind))}")
     if interval < 1:
         raise ValueError(f"prompt interval is {interval}: expected at least 1")
+    if kind == "none":
+        return []
     if kind in ("zero", "grid_zero"):
         return [0]
-    return list(range(0, depth, interval if kind == "grid" else PARTIAL_INTERVAL))
+    return list(range(0, depth, interval))
 
 
 def grid_mask(shape: tuple[int, int], interval: int = INTERVAL) -> Tensor:
@@ -54,12 +52,12 @@ def make_prompts(
     interval: int = INTERVAL,
     previous: Callable[[int], Tensor] | None = None,
 ) -> dict[int, Tensor]:
-    """Masks by slice index, for frames of this geometry.
+    """Binary masks (h, w) in frame pixels by slice index.
 
-    Where slices are squeezed to the network's square the masks have the slice's shape (the network
-    resizes them, as the reference does); where slices keep their pixels the masks are drawn at the
-    frame's scale and shape, with nothing in the padding. ``previous`` reads a slice of the previous
-    stage's logits (Y, X); ``etsam_stage1_partial`` needs it.
+    Where slices are squeezed to the network's square the dots are drawn on the slice and squeezed
+    with it, as the reference does; where slices keep their pixels they are drawn on the frame, with
+    nothing in its padding. ``previous`` reads a slice of the previous stage's logits (Y, X);
+    ``etsam_stage1_partial`` needs it.
 
     Raises
     ------
@@ -72,28 +70,23 @@ def make_prompts(
             raise ValueError("the prompt etsam_stage1_partial is for stage 2: it needs stage 1")
         return {z: fit_mask(previous(z) > PARTIAL_THRESHOLD, geometry) for z in slices}
     canvas = geometry.slice_shape if geometry.is_square else geometry.scaled_shape
-    mask = torch.zeros(canvas, dtype=torch.bool)
-    if kind != "zero":
-        mask = grid_mask(canvas, interval)
-    if not geometry.is_square:
-        mask = _pad_mask(mask, geometry.frame_shape)
-    return dict.fromkeys(slices, mask)
+    mask = grid_mask(canvas, interval)
+    if kind == "zero":
+        mask = torch.zeros_like(mask)
+    return dict.fromkeys(slices, fit_mask(mask, geometry))
 
 
 def fit_mask(mask: Tensor, geometry: FrameGeometry) -> Tensor:
-    """Bring a mask (Y, X) to the shape `make_prompts` promises for the geometry."""
-    if geometry.is_square:
-        return mask
+    """Bring a mask of a slice, or of its scaled form, to the frame; the padding stays empty.
+
+    Resized bilinearly with antialiasing and binarised at 0.5, as SAM 2 does with mask prompts.
+    """
     if mask.shape != geometry.scaled_shape:
         values = mask[None, None].float()
         scaled = interpolate(values, geometry.scaled_shape, mode="bilinear", antialias=True)
         mask = scaled[0, 0] >= 0.5
-    return _pad_mask(mask, geometry.frame_shape)
-
-
-def _pad_mask(mask: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Extend a mask (h, w) with False at the bottom and right."""
-    return pad(mask, (0, shape[1] - mask.shape[1], 0, shape[0] - mask.shape[0]))
+    height, width = geometry.frame_shape
+    return pad(mask, (0, width - mask.shape[1], 0, height - mask.shape[0]))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,66 @@
+"""What a user may choose when segmenting; free of torch, so that programs can read the defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from etsam.frames import PromptKind
+    from etsam.intensity import Normalisation
+
+LOGIT_THRESHOLD = -0.25  # default of the paper (4.3) and of the released code
+MIN_SLICES = 10  # post-processing drops what spans fewer slices (released code)
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """Choices for segmenting; None means the model's own.
+
+    Attributes
+    ----------
+    model, stage1_checkpoint, stage2_checkpoint
+        Name or folder of a model; checkpoints take the place of its stages.
+    device, dtype
+        ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``float32`` or ``bfloat16``.
+    normalize_method, stage1_prompt, stage2_prompt, interval
+        Grey-value scaling, prompts, and the distance of their dots in pixels and of repeated
+        prompts in slices (default 50, or 10 when splitting).
+    split_processing
+        Track the four quadrants of the slices on their own.
+    first_slice
+        ``predict``: every slice is predicted; ``prompt``: prompted slices return their prompt, as
+        SAM 2 and the released pipeline do.
+    invert
+        The volume shows membranes bright.
+    voxel_spacing
+        Å, in place of the header's.
+    logit_threshold, store_logits
+        Voxels with larger logits are membrane; also write the logits.
+    post_process, min_slices
+        Clean the mask; drop components that span fewer slices.
+    output, preview, overwrite
+        Folder, or name, of the mask (default: beside the tomogram); write the PNG; replace results.
+    """
+
+    model: str | Path = "compact"
+    stage1_checkpoint: Path | None = None
+    stage2_checkpoint: Path | None = None
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    normalize_method: Normalisation | None = None
+    stage1_prompt: PromptKind | None = None
+    stage2_prompt: PromptKind | None = None
+    interval: int | None = None
+    split_processing: bool = False
+    first_slice: Literal["predict", "prompt"] = "predict"
+    invert: bool = False
+    voxel_spacing: float | None = None
+    logit_threshold: float = LOGIT_THRESHOLD
+    store_logits: bool = False
+    post_process: bool = False
+    min_slices: int = MIN_SLICES
+    output: Path | None = None
+    preview: bool = True
+    overwrite: bool = False

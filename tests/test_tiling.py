@@ -1,0 +1,78 @@
+"""Tiling: regions cover the slice and blend without seams."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from etsam.tiling import OVERLAP, RecentSlices, blend_weights, quadrants, tiles, whole
+
+SIDES = st.integers(2, 5000)
+
+
+@given(height=SIDES, width=SIDES)
+def test_quadrants_partition_the_slice(height: int, width: int) -> None:
+    regions = quadrants((height, width))
+    assert len(regions) == 4
+    assert sum(r.shape[0] * r.shape[1] for r in regions) == height * width
+    assert regions[0].bottom == regions[2].top == height // 2
+
+
+@given(height=SIDES, width=SIDES)
+def test_tiles_cover_the_slice_and_overlap(height: int, width: int) -> None:
+    regions = tiles((height, width))
+    assert len({r.shape for r in regions}) == 1
+    assert max(regions[0].shape) <= 1024
+    assert min(r.top for r in regions) == min(r.left for r in regions) == 0
+    assert max(r.bottom for r in regions) == height and max(r.right for r in regions) == width
+    tops = sorted({r.top for r in regions})
+    for upper, lower in zip(tops, tops[1:], strict=False):
+        assert upper + regions[0].shape[0] - lower >= OVERLAP - 1
+
+
+@pytest.mark.parametrize("shape", [(700, 900), (1500, 700), (2100, 1300)])
+def test_blending_is_a_partition_of_unity_without_jumps(shape: tuple[int, int]) -> None:
+    regions = tiles(shape)
+    weights = blend_weights(regions, shape)
+    total = np.zeros(shape)
+    for region, weight in zip(regions, weights, strict=True):
+        canvas = np.zeros(shape)
+        canvas[region.box] = weight
+        assert np.abs(np.diff(canvas, axis=0)).max(initial=0) < 0.02
+        assert np.abs(np.diff(canvas, axis=1)).max(initial=0) < 0.02
+        total += canvas
+    assert np.allclose(total, 1, atol=1e-6)
+    for weight in blend_weights(quadrants(shape), shape) + blend_weights(whole(shape), shape):
+        assert np.array_equal(weight, np.ones_like(weight))
+
+
+def test_too_small_for_a_split() -> None:
+    with pytest.raises(ValueError, match="four"):
+        quadrants((1, 80))
+    with pytest.raises(ValueError, match="overlap"):
+        tiles((400, 400), (100, 100))
+
+
+class Counted:
+    """Slices that count how often they are read."""
+
+    shape = (50, 2, 2)
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def read_slice(self, z: int) -> np.ndarray:
+        self.reads += 1
+        return np.full((2, 2), z, np.float32)
+
+
+def test_recent_slices_are_read_once_and_forgotten() -> None:
+    source = Counted()
+    recent = RecentSlices(source, keep=4)
+    for z in range(2, 48):
+        for neighbour in (z - 2, z - 1, z, z + 1):
+            assert recent.read_slice(neighbour)[0, 0] == neighbour
+    assert source.reads == 49
+    assert len(recent._recent) == 4
