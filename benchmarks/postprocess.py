@@ -23,13 +23,26 @@ CLEAN = """
 import json, resource, sys, time
 from dataclasses import asdict
 import etsam.postprocess
-idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+idle = resource.getrusage(resource.RUSAGE_SELF)
 start = time.perf_counter()
-done = etsam.postprocess.postprocess(sys.argv[1])
+last = {}
+def note(stage, done, total):
+    last[stage] = time.perf_counter()
+    last.setdefault(stage + "_first", time.perf_counter())
+done = etsam.postprocess.postprocess(sys.argv[1], progress=note)
 seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"seconds": round(seconds, 2), "peak_rss_mb": peak // 1024,
-                  "rss_at_start_mb": idle // 1024, **asdict(done.summary)}))
+used = resource.getrusage(resource.RUSAGE_SELF)
+cpu = used.ru_utime + used.ru_stime - idle.ru_utime - idle.ru_stime
+print(json.dumps({
+    "seconds": round(seconds, 2),
+    "cpu_seconds": round(cpu, 2),
+    "slices_seconds": round(last["clean"] - start, 2),
+    "blobs_seconds": round(last["write_first"] - last["clean"], 2),
+    "write_seconds": round(last["write"] - last["write_first"], 2),
+    "peak_rss_mb": used.ru_maxrss // 1024,
+    "rss_at_start_mb": idle.ru_maxrss // 1024,
+    **asdict(done.summary),
+}))
 """
 
 

@@ -87,11 +87,11 @@ def find_blobs(mask: PackedMask, *, slab: int | None = None) -> Blobs:
         if shared is not None:
             offsets = np.array([[total - counts[-1]], [total]])
             pairs.append(_meeting(shared, labels[0]) + offsets)
-        boxes = cc3d.statistics(labels, no_slice_conversion=True)["bounding_boxes"][1:]
-        firsts.append(boxes[:, 0].astype(np.int64) + start)
-        lasts.append(boxes[:, 1].astype(np.int64) + start)
-        counts.append(len(boxes))
-        total += len(boxes)
+        first, last = _z_range(labels)
+        firsts.append(first + start)
+        lasts.append(last + start)
+        counts.append(len(first))
+        total += len(first)
         shared = labels[-1].copy()
     edges = np.concatenate([np.zeros((2, 0), np.int64), *pairs], axis=1)
     links = coo_matrix((np.ones(edges.shape[1], np.int8), (edges[0], edges[1])), (total, total))
@@ -133,6 +133,18 @@ def _label(data: NDArray[np.bool_]) -> NDArray[np.uint32]:
     return np.asarray(
         cc3d.connected_components(data, connectivity=26, binary_image=True, out_dtype=np.uint32)
     )
+
+
+def _z_range(labels: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the first and the last slice of each label from 1 on."""
+    inside = [plane[plane > 0] for plane in labels]
+    first = np.zeros(int(labels.max()) + 1, np.int64)
+    last = np.zeros_like(first)
+    for z, found in enumerate(inside):
+        last[found] = z
+    for z, found in reversed(list(enumerate(inside))):
+        first[found] = z
+    return first[1:], last[1:]
 
 
 def _meeting(above: NDArray[np.uint32], below: NDArray[np.uint32]) -> NDArray[np.int64]:

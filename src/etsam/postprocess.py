@@ -111,12 +111,12 @@ def postprocess(
 
 
 def clean_mask(
-    mask: NDArray[np.bool_] | NDArray[np.int8],
+    mask: np.ndarray,
     *,
     min_slices: int = MIN_SLICES,
     max_rung: int = MAX_RUNG,
     max_spur: int = 0,
-) -> tuple[NDArray[np.bool_] | NDArray[np.int8], CleaningSummary]:
+) -> tuple[np.ndarray, CleaningSummary]:
     """Clean a mask in memory; see `postprocess`.
 
     Parameters
@@ -241,7 +241,7 @@ def _one_value(batch: np.ndarray, value: float) -> float:
 
 def _target(source: Tomogram, output: Path | str | None, overwrite: bool) -> Path:
     """Name the output, and make sure that it may be written."""
-    if output is None or Path(output).is_dir() and Path(output).suffix.lower() != ".zarr":
+    if output is None or (Path(output).is_dir() and Path(output).suffix.lower() != ".zarr"):
         if source.path is None:
             raise ValueError("a mask from an array has no name: give an output file")
         target = output_path(source.path, SUFFIX, None if output is None else Path(output))

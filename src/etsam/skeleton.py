@@ -37,6 +37,12 @@ STRAIGHT = -0.64
 ACROSS = 0.71
 """Largest cosine between a rung and the membrane it stands on: at least 45 degrees."""
 
+PARALLEL = 0.71
+"""Smallest cosine between the two membranes that a rung joins: at most 45 degrees."""
+
+_HEIGHTS = np.arange(0.0, 2 * REACH, 0.5)
+_NOTHING = np.empty((0, 2), np.int64)
+
 
 @dataclass(frozen=True)
 class SliceCounts:
@@ -65,18 +71,17 @@ class _Graph:
 
 
 @dataclass(frozen=True)
-class _Side:
-    """A membrane passing through a junction, in the frame of that junction.
+class _Line:
+    """A membrane passing through a junction.
 
     `centre` is the junction, `along` and `away` are unit vectors (y, x) along the membrane and
-    towards the rung, and `surface` the polynomial that gives the height of the membrane's surface
-    above the junction.
+    towards the rung, `points` (n, 2) the membrane's skeleton on either side of the junction.
     """
 
     centre: NDArray[np.float64]
     along: NDArray[np.float64]
     away: NDArray[np.float64]
-    surface: NDArray[np.float64]
+    points: NDArray[np.int64]
 
 
 def clean_slice(
@@ -98,7 +103,7 @@ def clean_slice(
     tuple
         The cleaned slice (`mask` itself when there was nothing to remove) and the counts.
     """
-    graph = _trace(mask)
+    graph = _trace(mask, max(REACH, NOISE_SPUR, max_rung, max_spur) + 3)
     if graph is None:
         return mask, SliceCounts()
     erase: list[NDArray[np.int64]] = []
@@ -110,9 +115,8 @@ def clean_slice(
     if max_rung > 0:
         graph = _without_noise(graph)
         for part, ends in _short_links(graph, max_rung):
-            pixels = _rung_pixels(mask, graph, part, ends)
-            if len(pixels):
-                erase.append(pixels)
+            erase.append(_rung_pixels(mask, graph, part, ends))
+    erase = [pixels for pixels in erase if len(pixels)]
     if not erase:
         return mask, SliceCounts()
     cleaned = mask.copy()
@@ -121,21 +125,34 @@ def clean_slice(
     return cleaned, SliceCounts(rungs=len(erase) - spurs, spurs=spurs)
 
 
-def _trace(mask: NDArray[np.bool_]) -> _Graph | None:
-    """Skeletonise a slice; None when its skeleton has no junction."""
+def _trace(mask: NDArray[np.bool_], margin: int) -> _Graph | None:
+    """Skeletonise a slice; None when its skeleton has no junction.
+
+    Only what lies within `margin` pixels of a junction (and a little more) is in the graph.
+    """
     if not mask.any():
         return None
-    skeleton = _thin(mask)
-    points = np.argwhere(skeleton)
-    stride = mask.shape[1] + 2
-    flat = (points[:, 0] + 1) * stride + points[:, 1] + 1
-    lookup = np.full((mask.shape[0] + 2) * stride, -1, np.int32)
-    lookup[flat] = np.arange(len(points), dtype=np.int32)
-    neighbours = lookup[flat[:, None] + (_STEPS @ np.array([stride, 1]))]
-    junction = (neighbours >= 0).sum(axis=1) >= 3
+    rows, columns = np.divmod(np.flatnonzero(_thin(mask)), mask.shape[1])
+    points = np.stack([rows, columns], axis=1)
+    junction = (_neighbours(points, mask.shape) >= 0).sum(axis=1) >= 3
     if not junction.any():
         return None
-    return _group(points, neighbours, junction, np.ones(len(points), bool))
+    tiles = np.zeros((mask.shape[0] // margin + 3, mask.shape[1] // margin + 3), bool)
+    home = points // margin + 1
+    for y, x in (*_STEPS.tolist(), (0, 0)):
+        tiles[home[junction, 0] + y, home[junction, 1] + x] = True
+    near = tiles[home[:, 0], home[:, 1]]
+    points, junction = points[near], junction[near]
+    return _group(points, _neighbours(points, mask.shape), junction, np.ones(len(points), bool))
+
+
+def _neighbours(points: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """Return the numbers (n, 8) of the points beside each point, -1 where there is none."""
+    stride = shape[1] + 2
+    flat = (points[:, 0] + 1) * stride + points[:, 1] + 1
+    lookup = np.full((shape[0] + 2) * stride, -1, np.int32)
+    lookup[flat] = np.arange(len(points), dtype=np.int32)
+    return np.asarray(lookup[flat[:, None] + (_STEPS @ np.array([stride, 1]))])
 
 
 def _group(
@@ -146,15 +163,17 @@ def _group(
 ) -> _Graph:
     """Collect touching skeleton pixels of one kind (junction or not) into groups."""
     n = len(points)
-    first, column = np.nonzero(neighbours >= 0)
-    second = neighbours[first, column]
+    half = neighbours[:, : len(_STEPS) // 2]  # every touch once
+    first, column = np.nonzero(half >= 0)
+    second = half[first, column]
     live = alive[first] & alive[second]
     first, second = first[live], second[live]
     same = junction[first] == junction[second]
     links = coo_matrix((np.ones(same.sum(), np.int8), (first[same], second[same])), shape=(n, n))
     groups, part = connected_components(links, directed=False)
-    meet = ~same & junction[second]
-    pairs = np.unique(part[first[meet]].astype(np.int64) * groups + part[second[meet]])
+    one, two = first[~same], second[~same]
+    branch, cluster = np.where(junction[one], (two, one), (one, two))
+    pairs = np.unique(part[branch].astype(np.int64) * groups + part[cluster])
     size = np.bincount(part, minlength=groups)  # skeleton pixels only: a few thousand
     return _Graph(points, neighbours, junction, alive, part, size, pairs // groups, pairs % groups)
 
@@ -213,17 +232,14 @@ def _rung_pixels(
 ) -> NDArray[np.int64]:
     """Find the mask pixels of a rung; none when it is not one between two parallel membranes."""
     centres = [graph.points[graph.part == end].mean(axis=0) for end in ends]
-    across = centres[1] - centres[0]
-    length = float(np.hypot(*across))
-    if length == 0:
-        return np.empty((0, 2), np.int64)
-    sides = []
-    for end, centre, direction in zip(ends, centres, (across, -across), strict=True):
-        side = _side(mask, graph, (part, end), centre, direction / length)
-        if side is None:
-            return np.empty((0, 2), np.int64)
-        sides.append(side)
-    return _beyond(mask, graph.points[graph.part == part], sides)
+    across = _unit(centres[1] - centres[0])
+    first = _line(graph, (part, ends[0]), centres[0], across)
+    if first is None:
+        return _NOTHING
+    second = _line(graph, (part, ends[1]), centres[1], -across)
+    if second is None or abs(float(first.along @ second.along)) < PARALLEL:
+        return _NOTHING
+    return _beyond(mask, graph.points[graph.part == part], (first, second))
 
 
 def _spur_pixels(mask: NDArray[np.bool_], graph: _Graph, part: int) -> NDArray[np.int64]:
@@ -231,10 +247,9 @@ def _spur_pixels(mask: NDArray[np.bool_], graph: _Graph, part: int) -> NDArray[n
     end = int(graph.cluster[graph.branch == part][0])
     centre = graph.points[graph.part == end].mean(axis=0)
     pixels = graph.points[graph.part == part]
-    distances = np.hypot(*(pixels - centre).T)
-    tip = pixels[distances.argmax()] - centre
-    side = _side(mask, graph, (part, end), centre, tip / distances.max())
-    return np.empty((0, 2), np.int64) if side is None else _beyond(mask, pixels, [side])
+    tip = pixels[np.hypot(*(pixels - centre).T).argmax()] - centre
+    line = _line(graph, (part, end), centre, _unit(tip))
+    return _NOTHING if line is None else _beyond(mask, pixels, (line,))
 
 
 def _arms(graph: _Graph, end: int, skip: int) -> list[NDArray[np.int64]]:
@@ -264,73 +279,71 @@ def _arms(graph: _Graph, end: int, skip: int) -> list[NDArray[np.int64]]:
     return arms
 
 
-def _side(
-    mask: NDArray[np.bool_],
+def _line(
     graph: _Graph,
     where: tuple[int, int],
     centre: NDArray[np.float64],
     direction: NDArray[np.float64],
-) -> _Side | None:
-    """Describe the membrane that carries a branch at one junction (`where` is both their parts).
+) -> _Line | None:
+    """Find the membrane that carries a branch at one junction (`where` is both their parts).
 
     None when no two arms of the junction make a straight line across the branch's `direction`.
     """
     part, end = where
-    best: tuple[float, NDArray[np.float64], NDArray[np.int64]] | None = None
-    for one, two in combinations(_arms(graph, end, part), 2):
-        first, second = (_unit(arm.mean(axis=0) - centre) for arm in (one, two))
-        cosine = float(first @ second)
-        if cosine <= STRAIGHT and (best is None or cosine < best[0]):
-            best = cosine, _unit(first - second), np.concatenate([one, two])
-    if best is None or abs(float(best[1] @ direction)) > ACROSS:
+    arms = _arms(graph, end, part)
+    courses = [_unit(arm.mean(axis=0) - centre) for arm in arms]
+    cosines = [(float(courses[i] @ courses[j]), i, j) for i, j in combinations(range(len(arms)), 2)]
+    cosine, i, j = min(cosines, default=(1.0, 0, 0))
+    if cosine > STRAIGHT:
         return None
-    along = best[1]
+    along = _unit(courses[i] - courses[j])
+    if abs(float(along @ direction)) > ACROSS:
+        return None
     away = np.array([-along[1], along[0]])
     away = away if away @ direction > 0 else -away
-    surface = _surface(mask, best[2], (centre, along, away))
-    return None if surface is None else _Side(centre, along, away, surface)
+    return _Line(centre, along, away, np.concatenate([arms[i], arms[j]]))
 
 
-def _surface(
-    mask: NDArray[np.bool_],
-    line: NDArray[np.int64],
-    frame: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
-) -> NDArray[np.float64] | None:
-    """Fit the height of a membrane's surface on both sides of a junction, but not at it."""
-    centre, along, away = frame
-    heights = np.arange(0.0, 2 * REACH, 0.5)
-    rays = line[:, None, :] + heights[:, None] * away  # (n, steps, 2)
-    y, x = (np.rint(rays[..., axis]).astype(int) for axis in (0, 1))
+def _surface(mask: NDArray[np.bool_], line: _Line) -> NDArray[np.float64] | None:
+    """Fit the height of a membrane's surface on both sides of a junction, but not at it.
+
+    Returns the coefficients of a polynomial of the position along the line, highest power first,
+    or None where too little of the surface is free.
+    """
+    rays = line.points[:, None, :] + _HEIGHTS[:, None] * line.away  # (n, steps, 2)
+    y, x = np.moveaxis(np.rint(rays).astype(np.int64), -1, 0)
     inside = (y >= 0) & (y < mask.shape[0]) & (x >= 0) & (x < mask.shape[1])
-    filled = inside & mask[y.clip(0, mask.shape[0] - 1), x.clip(0, mask.shape[1] - 1)]
-    steps = np.where(filled.all(axis=1), len(heights), filled.argmin(axis=1))
-    thickness = heights[np.maximum(steps - 1, 0)]
+    filled = np.zeros(inside.shape, bool)
+    filled[inside] = mask[y[inside], x[inside]]
+    filled[:, -1] = False
+    thickness = _HEIGHTS[np.maximum(filled.argmin(axis=1) - 1, 0)]
     # Rays that start under the rung run through it: the usual thickness tells the surface.
-    usual = np.percentile(thickness, 25)
-    good = thickness <= usual + 1.5
-    position = (line - centre) @ along
-    height = (line - centre) @ away + thickness
-    left, right = good & (position < -1), good & (position > 1)
-    if left.sum() < 2 or right.sum() < 2:
+    usual = np.sort(thickness)[len(thickness) // 4]
+    position = (line.points - line.centre) @ line.along
+    height = (line.points - line.centre) @ line.away + thickness
+    good = (thickness <= usual + 1.5) & (np.abs(position) > 1)
+    fewest = min(int((good & (position < 0)).sum()), int((good & (position > 0)).sum()))
+    if fewest < 2:
         return None
-    weight = np.where(good & (np.abs(position) > 1), 1.0, 0.0)
-    degree = 2 if left.sum() > 3 and right.sum() > 3 else 1
-    return np.asarray(np.polyfit(position, height, degree, w=weight))
+    powers = np.vander(position[good], 3 if fewest > 3 else 2)
+    return np.asarray(np.linalg.solve(powers.T @ powers, powers.T @ height[good]))
 
 
 def _beyond(
-    mask: NDArray[np.bool_], core: NDArray[np.int64], sides: list[_Side]
+    mask: NDArray[np.bool_], core: NDArray[np.int64], lines: tuple[_Line, ...]
 ) -> NDArray[np.int64]:
-    """Return the mask pixels (n, 2) joined to `core` that lie beyond the surface of every side."""
+    """Return the mask pixels (n, 2) joined to `core` that lie beyond every line's surface."""
     low = np.maximum(core.min(axis=0) - REACH, 0)
     high = np.minimum(core.max(axis=0) + REACH + 1, mask.shape)
-    window = mask[low[0] : high[0], low[1] : high[1]]
-    grid = np.moveaxis(np.indices(window.shape), 0, -1) + low  # (h, w, 2)
-    free = window.copy()
-    for side in sides:
-        position = (grid - side.centre) @ side.along
-        height = (grid - side.centre) @ side.away
-        free &= (height > np.polyval(side.surface, position) + 0.5) & (np.abs(position) <= REACH)
+    free = mask[low[0] : high[0], low[1] : high[1]].copy()
+    grid = np.moveaxis(np.indices(free.shape), 0, -1) + low  # (h, w, 2)
+    for line in lines:
+        surface = _surface(mask, line)
+        if surface is None:
+            return _NOTHING
+        position = (grid - line.centre) @ line.along
+        height = (grid - line.centre) @ line.away
+        free &= (height > np.polyval(surface, position) + 0.5) & (np.abs(position) <= REACH)
     pieces, _ = label(free, _EIGHT)
     touched = np.unique(pieces[core[:, 0] - low[0], core[:, 1] - low[1]])
     return np.asarray(np.argwhere(np.isin(pieces, touched[touched > 0])) + low)
