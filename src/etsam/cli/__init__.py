@@ -19,7 +19,15 @@ from etsam.cli.weights import weights
 EXIT_USAGE = 2
 
 
+class VerbGroup(click.Group):
+    """Subcommands in the order they are used in."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self.commands)
+
+
 @click.group(
+    cls=VerbGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     invoke_without_command=True,
 )

@@ -12,7 +12,7 @@ from etsam.cli.options import cleaning_options, overwrite_option
 from etsam.cli.progress import StageProgress
 
 
-@click.command(cls=VerbCommand)
+@click.command(cls=VerbCommand, short_help="Clean membrane masks.")
 @click.argument(
     "masks", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MASK..."
 )

@@ -18,7 +18,8 @@ def write_sample(folder: Path) -> Path:
         return tomogram
     import numpy as np
 
-    from etsam.simulate import SimulationOptions, simulate
+    from etsam.simulate import simulate
+    from etsam.simulation.recipe import SimulationOptions
     from etsam.volume import create_volume, tomogram_from_array
 
     folder.mkdir(parents=True, exist_ok=True)

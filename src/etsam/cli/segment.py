@@ -20,7 +20,7 @@ PROMPTS = ["zero", "grid_zero", "grid", "etsam_stage1_partial"]
 NORMALISATIONS = ["min_max_positive_values", "softplus_minmax", "min_max", "robust"]
 
 
-@click.command(cls=VerbCommand)
+@click.command(cls=VerbCommand, short_help="Find the membranes of tomograms.")
 @click.argument("tomograms", nargs=-1, type=click.Path(path_type=Path), metavar="TOMOGRAM...")
 @click.option("--sample", is_flag=True, help="Segment a small tomogram simulated on the spot.")
 @click.option(

@@ -13,7 +13,7 @@ from etsam.cli.options import parse_triple
 PRESETS = ["any", "vesicles", "organelle", "cell", "virus", "polnet", "empty"]
 
 
-@click.command(cls=VerbCommand)
+@click.command(cls=VerbCommand, short_help="Make tomograms with exact masks.")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--seeds", default="0", show_default=True, help="One, or FIRST:LAST without LAST.")
 @click.option("--shape", default="64,256,256", show_default=True, help="Z,Y,X in voxels.")

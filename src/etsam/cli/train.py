@@ -10,7 +10,7 @@ import click
 from etsam.cli.command import VerbCommand
 
 
-@click.command(cls=VerbCommand)
+@click.command(cls=VerbCommand, short_help="Train a stage of the bundled network.")
 @click.argument("data", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the run."

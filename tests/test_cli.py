@@ -1,0 +1,208 @@
+"""The command line: help, exit codes, and one line for every expected error."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+
+from etsam import __version__, cli
+from etsam.cli import command, progress
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run ``etsam ARGS`` here and return (exit code, stdout, stderr)."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        code = caught.value.code
+        assert isinstance(code, int)
+        return code, out, err
+
+    return run
+
+
+def write_mrc(path: Path, data: np.ndarray, voxel_spacing: float = 10.0) -> Path:
+    with mrcfile.new(path) as mrc:
+        mrc.set_data(data)
+        mrc.voxel_size = voxel_spacing
+    return path
+
+
+def assert_one_line(err: str, *parts: str) -> None:
+    assert err.startswith("etsam: error: "), err
+    assert err.count("\n") == 1, err
+    for part in parts:
+        assert part in err
+
+
+def test_help_and_version(run: Run) -> None:
+    code, out, err = run("--help")
+    assert (code, err) == (0, "")
+    verbs = ["segment", "postprocess", "simulate", "train", "weights"]
+    places = [out.index(f"\n  {verb} ") for verb in verbs]
+    assert places == sorted(places)
+    assert run()[:2] == (0, out)
+    assert run("--version")[1] == f"etsam, version {__version__}\n"
+    for verb in verbs:
+        assert run(verb, "--help")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("frobnicate",),
+        ("--frobnicate",),
+        ("segment",),
+        ("segment", "a.mrc", "--sample"),
+        ("segment", "a.mrc", "--logit-threshold", "high"),
+        ("segment", "a.mrc", "--stage1-prompt", "etsam_stage1_partial"),
+        ("segment", "a.mrc", "--normalize-method", "none"),
+        ("segment", "a.mrc", "--interval", "0"),
+        ("segment", "a.mrc", "--dtype", "int8"),
+        ("postprocess",),
+        ("postprocess", "a.mrc", "--max-rung", "-1"),
+        ("train", "data"),
+        ("weights", "fetch"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(run: Run, args: tuple[str, ...]) -> None:
+    code, out, err = run(*args)
+    assert (code, out) == (2, "")
+    assert_one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (("simulate", "out", "--seeds", "a:b"), "expected a number, or FIRST:LAST"),
+        (("simulate", "out", "--shape", "64,64"), "three whole numbers Z,Y,X"),
+        (("weights", "fetch", "nonesuch"), "expected compact, etsam-v1"),
+        (("weights", "where", "nonesuch"), "expected one of compact, etsam-v1"),
+        (("postprocess", "absent.mrc"), "absent.mrc"),
+        (("postprocess", "a.mrc", "b.mrc", "-o", "one.mrc"), "2 inputs need one"),
+        (("train", "absent", "-o", "run"), "absent"),
+    ],
+)
+def test_wrong_values_are_one_line_and_exit_1(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], part: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*args)
+    assert (code, out) == (1, "")
+    assert_one_line(err, part)
+    assert not list(tmp_path.rglob("*.mrc"))
+
+
+def test_weights_are_listed_and_located(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ETSAM_CACHE", str(tmp_path))
+    listed = run("weights", "list")[1]
+    assert "compact  (" in listed
+    assert "etsam-v1  (not here)" in listed
+    assert run("weights", "where")[1] == f"{tmp_path}\n"
+    assert run("weights", "where", "etsam-v1")[1] == f"{tmp_path / 'etsam-v1'}\n"
+
+
+def test_postprocess_goes_on_after_a_failure(run: Run, tmp_path: Path) -> None:
+    mask = np.zeros((14, 20, 20), np.int8)
+    mask[1:13, 4:7] = 1
+    mask[2, 15, 15] = 1
+    good = write_mrc(tmp_path / "good_membrane.mrc", mask)
+    code, out, err = run("postprocess", tmp_path / "absent.mrc", good)
+    assert code == 1
+    result = Path(out.strip())
+    assert result == tmp_path / "good_membrane_postprocessed.mrc"
+    with mrcfile.open(result) as mrc:
+        assert mrc.data.sum() == mask.sum() - 1
+    errors = [line for line in err.splitlines() if line.startswith("etsam: error")]
+    assert len(errors) == 1
+    assert "absent.mrc" in errors[0]
+    code, out, err = run("postprocess", good)
+    assert (code, out) == (1, "")
+    assert "good_membrane_postprocessed.mrc" in err
+    assert run("postprocess", good, "--overwrite")[0] == 0
+
+
+def test_simulate_writes_pairs(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("simulate", tmp_path, "--seeds", "3:4", "--shape", "16,32,32")
+    assert (code, err) == (0, "")
+    tomogram = Path(out.strip())
+    assert tomogram == tmp_path / "sim_000003.mrc"
+    with mrcfile.open(tomogram) as grey, mrcfile.open(tmp_path / "sim_000003_membrane.mrc") as mask:
+        assert grey.data.shape == mask.data.shape == (16, 32, 32)
+        assert set(np.unique(mask.data)) <= {-1, 0, 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("two\n  lines"), "two lines"),
+        (FileNotFoundError(2, "No such file or directory", "a.mrc"), "a.mrc: No such file"),
+        (PermissionError(13, "Permission denied", "out"), "out: Permission denied"),
+        (OSError("plain words"), "plain words"),
+        (MemoryError(), "not enough memory"),
+        (MemoryError("4 GiB"), "not enough memory: 4 GiB"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_an_error_becomes_one_line(error: Exception, line: str) -> None:
+    text = command.one_line(error)
+    assert text.startswith(line)
+    assert "\n" not in text
+    assert "Errno" not in text
+
+
+def test_interruption_is_one_line_and_exit_130(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("etsam.postprocess.postprocess", interrupt)
+    code, _, err = run("postprocess", tmp_path / "a.mrc")
+    assert code == 130
+    assert_one_line(err, "interrupted")
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise KeyError("bug")
+
+    monkeypatch.setattr("etsam.postprocess.postprocess", fail)
+    with pytest.raises(KeyError, match="bug"):
+        cli.main(["postprocess", str(tmp_path / "a.mrc")])
+
+
+def test_progress_without_a_terminal_is_a_line_per_stage() -> None:
+    stream = io.StringIO()
+    with progress.StageProgress(stream=stream) as bar:
+        for z in range(3):
+            bar.message((z + 1) / 6, f"stage 1 of 2: slice {z + 1} of 3")
+        bar.message(0.5, "fetch etsam_stage1_v1.pt")
+    assert stream.getvalue().startswith("stage 1 of 2: 3 slices in 0.")
+    assert stream.getvalue().count("\n") == 1
+
+
+def test_progress_in_a_terminal_shows_rate_and_remaining_time() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    with progress.StageProgress(stream=stream) as bar:
+        bar("stage 1", 1, 4)
+        bar("stage 1", 2, 4)
+    assert "stage 1" in stream.getvalue()
+    assert "slices/s" in stream.getvalue()
+    assert "2/4" in stream.getvalue()
