@@ -121,8 +121,9 @@ def test_native_frames_have_the_promised_spacing_and_come_back(
     spec = FrameSpec(slices=1)
     voxel = None if spacing is None else (spacing,) * 3
     geometry = frame_geometry(spec, (height, width), voxel)
-    for size, scaled, frame in zip((height, width), geometry.scaled_shape, geometry.frame_shape,
-                                   strict=True):
+    for size, scaled, frame in zip(
+        (height, width), geometry.scaled_shape, geometry.frame_shape, strict=True
+    ):
         assert frame % spec.multiple == 0 and scaled <= frame < scaled + spec.multiple
         if spacing is None or 8 <= spacing <= 16:
             assert scaled == size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,7 +30,7 @@ def test_tiles_cover_the_slice_and_overlap(height: int, width: int) -> None:
     assert min(r.top for r in regions) == min(r.left for r in regions) == 0
     assert max(r.bottom for r in regions) == height and max(r.right for r in regions) == width
     tops = sorted({r.top for r in regions})
-    for upper, lower in zip(tops, tops[1:], strict=False):
+    for upper, lower in pairwise(tops):
         assert upper + regions[0].shape[0] - lower >= OVERLAP - 1
 
 

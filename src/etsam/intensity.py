@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -48,6 +49,9 @@ class IntensityScaling:
         if self.softplus:
             values = torch.nn.functional.softplus(values)
         return (values.clamp(self.low, self.high) - self.offset) / self.divisor
+
+
+UNSCALED = IntensityScaling(-math.inf, math.inf, 0.0, 1.0)
 
 
 def measure_intensity(

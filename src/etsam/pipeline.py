@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-import torch
 
 from etsam.frames import (
-    REFERENCE_SPEC,
     FrameSource,
-    FrameSpec,
     Prefetched,
     PromptKind,
     frame_geometry,
     read_plane,
     to_slice,
 )
-from etsam.intensity import IntensityScaling, Normalisation, SliceSource, measure_intensity
+from etsam.intensity import (
+    UNSCALED,
+    IntensityScaling,
+    Normalisation,
+    SliceSource,
+    measure_intensity,
+)
 from etsam.logits import ScratchLogits
 from etsam.options import SegmentOptions
 from etsam.prompts import (
@@ -32,7 +34,7 @@ from etsam.prompts import (
     make_prompts,
     schedule,
 )
-from etsam.sam2 import SAM2, load_checkpoint
+from etsam.stages import Stage
 from etsam.tiling import (
     MAX_TILE,
     OVERLAP,
@@ -45,22 +47,12 @@ from etsam.tiling import (
     whole,
 )
 from etsam.tracker import track
-from etsam.weights import resolve_model, sha256_of
 
 Progress = Callable[[float, str], None]
+Slices = Generator[np.ndarray, None, None]
 
-STAGE_PROMPTS: tuple[PromptKind, PromptKind] = ("grid_zero", "zero")  # published models
+DEFAULT_PROMPTS: tuple[PromptKind, PromptKind] = ("grid_zero", "zero")  # paper, 4.3
 RECENT_BYTES = 1 << 28  # of slices kept for neighbouring channels and regions
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One trained network and how it wants its frames."""
-
-    model: SAM2
-    spec: FrameSpec
-    sha256: str = ""
-    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -77,83 +69,12 @@ class StageRun:
 
     stage: Stage
     volume: Volume
-    scaling: IntensityScaling
     prompt: PromptKind
-    interval: int
-    lead_in: int
-    split: bool
+    interval: int = INTERVAL
+    lead_in: int = 0
+    split: bool = False
+    scaling: IntensityScaling = UNSCALED
     feedback: ScratchLogits | None = None
-
-
-def choose_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` into a device that is there.
-
-    Raises
-    ------
-    ValueError
-        The name is unknown, or this machine has no such device.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda:N or mps") from None
-    counts = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count(),
-        "mps": int(torch.backends.mps.is_available()),
-    }
-    if (device.index or 0) >= counts.get(device.type, 0):
-        raise ValueError(f"no device {name!r} on this machine: use --device auto")
-    return device
-
-
-def load_stages(options: SegmentOptions, progress: Progress | None = None) -> list[Stage]:
-    """Load both networks of the chosen model, fetching published weights if need be.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError, OSError
-        A checkpoint is missing, is not one, or cannot be fetched.
-    """
-    paths = [options.stage1_checkpoint, options.stage2_checkpoint]
-    sums = ["", ""]
-    if None in paths:
-        files = resolve_model(options.model, progress=progress)
-        found = (files.stage1, files.stage2)
-        sums = ["" if given else known for given, known in zip(paths, files.sha256, strict=True)]
-        paths = [given or known for given, known in zip(paths, found, strict=True)]
-    device = choose_device(options.device)
-    dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
-    stages = []
-    for number, (path, known) in enumerate(zip(paths, sums, strict=True)):
-        assert path is not None
-        model, metadata = load_checkpoint(path, device=device, dtype=dtype)
-        stage = Stage(model, stage_spec(model, metadata), known or sha256_of(path), path)
-        check_channels(stage, number)
-        stages.append(stage)
-    return stages
-
-
-def stage_spec(model: SAM2, metadata: dict[str, object]) -> FrameSpec:
-    """Frame settings a checkpoint carries (``frame_spec``), or those of the published models."""
-    saved = metadata.get("frame_spec")
-    if isinstance(saved, dict):
-        return FrameSpec.from_dict(saved)
-    return replace(REFERENCE_SPEC, image_size=model.config.image_size)
-
-
-def check_channels(stage: Stage, number: int) -> None:
-    """Refuse a network that does not take the frames its settings make."""
-    wanted, given = stage.model.config.in_channels, stage.spec.channels(feedback=number > 0)
-    if wanted != given:
-        raise ValueError(
-            f"{stage.path} takes {wanted} channels but its frames have {given}: "
-            f"is it a checkpoint of stage {number + 1}?"
-        )
 
 
 def segment_slices(
@@ -161,10 +82,10 @@ def segment_slices(
     stages: Sequence[Stage],
     options: SegmentOptions,
     progress: Progress | None = None,
-) -> Iterator[np.ndarray]:
+) -> Slices:
     """Yield the last stage's logits, float32 (Y, X), of every slice in order.
 
-    Memory does not grow with the number of slices: the volume is read twice or thrice, slice by
+    Memory does not grow with the number of slices: the volume is read two or three times, slice by
     slice, and the first stage's logits wait in a scratch file. Close the generator to stop early;
     an exception of `progress` stops it too.
 
@@ -173,32 +94,14 @@ def segment_slices(
     ValueError
         The volume is constant, or an option does not fit it.
     """
+    report = progress or _silent
     depth = volume.slices.shape[0]
-    report = progress or (lambda fraction, message: None)
-    prompts = (options.stage1_prompt, options.stage2_prompt)
-    default = SPLIT_INTERVAL if options.split_processing else INTERVAL
-    scalings: dict[tuple[Normalisation, bool], IntensityScaling] = {}
+    scalings = _measure(volume, stages, options, report)
     with ExitStack() as stack:
         feedback: ScratchLogits | None = None
         for number, stage in enumerate(stages):
-            key = _normalisation(stage, options), options.invert != stage.spec.invert
-            if key not in scalings:
-                scalings[key] = measure_intensity(
-                    volume.slices,
-                    key[0],
-                    invert=key[1],
-                    tick=lambda z: report(0.0, f"grey values: slice {z + 1} of {depth}"),
-                )
-            run = StageRun(
-                stage,
-                volume,
-                scalings[key],
-                _prompt(stage, number, prompts[number]),
-                default if options.interval is None else options.interval,
-                LEAD_IN if options.first_slice == "predict" else 0,
-                options.split_processing,
-                feedback,
-            )
+            run = _plan(stage, number, volume, options)
+            run = replace(run, scaling=scalings[number], feedback=feedback)
             slices = stack.enter_context(closing(run_stage(run)))
             last = number == len(stages) - 1
             scratch = None if last else stack.enter_context(ScratchLogits(volume.slices.shape))
@@ -208,9 +111,44 @@ def segment_slices(
                 else:
                     scratch.write_slice(z, logits)
                 done = (number * depth + z + 1) / (len(stages) * depth)
-                where = f"stage {number + 1} of {len(stages)}: slice {z + 1} of {depth}"
-                report(done, where)
+                report(done, f"stage {number + 1} of {len(stages)}: slice {z + 1} of {depth}")
             feedback = scratch
+
+
+def _silent(fraction: float, message: str) -> None:
+    """Report nothing."""
+
+
+def _measure(
+    volume: Volume, stages: Sequence[Stage], options: SegmentOptions, report: Progress
+) -> list[IntensityScaling]:
+    """Find the grey-value scaling of every stage; stages that want the same share one pass."""
+    depth = volume.slices.shape[0]
+    found: dict[tuple[Normalisation, bool], IntensityScaling] = {}
+    keys = [(_normalisation(s, options), options.invert != s.spec.invert) for s in stages]
+    for method, invert in keys:
+        if (method, invert) not in found:
+            found[method, invert] = measure_intensity(
+                volume.slices,
+                method,
+                invert=invert,
+                tick=lambda z: report(0.0, f"grey values: slice {z + 1} of {depth}"),
+            )
+    return [found[key] for key in keys]
+
+
+def _plan(stage: Stage, number: int, volume: Volume, options: SegmentOptions) -> StageRun:
+    """Decide what does not need the volume's grey values."""
+    interval = SPLIT_INTERVAL if options.split_processing else INTERVAL
+    asked = options.stage2_prompt if number else options.stage1_prompt
+    return StageRun(
+        stage,
+        volume,
+        prompt=_prompt(stage, number, asked),
+        interval=interval if options.interval is None else options.interval,
+        lead_in=LEAD_IN if options.first_slice == "predict" else 0,
+        split=options.split_processing,
+    )
 
 
 def _normalisation(stage: Stage, options: SegmentOptions) -> Normalisation:
@@ -219,14 +157,16 @@ def _normalisation(stage: Stage, options: SegmentOptions) -> Normalisation:
     if asked is None or asked == own:
         return own
     if own == "robust":
-        warnings.warn(f"this model knows only grey values scaled by {own}, not {asked}", stacklevel=3)
+        warnings.warn(
+            f"this model knows only grey values scaled by {own}, not {asked}", stacklevel=3
+        )
         return own
     return asked
 
 
 def _prompt(stage: Stage, number: int, asked: PromptKind | None) -> PromptKind:
     """Return the prompt asked for, unless the network was trained to start without one."""
-    own = stage.spec.prompt or STAGE_PROMPTS[number]
+    own = stage.spec.prompt or DEFAULT_PROMPTS[number]
     if asked is None or asked == own:
         return own
     if own == "none":
@@ -235,7 +175,7 @@ def _prompt(stage: Stage, number: int, asked: PromptKind | None) -> PromptKind:
     return asked
 
 
-def run_stage(run: StageRun) -> Iterator[np.ndarray]:
+def run_stage(run: StageRun) -> Slices:
     """Yield one stage's logits, float32 (Y, X), of every slice in order."""
     depth, *sides = run.volume.slices.shape
     shape = (sides[0], sides[1])
@@ -282,7 +222,7 @@ def _slices_to_keep(run: StageRun, shape: tuple[int, int]) -> int:
 
 def _track_region(
     run: StageRun, source: SliceSource, feedback: SliceSource | None, region: Region
-) -> Iterator[np.ndarray]:
+) -> Slices:
     """Yield the logits (h, w) of one region of every slice in order."""
     geometry = frame_geometry(run.stage.spec, region.shape, run.volume.voxel_spacing)
     previous = None if feedback is None else Cropped(feedback, region)

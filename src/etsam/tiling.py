@@ -68,9 +68,7 @@ def tiles(
     """
     if min(max_tile) <= overlap:
         raise ValueError(f"tiles of {max_tile} voxels cannot overlap by {overlap}")
-    rows, columns = (
-        _spans(n, limit, overlap) for n, limit in zip(shape, max_tile, strict=True)
-    )
+    rows, columns = (_spans(n, limit, overlap) for n, limit in zip(shape, max_tile, strict=True))
     return [Region(*row, *column) for row, column in product(rows, columns)]
 
 

@@ -1,0 +1,97 @@
+"""The two networks of a model, loaded, with what they want of their frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from etsam.frames import REFERENCE_SPEC, FrameSpec
+from etsam.options import SegmentOptions
+from etsam.sam2 import SAM2, load_checkpoint
+from etsam.weights import resolve_model, sha256_of
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One trained network and how it wants its frames."""
+
+    model: SAM2
+    spec: FrameSpec
+    sha256: str = ""
+    path: Path | None = None
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` into a device that is there.
+
+    Raises
+    ------
+    ValueError
+        The name is unknown, or this machine has no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda:N or mps") from None
+    counts = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if (device.index or 0) >= counts.get(device.type, 0):
+        raise ValueError(f"no device {name!r} on this machine: use --device auto")
+    return device
+
+
+def load_stages(options: SegmentOptions, progress: Progress | None = None) -> list[Stage]:
+    """Load both networks of the chosen model, fetching published weights if need be.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError, OSError
+        A checkpoint is missing, is not one, or cannot be fetched.
+    """
+    paths = [options.stage1_checkpoint, options.stage2_checkpoint]
+    sums = ["", ""]
+    if None in paths:
+        files = resolve_model(options.model, progress=progress)
+        found = (files.stage1, files.stage2)
+        sums = ["" if given else known for given, known in zip(paths, files.sha256, strict=True)]
+        paths = [given or known for given, known in zip(paths, found, strict=True)]
+    device = choose_device(options.device)
+    dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
+    stages = []
+    for number, (path, known) in enumerate(zip(paths, sums, strict=True)):
+        assert path is not None
+        model, metadata = load_checkpoint(path, device=device, dtype=dtype)
+        stage = Stage(model, stage_spec(model, metadata), known or sha256_of(path), path)
+        check_channels(stage, number)
+        stages.append(stage)
+    return stages
+
+
+def stage_spec(model: SAM2, metadata: dict[str, object]) -> FrameSpec:
+    """Frame settings a checkpoint carries (``frame_spec``), or those of the published models."""
+    saved = metadata.get("frame_spec")
+    if isinstance(saved, dict):
+        return FrameSpec.from_dict(saved)
+    return replace(REFERENCE_SPEC, image_size=model.config.image_size)
+
+
+def check_channels(stage: Stage, number: int) -> None:
+    """Refuse a network that does not take the frames its settings make."""
+    wanted, given = stage.model.config.in_channels, stage.spec.channels(feedback=number > 0)
+    if wanted != given:
+        raise ValueError(
+            f"{stage.path} takes {wanted} channels but its frames have {given}: "
+            f"is it a checkpoint of stage {number + 1}?"
+        )
