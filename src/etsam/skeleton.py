@@ -343,7 +343,7 @@ def _beyond(
             return _NOTHING
         position = (grid - line.centre) @ line.along
         height = (grid - line.centre) @ line.away
-        free &= (height > np.polyval(surface, position) + 0.5) & (np.abs(position) <= REACH)
+        free &= (height > np.polyval(surface, position) + 0.25) & (np.abs(position) <= REACH)
     pieces, _ = label(free, _EIGHT)
     touched = np.unique(pieces[core[:, 0] - low[0], core[:, 1] - low[1]])
     return np.asarray(np.argwhere(np.isin(pieces, touched[touched > 0])) + low)
