@@ -14,20 +14,9 @@ from typing import Any
 import mrcfile
 import numpy as np
 import torch
-from scipy.fft import next_fast_len
 
-from etsam.simulation import recipe
-from etsam.simulation.imaging import (
-    back_project,
-    image_views,
-    noise_views,
-    project,
-    weight_views,
-)
-from etsam.simulation.labels import membrane_labels
-from etsam.simulation.recipe import Recipe, SimulationOptions
-from etsam.simulation.sample import build_sample
-from etsam.simulation.scene import Scene
+from etsam.simulation.recipe import PRESETS, SimulationOptions, draw
+from etsam.simulation.render import render
 
 
 @dataclass(frozen=True)
@@ -44,6 +33,7 @@ def simulate(
     seed: int,
     shape: tuple[int, int, int] = (64, 256, 256),
     options: SimulationOptions = SimulationOptions(),
+    device: str = "cpu",
 ) -> Simulation:
     """Simulate one tomogram; the same seed, shape and options give the same tomogram.
 
@@ -52,72 +42,22 @@ def simulate(
     Simulation
         `tomogram` float32 (Z, Y, X) of mean 0 and standard deviation 1; `mask` int8: 1 within half
         the labelled thickness of a bilayer's mid-surface, -1 where the missing wedge hides it.
+
+    Raises
+    ------
+    ValueError
+        `shape` is too small or the preset unknown.
     """
     if min(shape) < 16:
         raise ValueError(f"shape {shape} is too small to simulate; use at least 16 voxels an axis")
     rng = np.random.default_rng(seed)
-    plan = recipe.draw(rng, options)
-    pad = [next_fast_len(n + 2 * plan.margin, real=True) for n in shape[1:]]
-    depth = shape[0] + 2 * plan.depth_margin
-    swap = plan.tilt.axis == "x"
-    scene = build_sample((depth, *(pad[::-1] if swap else pad)), plan, rng)
-    inner = tuple((p - n) // 2 for p, n in zip(pad, shape[1:], strict=True))
-    low = (plan.depth_margin, *(inner[::-1] if swap else inner))
-    size = (shape[0], *(shape[:0:-1] if swap else shape[1:]))
-    crop = tuple(slice(o, o + n) for o, n in zip(low, size, strict=True))
-    labels = membrane_labels(scene, plan.tilt)[crop]
-    image, ratio = _image(scene, labels, plan, rng, crop)
-    volume, mask = image.numpy(), labels.numpy()
-    if swap:
-        volume, mask = volume.transpose(0, 2, 1), mask.transpose(0, 2, 1)
-    parameters = {"seed": seed, "shape": list(shape), "contrast_to_noise": ratio, **asdict(plan)}
+    recipe = draw(rng, options)
+    with torch.device(device):
+        tomogram, labels = render(recipe, shape, options, rng)
+    parameters = {"seed": seed, "shape": list(shape), **asdict(recipe), "given": asdict(options)}
     return Simulation(
-        np.ascontiguousarray(volume), np.ascontiguousarray(mask), plan.voxel_spacing, parameters
+        tomogram.cpu().numpy(), labels.cpu().numpy(), recipe.voxel_spacing, parameters
     )
-
-
-def _image(
-    scene: Scene,
-    labels: torch.Tensor,
-    plan: Recipe,
-    rng: np.random.Generator,
-    crop: tuple[slice, ...],
-) -> tuple[torch.Tensor, float]:
-    """Tilt series and reconstruction of a scene, cropped; also its contrast-to-noise ratio."""
-    depth, *plane = scene.shape
-    frame = (plane[0], plane[1])
-    center = depth / 2
-    spacing = plan.voxel_spacing
-    clean = image_views(project(scene.density, plan.tilt, center), plan.tilt, frame, spacing, rng)
-    noise = noise_views(plan.tilt, frame, rng)
-    inner_depth = crop[0].stop - crop[0].start
-    offset = center - crop[0].start
-    volumes = []
-    for views in (clean, noise):
-        weighted = weight_views(views, plan.tilt, plan.reconstruction, frame, spacing)
-        whole = back_project(weighted, inner_depth, frame[1], plan.tilt, offset)
-        volumes.append(whole[:, crop[1], crop[2]])
-    signal, grain = volumes
-    distance = scene.distance[crop].abs()
-    visible = (distance < 25.0) & (labels > 0)
-    contrast = membrane_contrast(signal, visible, distance > 300.0)
-    grain *= contrast / (plan.contrast_to_noise * grain.std())
-    total = signal + grain
-    total = (total - total.mean()) / total.std().clamp(min=1e-12)
-    if not plan.bright_membranes:
-        total = -total
-    return total.float(), plan.contrast_to_noise
-
-
-def membrane_contrast(signal: torch.Tensor, visible: torch.Tensor, far: torch.Tensor) -> float:
-    """Mean of a noise-free reconstruction on visible membranes over its median far from them.
-
-    Twice the reconstruction's spread where there is no membrane.
-    """
-    if int(visible.sum()) < 200 or int(far.sum()) < 200:
-        return 2.0 * float(signal.std())
-    contrast = float(signal[visible].mean() - signal[far].median())
-    return max(contrast, 0.3 * float(signal[visible].std()))
 
 
 def quantised(tomogram: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
@@ -183,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0:1", help="first:last (exclusive), or one number")
     parser.add_argument("--shape", default="64,256,256", help="Z,Y,X in voxels")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--preset", default="any", choices=recipe.PRESETS)
+    parser.add_argument("--preset", default="any", choices=PRESETS)
     given = parser.parse_args(arguments)
     first, _, last = given.seeds.partition(":")
     seeds = range(int(first), int(last or int(first) + 1))

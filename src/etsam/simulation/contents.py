@@ -12,6 +12,8 @@ from etsam.simulation.density import (
     scatter,
 )
 from etsam.simulation.geometry import ellipsoid, random_bump, random_rotation
+from etsam.simulation.imaging import gaussian
+from etsam.simulation.maps import map_library, membrane_library
 from etsam.simulation.scene import Scene, Wall, place
 
 
@@ -32,42 +34,54 @@ def _library(
 
 
 def _gains(rng: np.random.Generator, n: int) -> Tensor:
-    return torch.from_numpy(rng.uniform(0.5, 1.2, n).astype(np.float32))
+    return torch.as_tensor(rng.uniform(0.5, 1.2, n).astype(np.float32))
 
 
-def add_soluble(scene: Scene, rng: np.random.Generator, crowding: Tensor) -> None:
-    """Scatter soluble pseudo-proteins; `crowding` (regions + 1,) is volume fraction by region."""
+def add_soluble(
+    scene: Scene,
+    rng: np.random.Generator,
+    crowding: Tensor,
+    contrast: float,
+    maps: tuple[str, ...] = (),
+) -> None:
+    """Scatter soluble proteins: pseudo-proteins, or the density maps at the given paths.
+
+    `crowding` (regions + 1,) is their volume fraction by region, `contrast` scales their density.
+    """
     volume = float(scene.density.numel()) * scene.spacing**3
     kinds = [(14.0, 32.0), (28.0, 52.0), (45.0, 75.0)]
-    for radius in kinds:
-        share = float(rng.dirichlet(np.ones(3))[0])
-        each = 4.19 * (np.mean(radius) ** 3)
-        count = int(min(30_000, float(crowding.max()) * share * volume / each))
-        if count == 0:
-            continue
-        where = torch.from_numpy(rng.integers(0, scene.shape, (count, 3)))
+    shares = rng.dirichlet(np.ones(3))
+    for radius, share in zip(kinds, shares, strict=True):
+        each = 4.19 * (float(np.mean(radius)) ** 3)
+        count = int(min(30_000, float(crowding.max()) * float(share) * volume / each))
+        where = torch.as_tensor(rng.integers(0, scene.shape, (count, 3)))
         z, y, x = where.unbind(1)
         chance = crowding[scene.region[z, y, x].long()] / crowding.max()
         clear = scene.distance[z, y, x].abs() > radius[1] + 22.0
-        chosen = clear & (torch.from_numpy(rng.random(count).astype(np.float32)) < chance)
-        where = where[chosen]
-        library = _library(rng, radius, 16, scene.spacing)
-        which = torch.from_numpy(rng.integers(0, len(library), len(where)))
-        scatter(scene.density, library, where, which, _gains(rng, len(where)))
+        drawn = torch.as_tensor(rng.random(count).astype(np.float32))
+        where = where[clear & (drawn < chance)]
+        if len(where) == 0:
+            continue
+        if maps:
+            library = map_library(maps, scene.spacing, rng, 16)
+        else:
+            library = _library(rng, radius, 16, scene.spacing)
+        which = torch.as_tensor(rng.integers(0, len(library), len(where)))
+        scatter(scene.density, library, where, which, _gains(rng, len(where)) * contrast)
 
 
-def add_ribosomes(scene: Scene, rng: np.random.Generator, count: int) -> None:
+def add_ribosomes(scene: Scene, rng: np.random.Generator, count: int, contrast: float) -> None:
     """Scatter ribosome-like particles, about 25 nm wide and denser than protein."""
     radius = 115.0
     box = _odd(2.5 * radius / scene.spacing)
     library = torch.stack(
         [pseudo_protein(rng, radius, 14, box, scene.spacing) * 1.3 for _ in range(8)]
     )
-    where = torch.from_numpy(rng.integers(0, scene.shape, (count, 3)))
+    where = torch.as_tensor(rng.integers(0, scene.shape, (count, 3)))
     z, y, x = where.unbind(1)
     where = where[scene.distance[z, y, x].abs() > radius + 20.0]
-    which = torch.from_numpy(rng.integers(0, len(library), len(where)))
-    scatter(scene.density, library, where, which, _gains(rng, len(where)))
+    which = torch.as_tensor(rng.integers(0, len(library), len(where)))
+    scatter(scene.density, library, where, which, _gains(rng, len(where)) * contrast)
 
 
 def add_membrane_proteins(
@@ -82,21 +96,49 @@ def add_membrane_proteins(
     if len(sites) == 0:
         return
     count = int(spread * len(sites) * scene.spacing**2 / (3.14 * radius**2))
-    pick = sites[torch.from_numpy(rng.integers(0, len(sites), min(count, 20_000)))]
-    patch = torch.from_numpy(rng.random(scene.regions + 1).astype(np.float32) ** 0.7)
-    keep = torch.rand(len(pick), generator=_generator(rng)) < patch[
-        scene.region.view(-1)[pick].long()
-    ]
-    pick = pick[keep]
-    _, ny, nx = scene.shape
-    where = torch.stack([pick // (ny * nx), pick // nx % ny, pick % nx], dim=1)
+    pick = sites[torch.as_tensor(rng.integers(0, len(sites), min(count, 20_000)))]
+    patch = torch.as_tensor(rng.random(scene.regions + 1).astype(np.float32) ** 0.7)
+    chance = torch.as_tensor(rng.random(len(pick)).astype(np.float32))
+    keep = chance < patch[scene.region.view(-1)[pick].long()]
+    where = _voxels(pick[keep], scene)
     library = _library(rng, (0.7 * radius, radius), 12, scene.spacing)
-    which = torch.from_numpy(rng.integers(0, len(library), len(where)))
+    which = torch.as_tensor(rng.integers(0, len(library), len(where)))
     scatter(scene.density, library, where, which, _gains(rng, len(where)))
 
 
-def _generator(rng: np.random.Generator) -> torch.Generator:
-    return torch.Generator().manual_seed(int(rng.integers(2**62)))
+def _voxels(index: Tensor, scene: Scene) -> Tensor:
+    _, ny, nx = scene.shape
+    return torch.stack([index // (ny * nx), index // nx % ny, index % nx], dim=1)
+
+
+def add_mapped_membrane_proteins(
+    scene: Scene, rng: np.random.Generator, maps: tuple[str, ...], spread: float
+) -> None:
+    """Set density maps (aligned along z, membrane in the middle) into membranes, along the normal.
+
+    `spread` is their mean number per 10 x 10 nm of membrane.
+    """
+    sites = torch.nonzero((scene.distance.abs() < 0.5 * scene.spacing).view(-1)).squeeze(1)
+    if len(sites) == 0:
+        return
+    count = int(min(20_000, spread * len(sites) * scene.spacing**2 / 1e4))
+    pick = sites[torch.as_tensor(rng.integers(0, len(sites), count))]
+    where = _voxels(pick, scene)
+    limit = torch.tensor(scene.shape) - 3
+    where = torch.minimum(where.clamp(min=2), limit)
+    z, y, x = where.unbind(1)
+    near = scene.distance
+    slope = torch.stack(
+        [
+            near[z + 1, y, x] - near[z - 1, y, x],
+            near[z, y + 1, x] - near[z, y - 1, x],
+            near[z, y, x + 1] - near[z, y, x - 1],
+        ],
+        dim=1,
+    )
+    library, directions = membrane_library(maps, scene.spacing, rng, 48)
+    which = (torch.nn.functional.normalize(slope, dim=1) @ directions.T).argmax(dim=1)
+    scatter(scene.density, library, where, which, _gains(rng, count))
 
 
 def add_filaments(scene: Scene, rng: np.random.Generator, count: int, microtubule: bool) -> None:
@@ -123,7 +165,7 @@ def add_filaments(scene: Scene, rng: np.random.Generator, count: int, microtubul
             points = (line[:, None] + ring + rise).reshape(-1, 3)
         else:
             points = line + rng.normal(0, 8.0, line.shape)
-        where = torch.from_numpy(np.round(points / scene.spacing).astype(np.int64))
+        where = torch.as_tensor(np.round(points / scene.spacing).astype(np.int64))
         inside = ((where >= 0) & (where < torch.tensor(scene.shape))).all(dim=1)
         where = where[inside]
         zeros = torch.zeros(len(where), dtype=torch.long)
@@ -135,14 +177,14 @@ def add_gold(scene: Scene, rng: np.random.Generator, count: int, radius: float) 
     box = _odd(2 * radius / scene.spacing + 3)
     grid = (torch.arange(box) - (box - 1) / 2) * scene.spacing
     r = (grid[:, None, None] ** 2 + grid[:, None] ** 2 + grid**2).sqrt()
-    bead = ((radius - r) / scene.spacing + 0.5).clamp(0, 1)[None] * GOLD_DENSITY
+    bead = ((radius - r) / scene.spacing + 0.5).clamp(0, 1)[None] * float(rng.uniform(0.35, 1.1) * GOLD_DENSITY)
     where = rng.integers(0, scene.shape, (count, 3))
     if rng.random() < 0.5:
         where[:, 0] = np.clip(
             rng.choice([0.1, 0.9]) * scene.shape[0] + rng.normal(0, 2, count), 0, scene.shape[0] - 1
         )
-    gain = torch.from_numpy(rng.uniform(0.8, 1.1, count).astype(np.float32))
-    scatter(scene.density, bead, torch.from_numpy(where), torch.zeros(count, dtype=torch.long), gain)
+    gain = torch.as_tensor(rng.uniform(0.8, 1.1, count).astype(np.float32))
+    scatter(scene.density, bead, torch.as_tensor(where), torch.zeros(count, dtype=torch.long), gain)
 
 
 def add_carbon(scene: Scene, rng: np.random.Generator, slab: tuple[float, float]) -> None:
@@ -166,7 +208,7 @@ def add_carbon(scene: Scene, rng: np.random.Generator, slab: tuple[float, float]
     start, stop = max(0, int(low)), min(z, max(int(low) + 1, int(low + thickness)))
     if stop <= start:
         return
-    grain = torch.randn((stop - start, y, x), generator=_generator(rng))
+    grain = gaussian((stop - start, y, x), rng)
     film = float(rng.uniform(0.25, 0.8)) * (1 + float(rng.uniform(0.3, 1.5)) * grain)
     scene.density[start:stop] += film * inside
 
@@ -213,3 +255,15 @@ def add_background(scene: Scene, rng: np.random.Generator, lumen: Tensor, gradie
         wave = random_bump(rng, np.zeros(3), shape, 0.4 * float(shape.max()), gradient)
         axes = [torch.arange(n, dtype=torch.float32) for n in scene.shape]
         scene.density += wave(*axes)
+
+
+def add_damage(scene: Scene, rng: np.random.Generator, outside: Tensor) -> None:
+    """Add the granular damaged layers of a milled lamella beside the voxels `outside` it."""
+    layer = torch.nn.functional.max_pool3d(
+        outside.float()[None, None], (5, 1, 1), stride=1, padding=(2, 0, 0)
+    )[0, 0].bool()
+    layer &= ~outside
+    index = torch.nonzero(layer.view(-1)).squeeze(1)
+    grain = gaussian((len(index),), rng)
+    strength = float(rng.uniform(0.02, 0.12))
+    scene.density.view(-1)[index] += strength * (1 + grain)

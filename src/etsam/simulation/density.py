@@ -16,7 +16,7 @@ HEAD_DENSITY = 0.27
 TAIL_WIDTH = 6.0
 TAIL_DENSITY = -0.085
 
-PROTEIN_DENSITY = 0.35
+PROTEIN_DENSITY = 0.28
 GOLD_DENSITY = 12.0
 
 
@@ -66,7 +66,7 @@ def pseudo_protein(
     out = np.clip(out, 0.0, 1.3) * PROTEIN_DENSITY
     edge = (np.arange(box) - (box - 1) / 2.0) / (box / 2.0)
     inside = edge[:, None, None] ** 2 + edge[:, None] ** 2 + edge**2 < 1.0
-    return torch.from_numpy(out * inside)
+    return torch.as_tensor(out * inside)
 
 
 def scatter(density: Tensor, templates: Tensor, where: Tensor, which: Tensor, gain: Tensor) -> None:

@@ -22,7 +22,6 @@ class Shape:
     field: Field
     lower: Vector
     upper: Vector
-    size: float
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def random_bump(
     spacing = max(spacing, float(np.max(upper - lower)) / 24.0, 2.0)
     knots = [int(np.ceil((u - low) / spacing)) + 4 for low, u in zip(lower, upper, strict=True)]
     coefficients = rng.standard_normal(knots).astype(np.float32) * (amplitude * 2.4)
-    return Bump(torch.from_numpy(coefficients), np.asarray(lower, float), spacing)
+    return Bump(torch.as_tensor(coefficients), np.asarray(lower, float), spacing)
 
 
 def random_rotation(rng: np.random.Generator) -> Vector:
@@ -117,7 +116,7 @@ def ellipsoid(
         k2 = (s[0].square() + s[1].square() + s[2].square()).sqrt_().clamp_(min=1e-6)
         return _with_bump(k1 * (k1 - 1.0) / k2, wave, z, y, x)
 
-    return Shape(field, lower, upper, mean)
+    return Shape(field, lower, upper)
 
 
 def torus(center: Vector, radii: tuple[float, float], rotation: Vector) -> Shape:
@@ -128,7 +127,7 @@ def torus(center: Vector, radii: tuple[float, float], rotation: Vector) -> Shape
         a, b, c = rotated(z, y, x, center, rotation)
         return torch.hypot(torch.hypot(b, c) - radii[0], a) - radii[1]
 
-    return Shape(field, center - reach, center + reach, sum(radii))
+    return Shape(field, center - reach, center + reach)
 
 
 def tubule(
@@ -148,7 +147,7 @@ def tubule(
         beyond = (a.abs() - length / 2).clamp_(min=0.0)
         return (b.square() + c.square() + beyond.square()).sqrt_() - radius
 
-    return Shape(field, center - reach, center + reach, radius)
+    return Shape(field, center - reach, center + reach)
 
 
 def sheet(
@@ -162,12 +161,24 @@ def sheet(
         plane = (n[0] * c[0][:, None, None] + n[1] * c[1][None, :, None]) + n[2] * c[2]
         return _with_bump(plane, bump, z, y, x)
 
-    return Shape(field, np.zeros(3), np.asarray(grid, float), float(max(grid)))
+    return Shape(field, np.zeros(3), np.asarray(grid, float))
+
+
+def level_set(
+    grid: tuple[int, int, int], wavelength: float, level: float, rng: np.random.Generator
+) -> Shape:
+    """Tortuous connected surface: where smooth noise of a wavelength (voxels) crosses `level`."""
+    lower, upper = np.zeros(3), np.asarray(grid, float)
+    wave = random_bump(rng, lower, upper, wavelength / 2, wavelength / 4)
+
+    def field(z: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        return wave(z, y, x) - level * wavelength / 4
+
+    return Shape(field, lower, upper)
 
 
 def normalised(field: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn a field into first-order distances; also the normal's components z and x, (2, ...)."""
-    gz, gy, gx = torch.gradient(field)
-    norm = (gz.square() + gy.square_() + gx.square()).sqrt_().clamp_(0.3, 4.0)
-    normal = torch.stack([gz.div_(norm), gx.div_(norm)])
-    return field / norm, normal
+    """Turn a field into first-order distances; also the surfaces' normals zyx, (3, ...)."""
+    normal = torch.stack(torch.gradient(field))
+    norm = normal.square().sum(dim=0).sqrt_().clamp_(0.3, 4.0)
+    return field / norm, normal.div_(norm)

@@ -2,7 +2,8 @@
 
 Rotation about one axis keeps the coordinate along it. In the coordinate u = x + z tan(tilt) of the
 plane z = 0 a projection is a sum over sheared planes, so for each spatial frequency along x it is a
-small matrix product over z. The field repeats periodically: what lies outside it streaks in.
+small matrix product over z (for an axis along y; otherwise a sum by Horner's rule). The field
+repeats periodically: what lies outside it streaks in.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class TiltSeries:
     """How the tilt series is taken; angles in degrees."""
 
     angles: tuple[float, ...]
-    axis: str = "y"
+    axis_angle: float = 0.0  # of the tilt axis, from y towards x
     defocus: float = 30_000.0  # Å, positive = underfocus
     voltage: float = 300.0  # kV
     amplitude_contrast: float = 0.07
@@ -28,6 +29,7 @@ class TiltSeries:
     dose_symmetric: bool = True
     shift: float = 0.0  # misalignment per view, standard deviation, voxels
     hot_pixels: int = 0
+    bad_columns: int = 0  # of the detector, along the tilt axis
     attenuation: float = 0.3  # inelastic loss at zero tilt, thickness / mean free path
 
 
@@ -38,6 +40,7 @@ class Reconstruction:
     ramp_power: float = 1.0  # 1 = weighted back-projection; lower = SIRT-like
     cutoff: float = 0.5  # cycles per voxel where the radial filter starts to fall
     falloff: float = 0.05
+    high_pass: float = 0.0  # cycles per voxel below which views are damped
     ctf_correction: str = "none"  # none, flip or wiener
     in_plane_cutoff: float = 1.0  # isotropic Gaussian low-pass of the views, cycles per voxel
 
@@ -75,39 +78,68 @@ def _tangents(tilt: TiltSeries) -> Tensor:
     return torch.tensor(np.tan(np.radians(tilt.angles)), dtype=torch.float32)
 
 
-def shear_matrix(depth: int, width: int, tilt: TiltSeries, center: float) -> Tensor:
-    """Phases (kx, views, z) that shear each plane z by z tan(tilt) for a row of `width` voxels."""
-    frequency = torch.fft.rfftfreq(width)
-    z = torch.arange(depth, dtype=torch.float32) - center
-    angle = -2 * math.pi * frequency[:, None, None] * _tangents(tilt)[:, None] * z
+def across_frequency(plane: tuple[int, int], tilt: TiltSeries) -> Tensor:
+    """Frequency component across the tilt axis, (ky, kx) cycles per voxel; (1, kx) if along y."""
+    kx = torch.fft.rfftfreq(plane[1])[None, :]
+    if tilt.axis_angle == 0:
+        return kx
+    angle = math.radians(tilt.axis_angle)
+    return kx * math.cos(angle) - torch.fft.fftfreq(plane[0])[:, None] * math.sin(angle)
+
+
+def _shear_angles(plane: tuple[int, int], tilt: TiltSeries) -> Tensor:
+    """Phase per plane of depth, (views, ky, kx)."""
+    across = across_frequency(plane, tilt)
+    return -2 * math.pi * across[None] * _tangents(tilt)[:, None, None]
+
+
+def _phase(angle: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(angle), angle)
+
+
+def _shear_matrix(depth: int, plane: tuple[int, int], tilt: TiltSeries, center: float) -> Tensor:
+    """Phases (kx, views, z) that shear each plane z by z tan(tilt), for an axis along y."""
+    z = torch.arange(depth, dtype=torch.float32) - center
+    return _phase(_shear_angles(plane, tilt)[:, 0].T[:, :, None] * z)
 
 
 @dataclass(frozen=True)
 class Frequencies:
     """Spatial frequencies of the views' spectra (views, ky, kx), in cycles per voxel."""
 
-    along_u: Tensor  # (views, 1, kx): across the tilt axis, on the detector
-    total: Tensor  # (views, ky, kx)
-    seen: Tensor  # (views, 1, kx): below the detector's Nyquist frequency
-    cosine: Tensor  # (views, 1, 1)
+    across: Tensor  # across the tilt axis, on the detector; (views, ky or 1, kx)
+    total: Tensor
+    seen: Tensor  # below the detector's Nyquist frequency
 
 
-def view_frequencies(shape: tuple[int, int], tilt: TiltSeries) -> Frequencies:
-    """Detector frequencies of each view for planes of `shape` (y, x)."""
-    cosine = torch.cos(torch.atan(_tangents(tilt)))[:, None, None]
-    along = torch.fft.rfftfreq(shape[1])[None, None, :] / cosine
-    ky = torch.fft.fftfreq(shape[0])[None, :, None]
-    return Frequencies(along, torch.hypot(along, ky), (along <= 0.5).float(), cosine)
+def _cosines(tilt: TiltSeries) -> Tensor:
+    return torch.cos(torch.atan(_tangents(tilt)))[:, None, None]
+
+
+def view_frequencies(plane: tuple[int, int], tilt: TiltSeries) -> Frequencies:
+    """Detector frequencies of each view of planes (y, x)."""
+    across = across_frequency(plane, tilt)[None].abs() / _cosines(tilt)
+    angle = math.radians(tilt.axis_angle)
+    ky, kx = torch.fft.fftfreq(plane[0])[:, None], torch.fft.rfftfreq(plane[1])[None, :]
+    along = ky * math.cos(angle) + kx * math.sin(angle)
+    return Frequencies(across, torch.hypot(across, along[None]), (across <= 0.5).float())
 
 
 def project(volume: Tensor, tilt: TiltSeries, center: float) -> Tensor:
     """Spectra (views, ky, kx) of the projections of `volume` (z, y, x) along each tilt."""
-    spectrum = torch.fft.rfft2(volume).permute(2, 0, 1)  # (kx, z, ky)
-    shear = shear_matrix(volume.shape[0], volume.shape[2], tilt, center)
-    views = torch.bmm(shear, spectrum.contiguous()).permute(1, 2, 0)  # (views, ky, kx)
-    cosine = torch.cos(torch.atan(_tangents(tilt)))[:, None, None]
-    return views / cosine
+    plane = (volume.shape[1], volume.shape[2])
+    spectrum = torch.fft.rfft2(volume)
+    if tilt.axis_angle == 0:
+        shear = _shear_matrix(volume.shape[0], plane, tilt, center)
+        views = torch.bmm(shear, spectrum.permute(2, 0, 1).contiguous()).permute(1, 2, 0)
+    else:
+        angles = _shear_angles(plane, tilt)
+        step = _phase(angles)
+        views = torch.zeros_like(step)
+        for section in spectrum.flip(0):
+            views = views.mul_(step).add_(section)
+        views = views * _phase(-center * angles)
+    return views / _cosines(tilt)
 
 
 def image_views(
@@ -116,30 +148,40 @@ def image_views(
     """What the microscope makes of projections: CTF, dose envelope and misalignment."""
     frequencies = view_frequencies(plane, tilt)
     k = frequencies.total / spacing
-    exposure = torch.from_numpy(exposure_before(tilt)).float()[:, None, None]
+    exposure = torch.as_tensor(exposure_before(tilt).astype(np.float32))[:, None, None]
     out = views * (contrast_transfer(k, tilt) * dose_envelope(k, exposure))
     if tilt.shift > 0:
-        shift = torch.from_numpy(rng.normal(0, tilt.shift, (2, len(tilt.angles), 1, 1))).float()
+        drawn = rng.normal(0, tilt.shift, (2, len(tilt.angles), 1, 1)).astype(np.float32)
+        shift = torch.as_tensor(drawn)
         ky = torch.fft.fftfreq(plane[0])[None, :, None]
         kx = torch.fft.rfftfreq(plane[1])[None, None, :]
         angle = -2 * math.pi * (ky * shift[0] + kx * shift[1])
-        out = out * torch.polar(torch.ones_like(angle), angle)
+        out = out * _phase(angle)
     return out
 
 
-def noise_views(
-    tilt: TiltSeries, plane: tuple[int, int], rng: np.random.Generator
-) -> Tensor:
-    """Spectra of white shot noise (unit variance at zero tilt), stronger where the sample is thicker."""
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    noise = torch.randn((len(tilt.angles), *plane), generator=generator)
+def noise_views(tilt: TiltSeries, plane: tuple[int, int], rng: np.random.Generator) -> Tensor:
+    """Spectra of shot noise, unit variance at zero tilt and stronger where the sample is thicker."""
+    noise = gaussian((len(tilt.angles), *plane), rng)
     for _ in range(tilt.hot_pixels):
         view, y, x = (int(rng.integers(n)) for n in noise.shape)
         noise[view, y, x] += float(rng.choice([-1.0, 1.0]) * rng.uniform(20, 120))
-    spectrum = torch.fft.rfft2(noise)
-    cosine = torch.cos(torch.atan(_tangents(tilt)))[:, None, None]
+    for _ in range(tilt.bad_columns):
+        position, gain = float(rng.uniform(-0.5, 0.5)), float(rng.normal(0, 1.0))
+        for view, angle in enumerate(np.radians(tilt.angles)):
+            column = int(plane[1] * (0.5 + position / np.cos(angle)))
+            if 0 <= column < plane[1]:
+                noise[view, :, column] += gain
+    cosine = _cosines(tilt)
     loss = torch.exp(0.5 * tilt.attenuation * (1 / cosine - 1))
-    return spectrum * loss / cosine.sqrt()
+    return torch.fft.rfft2(noise) * (loss / cosine.sqrt())
+
+
+def gaussian(shape: tuple[int, ...], rng: np.random.Generator) -> Tensor:
+    """White noise of unit variance, the same on every device."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    noise = torch.randn(shape, generator=generator, device="cpu")
+    return torch.as_tensor(noise, device=torch.get_default_device())
 
 
 def weight_views(
@@ -147,10 +189,11 @@ def weight_views(
 ) -> Tensor:
     """Apply the radial filter, the CTF correction and the detector's limit to spectra of views."""
     f = view_frequencies(plane, tilt)
-    u = f.along_u
-    radial = (u / 0.5).clamp(max=1.0) ** recipe.ramp_power
+    u = f.across
+    radial = (u / 0.5).clamp(max=1.0) ** recipe.ramp_power * (u > 0)
     radial = radial * torch.exp(-0.5 * ((u - recipe.cutoff).clamp(min=0) / recipe.falloff) ** 2)
-    radial[:, :, 0] = 0.0
+    if recipe.high_pass > 0:
+        radial = radial * (1 - torch.exp(-0.5 * (f.total / recipe.high_pass) ** 2))
     weight = radial * f.seen
     weight = weight * torch.exp(-0.5 * (f.total / recipe.in_plane_cutoff) ** 2)
     if recipe.ctf_correction != "none":
@@ -163,10 +206,32 @@ def weight_views(
 
 
 def back_project(
-    views: Tensor, depth: int, width: int, tilt: TiltSeries, center: float
+    views: Tensor, depth: int, plane: tuple[int, int], tilt: TiltSeries, center: float
 ) -> Tensor:
     """Volume (depth, y, x) from weighted spectra of views (views, ky, kx)."""
-    shear = shear_matrix(depth, width, tilt, center)
-    spectrum = torch.bmm(shear.conj().transpose(1, 2), views.permute(2, 0, 1).contiguous())
-    volume = torch.fft.irfft2(spectrum.permute(1, 2, 0), s=(views.shape[1], width))
-    return volume / len(tilt.angles)
+    if tilt.axis_angle == 0:
+        shear = _shear_matrix(depth, plane, tilt, center).conj().transpose(1, 2)
+        spectrum = torch.bmm(shear, views.permute(2, 0, 1).contiguous()).permute(1, 2, 0)
+    else:
+        angles = _shear_angles(plane, tilt)
+        step = _phase(-angles)
+        views = views * _phase(center * angles)
+        spectrum = torch.empty((depth, *views.shape[1:]), dtype=views.dtype)
+        for z in range(depth):
+            spectrum[z] = views.sum(dim=0)
+            views = views.mul_(step)
+    return torch.fft.irfft2(spectrum, s=plane) / len(tilt.angles)
+
+
+def hidden_by_wedge(normal: Tensor, tilt: TiltSeries, least: float = 0.45) -> Tensor:
+    """Where surfaces with these unit normals (zyx, (3, ...)) lie in the missing wedge.
+
+    A membrane's signal lies in Fourier space along its normal; it is lost where no view passes.
+    Nearly upright surfaces (|normal z| below `least`) still show through their curvature.
+    """
+    nz, ny, nx = normal
+    axis = math.radians(tilt.axis_angle)
+    across = nx * math.cos(axis) - ny * math.sin(axis)
+    angle = torch.rad2deg(torch.atan(nz / torch.where(across.abs() < 1e-4, 1e-4, across)))
+    outside = (angle > max(tilt.angles)) | (angle < min(tilt.angles))
+    return (outside & (nz.abs() > least)) | (nz.abs() > 0.9)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from etsam.simulation.imaging import TiltSeries
 from etsam.simulation.scene import Scene
 
 
@@ -14,16 +13,7 @@ def label_thickness(voxel_spacing: float) -> float:
     return min(max(5.8 * voxel_spacing, 55.0), 110.0)
 
 
-def hidden_by_wedge(normal: Tensor, tilt: TiltSeries, least: float = 0.45) -> Tensor:
-    """Where a surface with this normal (z and x components, (2, ...)) lies in the missing wedge."""
-    nz, nx = normal
-    angle = torch.rad2deg(torch.atan(nz / torch.where(nx.abs() < 1e-4, 1e-4, nx)))
-    outside = (angle > max(tilt.angles)) | (angle < min(tilt.angles))
-    return (outside & (nz.abs() > least)) | (nz.abs() > 0.9)
-
-
-def membrane_labels(scene: Scene, tilt: TiltSeries) -> Tensor:
+def membrane_labels(scene: Scene) -> Tensor:
     """Labels int8 (Z, Y, X): 1 membrane, 0 background, -1 membrane that cannot be seen."""
     membrane = scene.distance.abs() <= label_thickness(scene.spacing) / 2
-    hidden = membrane & hidden_by_wedge(scene.normal, tilt)
-    return membrane.to(torch.int8) - 2 * hidden.to(torch.int8)
+    return membrane.to(torch.int8) - 2 * (membrane & scene.hidden).to(torch.int8)

@@ -8,6 +8,7 @@ from etsam.simulation.density import Bilayer
 from etsam.simulation.geometry import (
     Shape,
     ellipsoid,
+    level_set,
     random_bump,
     random_rotation,
     sheet,
@@ -139,8 +140,21 @@ def add_toroids(
         place(scene, shape, _wall(rng, 1.0, scene, tube), 70.0)
 
 
-def add_sheets(scene: Scene, rng: np.random.Generator, slab: tuple[float, float]) -> None:
-    """Place a stack of undulating sheets, steep more often than flat: cisternae, thylakoids."""
+def add_network(scene: Scene, rng: np.random.Generator) -> None:
+    """Place a tortuous connected membrane: reticulum, cristae, tubular networks."""
+    wavelength = float(rng.uniform(1500, 5000)) / scene.spacing
+    shape = level_set(scene.shape, wavelength, float(rng.uniform(0.5, 1.6)), rng)
+    wall = Wall(bilayer=random_bilayer(rng), patchiness=float(rng.choice([0.0, 0.3])))
+    place(scene, shape, wall, 60.0)
+
+
+def add_sheets(
+    scene: Scene, rng: np.random.Generator, slab: tuple[float, float], protein: bool = False
+) -> None:
+    """Place a stack of undulating sheets, steep more often than flat: cisternae, thylakoids.
+
+    With `protein`, one sheet of protein (S-layer, crystal), which is no membrane.
+    """
     angle = rng.uniform(0, 2 * np.pi)
     tilt = float(np.radians(rng.choice([rng.uniform(-35, 35), rng.uniform(-80, 80)])))
     normal = np.array([np.sin(tilt), np.cos(tilt) * np.sin(angle), np.cos(tilt) * np.cos(angle)])
@@ -151,12 +165,12 @@ def add_sheets(scene: Scene, rng: np.random.Generator, slab: tuple[float, float]
     pairs = int(rng.integers(1, 6))
     lumen, between = rng.uniform(90, 300), rng.uniform(90, 350)
     offsets = [float(p * (lumen + between)) + s for p in range(pairs) for s in (0.0, float(lumen))]
-    if rng.random() < 0.3:
-        offsets = offsets[: int(rng.integers(1, 3))]
+    if protein or rng.random() < 0.3:
+        offsets = offsets[: 1 if protein else int(rng.integers(1, 3))]
     shape = sheet(scene.shape, _center(rng, scene, slab), rotation, bump)
     wall = Wall(
         offsets=tuple(offsets),
-        bilayer=random_bilayer(rng),
+        bilayer=None if protein else random_bilayer(rng),
         patchiness=float(rng.choice([0.0, 0.3, 0.5])),
     )
     place(scene, shape, wall, 60.0)

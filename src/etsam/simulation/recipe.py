@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from etsam.simulation.imaging import Reconstruction, TiltSeries
+from etsam.simulation.segmentations import RealShape
 
 PRESETS = ("any", "vesicles", "organelle", "cell", "virus", "polnet", "empty")
 _SHARES = (0.34, 0.22, 0.21, 0.08, 0.09, 0.06)  # of "any", in the order of PRESETS[1:]
@@ -20,6 +22,10 @@ class SimulationOptions:
     voxel_spacing: float | None = None  # Å
     contrast_to_noise: float | None = None  # membrane over noise, per voxel
     bright_membranes: bool | None = None
+    views: int | None = None  # of the tilt series
+    proteins: tuple[str, ...] = ()  # density maps (MRC) used instead of pseudo-proteins
+    membrane_proteins: tuple[str, ...] = ()  # maps aligned along z, membrane in the middle
+    shapes: tuple[RealShape, ...] = ()  # segmentations used besides the preset's membranes
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,11 @@ class Contents:
     carbon: bool = False
     ice: int = 0
     capsids: int = 0
+    layers: int = 0  # protein sheets, not membranes
+    network: int = 0  # tortuous connected membranes
     spikes: float = 0.0  # coverage of membranes by ectodomains
     embedded: float = 0.3  # coverage by proteins in the bilayer
+    protein_contrast: float = 1.0
     lumen: float = 0.0  # spread of compartments' mean densities
     gradient: float = 0.0
 
@@ -58,7 +67,8 @@ class Recipe:
     contrast_to_noise: float
     bright_membranes: bool
     thickness: float  # of the sample over the volume's depth
-    cut: bool  # membranes end at the sample's faces (lamella) instead of lying within them
+    cut: bool  # membranes end at the sample's faces, as in a lamella
+    slope: tuple[float, float]  # of the sample's faces along y and x
     margin: int = 32  # voxels simulated beyond the field in y and x
     depth_margin: int = 0
     clip_percent: float = 0.1
@@ -72,27 +82,32 @@ def draw(rng: np.random.Generator, options: SimulationOptions) -> Recipe:
     if options.preset != "any":
         preset = options.preset
     spacing = float(np.exp(rng.normal(np.log(11.5), 0.25)).clip(6.0, 20.0))
-    ratio = float(np.exp(rng.normal(np.log(1.1), 0.65)).clip(0.3, 8.0))
+    ratio = float(np.exp(rng.normal(np.log(1.1), 0.6)).clip(0.35, 8.0))
     bright = bool(rng.random() < 0.1)
     if preset == "organelle" and rng.random() < 0.6:
-        ratio = float(rng.uniform(0.45, 1.0))
+        ratio = float(rng.uniform(0.5, 1.0))
     few = rng.random() < (0.6 if preset == "organelle" else 0.2)
+    lamella = preset in ("cell", "organelle")
+    slope = np.tan(np.radians(rng.normal(0, 5.0, 2))) if rng.random() < 0.5 else np.zeros(2)
     return Recipe(
         preset=preset,
         voxel_spacing=options.voxel_spacing or round(spacing, 2),
-        tilt=draw_tilt_series(rng, few),
+        tilt=draw_tilt_series(rng, few, options.views),
         reconstruction=draw_reconstruction(rng),
         contents=draw_contents(rng, preset),
         contrast_to_noise=options.contrast_to_noise or round(ratio, 3),
         bright_membranes=bright if options.bright_membranes is None else options.bright_membranes,
         thickness=float(rng.choice([rng.uniform(0.45, 0.9), rng.uniform(0.9, 1.4)])),
-        cut=bool(preset in ("cell", "organelle") or rng.random() < 0.3),
+        cut=bool(rng.random() < (0.7 if lamella else 0.15)),
+        slope=(float(slope[0]), float(slope[1])),
         depth_margin=int(rng.choice([0, 0, 8, 16])),
         clip_percent=float(rng.choice([0.01, 0.1, 0.3, 1.0])),
     )
 
 
-def draw_tilt_series(rng: np.random.Generator, few_views: bool) -> TiltSeries:
+def draw_tilt_series(
+    rng: np.random.Generator, few_views: bool, views: int | None = None
+) -> TiltSeries:
     """Draw tilt range, step, axis, optics and alignment of a tilt series."""
     low, high = -float(rng.uniform(40, 66)), float(rng.uniform(40, 66))
     if rng.random() < 0.6:
@@ -103,9 +118,12 @@ def draw_tilt_series(rng: np.random.Generator, few_views: bool) -> TiltSeries:
     angles = np.arange(low, high + 0.01, step)
     if rng.random() < 0.25:
         angles = angles[rng.random(len(angles)) > 0.08]
+    if views is not None:
+        angles = np.linspace(low, high, views)
+    axis = rng.choice([0.0, 90.0, rng.normal(0, 4.0), rng.uniform(-90, 90)], p=[0.6, 0.2, 0.1, 0.1])
     return TiltSeries(
         angles=tuple(round(float(a), 3) for a in angles),
-        axis="y" if rng.random() < 0.8 else "x",
+        axis_angle=float(axis),
         defocus=float(rng.uniform(1.5e4, 8e4)),
         voltage=float(rng.choice([300.0, 300.0, 300.0, 200.0])),
         amplitude_contrast=float(rng.uniform(0.05, 0.12)),
@@ -113,6 +131,7 @@ def draw_tilt_series(rng: np.random.Generator, few_views: bool) -> TiltSeries:
         dose_symmetric=bool(rng.random() < 0.7),
         shift=float(abs(rng.normal(0, 0.45))),
         hot_pixels=int(rng.choice([0, 0, 5, 40])),
+        bad_columns=int(rng.choice([0, 1, 3], p=[0.9, 0.05, 0.05])),
         attenuation=float(rng.uniform(0.1, 0.8)),
     )
 
@@ -120,10 +139,12 @@ def draw_tilt_series(rng: np.random.Generator, few_views: bool) -> TiltSeries:
 def draw_reconstruction(rng: np.random.Generator) -> Reconstruction:
     """Draw filters: plain weighted back-projection, low-passed or SIRT-like."""
     power = float(rng.choice([1.0, rng.uniform(0.5, 1.0), rng.uniform(0.15, 0.5)]))
+    high_pass = float(np.exp(rng.uniform(np.log(0.004), np.log(0.03))))
     return Reconstruction(
         ramp_power=power,
-        cutoff=float(rng.uniform(0.12, 0.5)),
-        falloff=float(rng.uniform(0.03, 0.12)),
+        cutoff=float(rng.uniform(0.08, 0.5)),
+        falloff=float(rng.uniform(0.03, 0.16)),
+        high_pass=high_pass if rng.random() < (0.35 if power > 0.6 else 0.7) else 0.0,
         ctf_correction=str(rng.choice(["none", "flip", "wiener"], p=[0.4, 0.45, 0.15])),
         in_plane_cutoff=float(rng.choice([2.0, rng.uniform(0.3, 1.0), rng.uniform(0.12, 0.3)])),
     )
@@ -134,7 +155,7 @@ def draw_contents(rng: np.random.Generator, preset: str) -> Contents:
     dense = float(np.exp(rng.uniform(np.log(0.004), np.log(0.2))))
     outside = float(rng.choice([0.0, 0.005, 0.02, 0.06]))
     gold = int(rng.integers(1, 14)) if rng.random() < 0.45 else 0
-    shared: dict[str, float | int | bool | tuple[float, float]] = {
+    shared: dict[str, Any] = {
         "crowding": (outside, dense),
         "gold": gold,
         "ice": int(rng.integers(1, 4)) if rng.random() < 0.2 else 0,
@@ -143,11 +164,13 @@ def draw_contents(rng: np.random.Generator, preset: str) -> Contents:
         "embedded": float(rng.uniform(0.0, 0.6)),
         "spikes": float(rng.uniform(0.05, 0.5)) if rng.random() < 0.3 else 0.0,
         "carbon": bool(rng.random() < 0.12),
+        "protein_contrast": float(rng.uniform(0.4, 1.2)),
+        "layers": int(rng.random() < 0.04),
     }
     return Contents(**{**shared, **_BY_PRESET[preset](rng)})
 
 
-def _vesicles(rng: np.random.Generator) -> dict[str, object]:
+def _vesicles(rng: np.random.Generator) -> dict[str, Any]:
     small = float(np.exp(rng.uniform(np.log(150), np.log(500))))
     crowded = rng.random() < 0.5
     return {
@@ -159,7 +182,7 @@ def _vesicles(rng: np.random.Generator) -> dict[str, object]:
     }
 
 
-def _organelle(rng: np.random.Generator) -> dict[str, object]:
+def _organelle(rng: np.random.Generator) -> dict[str, Any]:
     return {
         "vesicles": int(rng.integers(0, 14)),
         "radii": (300.0, float(rng.uniform(800, 2600))),
@@ -168,7 +191,7 @@ def _organelle(rng: np.random.Generator) -> dict[str, object]:
     }
 
 
-def _cell(rng: np.random.Generator) -> dict[str, object]:
+def _cell(rng: np.random.Generator) -> dict[str, Any]:
     busy = float(np.exp(rng.uniform(np.log(0.02), np.log(0.22))))
     return {
         "vesicles": int(rng.integers(0, 25)),
@@ -176,6 +199,7 @@ def _cell(rng: np.random.Generator) -> dict[str, object]:
         "large": int(rng.integers(0, 3)),
         "tubules": int(rng.integers(0, 4)),
         "sheets": int(rng.integers(0, 3)),
+        "network": int(rng.random() < 0.25),
         "crowding": (busy, busy * float(rng.uniform(0.3, 1.5))),
         "ribosomes": int(rng.integers(0, 250)),
         "actin": int(rng.integers(5, 60)) if rng.random() < 0.4 else 0,
@@ -185,7 +209,7 @@ def _cell(rng: np.random.Generator) -> dict[str, object]:
     }
 
 
-def _virus(rng: np.random.Generator) -> dict[str, object]:
+def _virus(rng: np.random.Generator) -> dict[str, Any]:
     return {
         "vesicles": int(rng.integers(3, 30)),
         "radii": (380.0, float(rng.uniform(420, 700))),
@@ -196,7 +220,7 @@ def _virus(rng: np.random.Generator) -> dict[str, object]:
     }
 
 
-def _polnet(rng: np.random.Generator) -> dict[str, object]:
+def _polnet(rng: np.random.Generator) -> dict[str, Any]:
     return {
         "vesicles": int(rng.integers(2, 15)),
         "radii": (200.0, 900.0),
@@ -207,7 +231,7 @@ def _polnet(rng: np.random.Generator) -> dict[str, object]:
     }
 
 
-def _empty(rng: np.random.Generator) -> dict[str, object]:
+def _empty(rng: np.random.Generator) -> dict[str, Any]:
     return {
         "crowding": (float(rng.choice([0.0, 0.01, 0.08, 0.2])), 0.0),
         "ribosomes": int(rng.integers(0, 60)),

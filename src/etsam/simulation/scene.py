@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from etsam.simulation.density import Bilayer, bilayer_profile, single_layer_profile
 from etsam.simulation.geometry import Shape, normalised
+from etsam.simulation.imaging import TiltSeries, hidden_by_wedge
 
 FAR = 1e4  # Å, "no membrane near"
 COARSE = 4  # voxels, grid on which collisions are tested
@@ -21,12 +21,12 @@ class Scene:
 
     density: Tensor
     distance: Tensor  # signed distance to the nearest bilayer mid-surface
-    normal: Tensor  # (2, Z, Y, X): its normal's z and x
+    hidden: Tensor  # bool: that membrane lies in the missing wedge
     region: Tensor  # int16 compartment, 0 = outside everything
     spacing: float
+    tilt: TiltSeries
     coarse: Tensor  # distance (voxels) to the nearest surface of any kind on the coarse grid
     regions: int = 0
-    surfaces: list[float] = field(default_factory=list)  # size in voxels of each surface placed
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -46,15 +46,16 @@ class Wall:
     opening: tuple[float, float, float, float] | None = None  # normal zyx and distance [voxels]
 
 
-def empty_scene(shape: tuple[int, int, int], spacing: float) -> Scene:
+def empty_scene(shape: tuple[int, int, int], spacing: float, tilt: TiltSeries) -> Scene:
     """A scene of pure water."""
     coarse = tuple(-(-n // COARSE) for n in shape)
     return Scene(
         density=torch.zeros(shape),
         distance=torch.full(shape, FAR),
-        normal=torch.zeros((2, *shape)),
+        hidden=torch.zeros(shape, dtype=torch.bool),
         region=torch.zeros(shape, dtype=torch.int16),
         spacing=spacing,
+        tilt=tilt,
         coarse=torch.full(coarse, FAR),
     )
 
@@ -87,7 +88,6 @@ def place(scene: Scene, shape: Shape, wall: Wall, gap: float) -> bool:
         return False
     scene.coarse[window] = torch.minimum(stored, near)
     _paint(scene, shape, wall, lower, upper)
-    scene.surfaces.append(shape.size)
     return True
 
 
@@ -115,7 +115,7 @@ def _paint(scene: Scene, shape: Shape, wall: Wall, lower: list[int], upper: list
             values = single_layer_profile(d, wall.layer_width, blur)
         else:
             values = bilayer_profile(d, wall.bilayer, blur)
-            _keep_nearest(scene, where, d, normal.view(2, -1)[:, index])
+            _keep_nearest(scene, where, d, normal.view(3, -1)[:, index])
         if wall.patchiness > 0:
             values = values * _patches(scene, where, wall.patchiness)
         scene.density.view(-1)[where] += values
@@ -134,7 +134,7 @@ def _keep_nearest(scene: Scene, where: Tensor, distance: Tensor, normal: Tensor)
     closer = distance.abs() < stored.abs()
     at = where[closer]
     scene.distance.view(-1)[at] = distance[closer]
-    scene.normal.view(2, -1)[:, at] = normal[:, closer]
+    scene.hidden.view(-1)[at] = hidden_by_wedge(normal[:, closer], scene.tilt)
 
 
 def _patches(scene: Scene, where: Tensor, amount: float) -> Tensor:

@@ -1,0 +1,91 @@
+"""From a recipe to a tomogram and its labels: sample, tilt series, reconstruction, crop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy.fft import next_fast_len
+from torch import Tensor
+
+from etsam.simulation.imaging import (
+    back_project,
+    image_views,
+    noise_views,
+    project,
+    weight_views,
+)
+from etsam.simulation.labels import membrane_labels
+from etsam.simulation.recipe import Recipe, SimulationOptions
+from etsam.simulation.sample import build_sample
+from etsam.simulation.scene import Scene
+
+Crop = tuple[slice, slice, slice]
+
+
+def render(
+    recipe: Recipe,
+    shape: tuple[int, int, int],
+    options: SimulationOptions,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Simulate a recipe: tomogram float32 (mean 0, deviation 1) and labels int8, (Z, Y, X)."""
+    turn, axis = quarter_turn(recipe.tilt.axis_angle)
+    recipe = replace(recipe, tilt=replace(recipe.tilt, axis_angle=axis))
+    size = (shape[0], shape[2], shape[1]) if turn else shape
+    padded = [next_fast_len(n + 2 * recipe.margin, real=True) for n in size[1:]]
+    whole = (size[0] + 2 * recipe.depth_margin, padded[0], padded[1])
+    scene = build_sample(whole, recipe, options, rng)
+    z, y, x = (slice((w - n) // 2, (w - n) // 2 + n) for w, n in zip(whole, size, strict=True))
+    labels = membrane_labels(scene)[z, y, x]
+    tomogram = _image(scene, labels, recipe, rng, (z, y, x))
+    if turn:
+        tomogram, labels = tomogram.transpose(1, 2), labels.transpose(1, 2)
+    return tomogram.contiguous(), labels.contiguous()
+
+
+def quarter_turn(axis_angle: float) -> tuple[bool, float]:
+    """Whether to exchange x and y to bring a tilt axis within 45 degrees of y, and its angle then.
+
+    Angles are those of a line from y towards x, so 170 is the same as -10.
+    """
+    angle = (axis_angle + 90.0) % 180.0 - 90.0
+    if abs(angle) <= 45.0:
+        return False, angle
+    return True, 90.0 - angle if angle > 0 else -90.0 - angle
+
+
+def _image(
+    scene: Scene, labels: Tensor, recipe: Recipe, rng: np.random.Generator, crop: Crop
+) -> Tensor:
+    """Tilt series and reconstruction of a scene, cropped and scaled."""
+    depth, *plane = scene.shape
+    frame = (plane[0], plane[1])
+    tilt = recipe.tilt
+    views = project(scene.density, tilt, depth / 2)
+    clean = image_views(views, tilt, frame, recipe.voxel_spacing, rng)
+    noise = noise_views(tilt, frame, rng)
+    volumes = []
+    for spectra in (clean, noise):
+        weighted = weight_views(spectra, tilt, recipe.reconstruction, frame, recipe.voxel_spacing)
+        height = crop[0].stop - crop[0].start
+        volume = back_project(weighted, height, frame, tilt, depth / 2 - crop[0].start)
+        volumes.append(volume[:, crop[1], crop[2]])
+    signal, grain = volumes
+    distance = scene.distance[crop].abs()
+    contrast = membrane_contrast(signal, (distance < 25.0) & (labels > 0), distance > 300.0)
+    total = signal + grain * (contrast / (recipe.contrast_to_noise * float(grain.std())))
+    total = (total - total.mean()) / total.std().clamp(min=1e-12)
+    return total if recipe.bright_membranes else -total
+
+
+def membrane_contrast(signal: Tensor, visible: Tensor, far: Tensor) -> float:
+    """Mean of a noise-free reconstruction on visible membranes over its median far from them.
+
+    Twice the reconstruction's spread where there is no membrane.
+    """
+    if int(visible.sum()) < 200 or int(far.sum()) < 200:
+        return 2.0 * float(signal.std())
+    contrast = float(signal[visible].mean() - signal[far].median())
+    return max(contrast, 0.3 * float(signal[visible].std()))

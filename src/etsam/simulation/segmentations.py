@@ -1,0 +1,96 @@
+"""Real membrane shapes: segmentations a user supplies become bilayers of the scene."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import torch
+from scipy.ndimage import distance_transform_edt, gaussian_filter, zoom
+
+from etsam.simulation.density import Bilayer, bilayer_profile
+from etsam.simulation.imaging import hidden_by_wedge
+from etsam.simulation.scene import COARSE, Scene
+
+
+@dataclass(frozen=True)
+class RealShape:
+    """A segmentation on disk (.npz with `labels`, or MRC), its spacing [Å] and membrane labels."""
+
+    path: str
+    voxel_spacing: float
+    labels: tuple[int, ...] = (1,)
+
+
+def read_segmentation(shape: RealShape) -> np.ndarray:
+    """Read the membrane of a segmentation as bool (Z, Y, X).
+
+    Raises
+    ------
+    ValueError
+        No voxel carries one of the labels.
+    """
+    if Path(shape.path).suffix == ".npz":
+        with np.load(shape.path) as stored:
+            labels = np.asarray(stored["labels"])
+    else:
+        with mrcfile.open(shape.path, permissive=True) as mrc:
+            labels = np.asarray(mrc.data)
+    mask = np.isin(labels, shape.labels)
+    if not mask.any():
+        raise ValueError(f"{shape.path} has no voxel labelled {shape.labels}; check the labels")
+    return mask
+
+
+def midsurface_distance(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unsigned distance to the middle of a segmented sheet and its normals (3, ...), in voxels."""
+    inner, nearest_out = distance_transform_edt(mask, return_indices=True)
+    outer, nearest_in = distance_transform_edt(~mask, return_indices=True)
+    half = 2.0 * float(inner[mask].mean()) - 0.5
+    distance = np.where(mask, half - (inner - 0.5), half + (outer - 0.5)).astype(np.float32)
+    smooth = gaussian_filter(distance, 1.0)
+    distance = np.sqrt(np.clip(smooth**2 - 0.64, 0.0, None))
+    grid = np.indices(mask.shape)
+    normal = (np.where(mask, nearest_out, nearest_in) - grid).astype(np.float32)
+    normal = np.stack([gaussian_filter(n * np.sign(normal[2] + 1e-3), 1.0) for n in normal])
+    return distance, normal / np.maximum(np.linalg.norm(normal, axis=0), 1e-6)
+
+
+def _window(mask: np.ndarray, shape: list[int], rng: np.random.Generator) -> np.ndarray:
+    """Cut or pad a mask to a shape, about the median of its voxels, turned by quarter turns."""
+    mask = np.rot90(mask, int(rng.integers(4)), axes=(1, 2))
+    voxels = np.argwhere(mask)
+    middle = np.median(voxels, axis=0).astype(int)
+    out = np.zeros(shape, bool)
+    target, source = [], []
+    for n, m, size in zip(shape, middle, mask.shape, strict=True):
+        low = m - n // 2  # the window's first voxel in the mask's coordinates
+        start, stop = max(0, low), min(size, low + n)
+        source.append(slice(start, stop))
+        target.append(slice(start - low, stop - low))
+    out[tuple(target)] = mask[tuple(source)]
+    return out
+
+
+def place_segmentation(
+    scene: Scene, shape: RealShape, bilayer: Bilayer, rng: np.random.Generator
+) -> None:
+    """Add the membranes of a segmentation to an empty scene, resampled to its spacing."""
+    mask = read_segmentation(shape)
+    factor = shape.voxel_spacing / scene.spacing
+    window = _window(mask, [int(np.ceil(n / factor)) + 2 for n in scene.shape], rng)
+    scaled = zoom(window.astype(np.float32), factor, order=1) > 0.5
+    z, y, x = scene.shape
+    distance, normal = midsurface_distance(scaled[:z, :y, :x])
+    near = torch.as_tensor(distance * scene.spacing)
+    index = torch.nonzero((near < 45.0 + scene.spacing).view(-1)).squeeze(1)
+    d = near.view(-1)[index]
+    scene.density.view(-1)[index] += bilayer_profile(d, bilayer, 0.4 * scene.spacing)
+    scene.distance.view(-1)[index] = d
+    normals = torch.as_tensor(normal.reshape(3, -1))[:, index]
+    scene.hidden.view(-1)[index] = hidden_by_wedge(normals, scene.tilt)
+    scene.coarse = torch.minimum(
+        scene.coarse, torch.as_tensor(distance[::COARSE, ::COARSE, ::COARSE].copy())
+    )
