@@ -1,0 +1,248 @@
+"""Dice, IoU, precision, recall and the precision-recall curve, slice by slice.
+
+Everything is counted, so that a volume of any size takes constant memory, and counts of slices,
+slabs or tomograms add up. Voxels labelled `IGNORE` (not annotated) are never counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+IGNORE = -1
+"""Label of a voxel that nobody annotated."""
+
+KEY_BITS = 20
+"""Leading bits of a float32 that tell logits apart: sign, 8 of exponent, 11 of mantissa (5e-4)."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts of voxels by prediction and truth; they add up with `+`.
+
+    Scores are NaN where they are not defined: precision without a predicted voxel, recall without
+    a true one, Dice and IoU without either.
+    """
+
+    true_positives: int = 0
+    false_positives: int = 0
+    false_negatives: int = 0
+    true_negatives: int = 0
+
+    def __add__(self, other: Confusion) -> Confusion:
+        return Confusion(
+            self.true_positives + other.true_positives,
+            self.false_positives + other.false_positives,
+            self.false_negatives + other.false_negatives,
+            self.true_negatives + other.true_negatives,
+        )
+
+    @property
+    def voxels(self) -> int:
+        """Number of voxels counted."""
+        wrong = self.false_positives + self.false_negatives
+        return self.true_positives + self.true_negatives + wrong
+
+    @property
+    def precision(self) -> float:
+        """Share of the predicted voxels that are true."""
+        return _ratio(self.true_positives, self.true_positives + self.false_positives)
+
+    @property
+    def recall(self) -> float:
+        """Share of the true voxels that are predicted."""
+        return _ratio(self.true_positives, self.true_positives + self.false_negatives)
+
+    @property
+    def dice(self) -> float:
+        """Harmonic mean of precision and recall (F1)."""
+        wrong = self.false_positives + self.false_negatives
+        return _ratio(2 * self.true_positives, 2 * self.true_positives + wrong)
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union (Jaccard index)."""
+        wrong = self.false_positives + self.false_negatives
+        return _ratio(self.true_positives, self.true_positives + wrong)
+
+
+def confusion(prediction: ArrayLike, labels: ArrayLike) -> Confusion:
+    """Count predictions against labels.
+
+    Parameters
+    ----------
+    prediction
+        Mask of any shape: bool, or numbers of which all but 0 count as membrane.
+    labels
+        Same shape: 1 membrane, 0 background, -1 not annotated.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or there are other labels.
+    """
+    predicted, true, annotated = _matched(np.asarray(prediction) != 0, labels)
+    positives = int(np.count_nonzero(true))
+    counted = predicted if annotated is None else predicted & annotated
+    hits = int(np.count_nonzero(counted & true))
+    false = int(np.count_nonzero(counted)) - hits
+    voxels = true.size if annotated is None else int(np.count_nonzero(annotated))
+    return Confusion(hits, false, positives - hits, voxels - positives - false)
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Precision and recall at descending score thresholds (a voxel counts at `>= threshold`)."""
+
+    thresholds: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    mean_precision: NDArray[np.float64]  # over the true voxels that a threshold adds
+
+    @property
+    def average_precision(self) -> float:
+        """Area under the curve as the sum of precision times gain in recall (AUPRC).
+
+        The same as `sklearn.metrics.average_precision_score` (to about 1e-7): scores that fall
+        together in one threshold, though different, count as if evenly mixed. NaN without a true
+        voxel.
+        """
+        if not self.recall.size or np.isnan(self.recall[-1]):
+            return float("nan")
+        return float(np.sum(np.diff(self.recall, prepend=0.0) * self.mean_precision))
+
+
+@dataclass
+class ScoreHistogram:
+    """Counts of scores of true and of other voxels, from which come all curves.
+
+    Scores are told apart by the leading bits of their float32, whatever their range, so that logits
+    need not be kept, sorted, or known in advance. It grows by `add`, and histograms merge by `merge`.
+    """
+
+    bits: int = KEY_BITS
+    _counts: NDArray[np.int64] = field(init=False, repr=False)
+    _rest: NDArray[np.uint16] = field(init=False, repr=False)
+    _mixed: NDArray[np.bool_] = field(init=False, repr=False)
+    _maximum: float = field(init=False, default=-np.inf)
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.bits <= 24:
+            raise ValueError(f"bits is {self.bits}: expected 16 (coarse) to 24 (300 MB)")
+        self._counts = np.zeros((2, 1 << self.bits), np.int64)  # others, true
+        self._rest = np.zeros(1 << self.bits, np.uint16)  # trailing bits of the first score met
+        self._mixed = np.zeros(1 << self.bits, bool)  # another score was met since
+
+    def add(self, scores: NDArray[np.floating], labels: ArrayLike) -> None:
+        """Count scores (logits or probabilities, any shape) by their labels (1, 0 or -1).
+
+        Raises
+        ------
+        ValueError
+            If the shapes differ, a label is not one of these, or a counted score is NaN.
+        """
+        values, true, annotated = _matched(np.asarray(scores, np.float32), labels)
+        if annotated is not None:
+            values, true = values[annotated], true[annotated]
+        if not values.size:
+            return
+        maximum = float(values.max())
+        if np.isnan(maximum):
+            raise ValueError("scores hold NaN: predict again, or label these voxels -1")
+        self._maximum = max(self._maximum, maximum)
+        ordered = _ordered(values)
+        keys = ordered >> np.uint32(32 - self.bits)
+        rest = (ordered & np.uint32((1 << (32 - self.bits)) - 1)).astype(np.uint16)
+        new = (self._counts[0, keys] == 0) & (self._counts[1, keys] == 0)
+        self._rest[keys[new]] = rest[new]
+        self._mixed[keys[self._rest[keys] != rest]] = True
+        np.add.at(self._counts[1], keys[true], 1)
+        np.add.at(self._counts[0], keys[~true], 1)
+
+    def merge(self, other: ScoreHistogram) -> None:
+        """Add the counts of another histogram of as many bits."""
+        if other.bits != self.bits:
+            raise ValueError(f"histograms of {self.bits} and {other.bits} bits do not add up")
+        both = self._counts.any(axis=0) & other._counts.any(axis=0)
+        self._mixed |= other._mixed | (both & (self._rest != other._rest))
+        self._rest = np.where(self._counts.any(axis=0), self._rest, other._rest)
+        self._counts += other._counts
+        self._maximum = max(self._maximum, other._maximum)
+
+    @property
+    def maximum(self) -> float:
+        """Largest score so far (-inf without any)."""
+        return self._maximum
+
+    def curve(self, *, clip: bool = False) -> PrecisionRecall:
+        """Return the curve over all distinct scores (to `bits`), thresholds descending.
+
+        With `clip`, scores are logits and treated as in the paper (section 4.6): those below minus
+        the largest logit are raised to it, then the sigmoid is taken; thresholds are probabilities.
+        """
+        counts = self._counts
+        used = np.flatnonzero(counts.any(axis=0))[::-1]
+        values, mixed = _values(used, self.bits), self._mixed[used]
+        true, others = counts[1, used], counts[0, used]
+        if clip and used.size and self._maximum > 0:
+            values = np.maximum(values, -self._maximum)
+            starts = np.flatnonzero(np.diff(values, prepend=np.inf))
+            values, mixed = values[starts], mixed[starts] & (values[starts] > -self._maximum)
+            true, others = np.add.reduceat(true, starts), np.add.reduceat(others, starts)
+        if clip:
+            values = 1.0 / (1.0 + np.exp(-values))
+        hits, predicted = np.cumsum(true), np.cumsum(true + others)
+        # The middle one of the true voxels that a threshold adds, or the last where all are equal.
+        middle = np.where(mixed, hits - true + (true + 1) / 2, hits)
+        ahead = np.where(mixed, predicted - hits - others / 2, predicted - hits)
+        recall = hits / hits[-1] if hits.size and hits[-1] else np.full(hits.shape, np.nan)
+        return PrecisionRecall(values, hits / predicted, recall, middle / (middle + ahead))
+
+    def confusions(self, thresholds: Iterable[float]) -> list[Confusion]:
+        """Count at `score > threshold` for each threshold, exact to the bits kept."""
+        others, true = (np.append(np.cumsum(row[::-1])[::-1], 0) for row in self._counts)
+        result = []
+        for threshold in thresholds:
+            key = _ordered(np.array([threshold], np.float32)) >> np.uint32(32 - self.bits)
+            cut = int(key[0]) + 1
+            hits, false = int(true[cut]), int(others[cut])
+            result.append(Confusion(hits, false, int(true[0]) - hits, int(others[0]) - false))
+        return result
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
+
+
+def _matched(
+    values: np.ndarray, labels: ArrayLike
+) -> tuple[np.ndarray, NDArray[np.bool_], NDArray[np.bool_] | None]:
+    """Check labels against values; return both with where there is an annotation (None: all)."""
+    truth = np.asarray(labels)
+    if truth.shape != values.shape:
+        raise ValueError(f"prediction has shape {values.shape}, labels have {truth.shape}")
+    if truth.dtype == np.bool_ or not truth.size:
+        return values, truth.astype(bool, copy=False), None
+    low, high = truth.min(), truth.max()
+    if low < IGNORE or high > 1 or np.isnan(low):
+        raise ValueError(f"labels reach from {low} to {high}: expected 1, 0 and -1 (ignored)")
+    return values, truth == 1, None if low >= 0 else truth != IGNORE
+
+
+def _ordered(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Map float32 to integers in the same order."""
+    raw = (values + np.float32(0)).view(np.uint32)  # -0 becomes 0
+    sign = np.uint32(1 << 31)
+    return np.where(raw & sign, ~raw, raw | sign)
+
+
+def _values(keys: NDArray[np.intp], bits: int) -> NDArray[np.float64]:
+    """Return the float32 nearest to zero of each key."""
+    sign = np.uint32(1 << 31)
+    ordered = keys.astype(np.uint32) << np.uint32(32 - bits)
+    trailing = np.uint32((1 << (32 - bits)) - 1)
+    raw = np.where(ordered & sign, ordered & ~sign, ~(ordered | trailing))
+    return raw.astype(np.uint32).view(np.float32).astype(np.float64)
