@@ -16,15 +16,25 @@ if [ ! -x "$python" ]; then
     echo "quickstart: setting up $venv (a few minutes, once)" >&2
     "${PYTHON:-python3}" -m venv "$venv"
 fi
-if ! "$python" -c 'import etsam, pytest, transformers' 2>/dev/null; then
+# install EXTRAS MODULE...: unless all modules can be imported already
+install() {
+    extras=$1
+    shift
+    for module; do
+        "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$module') is None)" ||
+            { missing=yes && break; }
+    done
+    [ -n "${missing:-}" ] || return 0
     "$python" -m pip install --quiet --disable-pip-version-check 'torch==2.13.0'
-    "$python" -m pip install --quiet --disable-pip-version-check -e "$here[test,fast]"
-fi
+    "$python" -m pip install --quiet --disable-pip-version-check -e "$here[$extras]"
+}
 
 if [ "${1:-}" = --test ]; then
     shift
+    install fast,test etsam pytest hypothesis transformers
     cd "$here"
     exec "$python" -m pytest "$@"
 fi
+install fast etsam
 [ $# -gt 0 ] || set -- --sample --overwrite
 exec "$venv/bin/etsam" segment --show "$@"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+Run = Callable[..., tuple[int, str, str]]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -15,3 +18,19 @@ def shared() -> Path:
     if not (SHARED / "README.md").is_file():
         pytest.skip("no reference data beside the checkout (../shared)")
     return SHARED
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run ``etsam ARGS`` here and return (exit code, stdout, stderr)."""
+    from etsam import cli
+
+    def run(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        code = caught.value.code
+        assert isinstance(code, int)
+        return code, out, err
+
+    return run

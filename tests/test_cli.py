@@ -16,21 +16,6 @@ from etsam.cli import command, progress
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run ``etsam ARGS`` here and return (exit code, stdout, stderr)."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            cli.main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        code = caught.value.code
-        assert isinstance(code, int)
-        return code, out, err
-
-    return run
-
-
 def write_mrc(path: Path, data: np.ndarray, voxel_spacing: float = 10.0) -> Path:
     with mrcfile.new(path) as mrc:
         mrc.set_data(data)

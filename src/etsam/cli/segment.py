@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,4 +148,13 @@ def _show(result: SegmentResult, *, as_json: bool, open_preview: bool) -> None:
     else:
         click.echo(result.mask)
     if open_preview and result.preview is not None:
-        click.launch(str(result.preview))
+        click.echo(f"preview: {result.preview}", err=True)
+        if _has_screen():
+            click.launch(str(result.preview))
+
+
+def _has_screen() -> bool:
+    """Whether a picture can be opened here."""
+    if sys.platform in ("win32", "darwin"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

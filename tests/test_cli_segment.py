@@ -1,0 +1,265 @@
+"""``etsam segment`` as a user runs it: results, several tomograms, and wrong input of many kinds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import mrcfile
+import numpy as np
+import pytest
+import torch
+
+from etsam import cli
+from etsam.cli import sample
+from etsam.frames import FrameSpec, PromptKind
+from etsam.intensity import Normalisation
+from etsam.options import SegmentOptions
+from etsam.sam2 import SAM2, SAM2Config, save_checkpoint
+from etsam.simulation import recipe
+from etsam.weights import DEFAULT_MODEL
+from test_cli import Run, assert_one_line, write_mrc
+
+TINY = SAM2Config(
+    image_size=64,
+    trunk="conv",
+    widths=(8, 8, 16, 16),
+    stages=(1, 1, 1, 1),
+    patch_stride=2,
+    d_model=32,
+    memory_dim=16,
+    memory_layers=1,
+    memory_feed_forward=32,
+    num_maskmem=3,
+    max_pointers=2,
+    decoder_feed_forward=32,
+    decoder_heads=2,
+)
+SHAPE = (5, 40, 48)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with both checkpoints of a tiny network with random weights."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    spec = FrameSpec(slices=3, prompt="grid_zero")
+    for stage in (1, 2):
+        config = dataclasses.replace(TINY, in_channels=spec.channels(feedback=stage == 2))
+        metadata = {"frames": spec.to_dict()}
+        save_checkpoint(folder / f"stage{stage}.safetensors", SAM2(config), metadata, half=False)
+    return folder
+
+
+def volume(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
+
+
+@pytest.fixture
+def tomogram(tmp_path: Path) -> Path:
+    return write_mrc(tmp_path / "TS_1_10.00Apx.mrc", volume())
+
+
+def choices(command: str, option: str) -> list[str]:
+    found = next(p for p in cli.etsam.commands[command].params if p.name == option)
+    return list(getattr(found.type, "choices", []))
+
+
+def test_every_option_is_on_the_command_line() -> None:
+    defaults = {p.name: p.default for p in cli.etsam.commands["segment"].params}
+    for field in dataclasses.fields(SegmentOptions):
+        assert field.name in defaults, field.name
+        if field.name not in ("interval",) and field.default is not None:
+            assert defaults[field.name] == field.default, field.name
+    assert defaults["model"] == DEFAULT_MODEL
+
+
+def test_choices_are_those_of_the_library() -> None:
+    kinds = set(get_args(PromptKind)) - {"none"}
+    assert set(choices("segment", "stage2_prompt")) == kinds
+    assert set(choices("segment", "stage1_prompt")) == kinds - {"etsam_stage1_partial"}
+    assert set(choices("segment", "normalize_method")) == set(get_args(Normalisation))
+    assert tuple(choices("simulate", "preset")) == recipe.PRESETS
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--output-dir --logit-threshold --store-logits --split-processing --normalize-method",
+        "--post-process --post-process-min-slices --stage1-prompt --stage2-prompt",
+    ],
+)
+def test_etsams_own_flags_are_kept(flags: str) -> None:
+    known = {name for p in cli.etsam.commands["segment"].params for name in p.opts}
+    assert set(flags.split()) <= known
+
+
+def test_a_tomogram_gives_mask_preview_and_json(run: Run, tomogram: Path, model: Path) -> None:
+    code, out, err = run("segment", tomogram, "--model", model, "--device", "cpu")
+    assert code == 0, err
+    mask = tomogram.with_name("TS_1_10.00Apx_membrane.mrc")
+    assert out == f"{mask}\n"
+    with mrcfile.open(mask) as mrc:
+        assert mrc.data.shape == SHAPE
+        assert mrc.data.dtype == np.int8
+        assert float(mrc.voxel_size.x) == 10.0
+    names = {path.name for path in tomogram.parent.iterdir()} - {tomogram.name, mask.name}
+    assert {Path(name).suffix for name in names} == {".png", ".json"}
+    assert all(name.startswith("TS_1_10.00Apx_membrane") for name in names)
+    stages = [line.split(":")[0] for line in err.splitlines()]
+    assert "stage 1 of 2" in stages
+    assert "stage 2 of 2" in stages
+
+
+def test_json_is_printed_per_tomogram_and_failures_are_counted(
+    run: Run, tomogram: Path, model: Path, tmp_path: Path
+) -> None:
+    second = write_mrc(tmp_path / "TS_2.mrc", volume(1))
+    folder = tmp_path / "masks"
+    args = ["segment", tomogram, tmp_path / "absent.mrc", second]
+    code, out, err = run(*args, "-o", folder, "--model", model, "--json", "--no-preview")
+    assert code == 1
+    results = [json.loads(line) for line in out.splitlines()]
+    assert len(results) == 2
+    errors = [line for line in err.splitlines() if line.startswith("etsam: error")]
+    assert len(errors) == 1
+    assert "absent.mrc" in errors[0]
+    assert {path.name for path in folder.glob("*.mrc")} == {
+        "TS_1_10.00Apx_membrane.mrc",
+        "TS_2_membrane.mrc",
+    }
+    assert not list(folder.glob("*.png"))
+
+
+def test_the_sample_is_segmented(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "SHAPE", (16, 32, 32))
+    code, out, err = run("segment", "--sample", "-o", tmp_path / "new", "--model", model)
+    assert code == 0, err
+    assert out == f"{tmp_path / 'new' / 'sample_membrane.mrc'}\n"
+    assert (tmp_path / "new" / "sample_truth.mrc").is_file()
+
+
+Prepare = Callable[[Path, Path, Path], list[object]]
+
+
+def text_file(folder: Path, tomogram: Path, model: Path) -> list[object]:
+    (folder / "text.mrc").write_text("this is no tomogram\n" * 200)
+    return [folder / "text.mrc"]
+
+
+def truncated(folder: Path, tomogram: Path, model: Path) -> list[object]:
+    tomogram.write_bytes(tomogram.read_bytes()[:-100])
+    return [tomogram]
+
+
+def corrupt_gzip(folder: Path, tomogram: Path, model: Path) -> list[object]:
+    (folder / "bad.mrc.gz").write_bytes(b"\x1f\x8b\x08\x00" + bytes(500))
+    return [folder / "bad.mrc.gz"]
+
+
+def all_nan(folder: Path, tomogram: Path, model: Path) -> list[object]:
+    return [write_mrc(folder / "nan.mrc", np.full(SHAPE, np.nan, np.float32))]
+
+
+def constant(folder: Path, tomogram: Path, model: Path) -> list[object]:
+    return [write_mrc(folder / "flat.mrc", np.ones(SHAPE, np.float32))]
+
+
+def picture(folder: Path, tomogram: Path, model: Path) -> list[object]:
+    return [write_mrc(folder / "flat.mrc", volume()[0])]
+
+
+def fourier(folder: Path, tomogram: Path, model: Path) -> list[object]:
+    return [write_mrc(folder / "fourier.mrc", volume().astype(np.complex64))]
+
+
+def empty_file(folder: Path, tomogram: Path, model: Path) -> list[object]:
+    (folder / "empty.mrc").touch()
+    return [folder / "empty.mrc"]
+
+
+def zarr_without_metadata(folder: Path, tomogram: Path, model: Path) -> list[object]:
+    (folder / "empty.zarr").mkdir()
+    return [folder / "empty.zarr"]
+
+
+def no_checkpoint(folder: Path, tomogram: Path, model: Path) -> list[object]:
+    (folder / "bad.pt").write_text("no checkpoint")
+    return [tomogram, "--stage1-checkpoint", folder / "bad.pt"]
+
+
+def swapped_stages(folder: Path, tomogram: Path, model: Path) -> list[object]:
+    one, two = model / "stage1.safetensors", model / "stage2.safetensors"
+    return [tomogram, "--stage1-checkpoint", two, "--stage2-checkpoint", one]
+
+
+def half_a_model(folder: Path, tomogram: Path, model: Path) -> list[object]:
+    (folder / "half").mkdir()
+    (folder / "half" / "stage1.pt").touch()
+    return [tomogram, "--model", folder / "half"]
+
+
+def output_is_there(folder: Path, tomogram: Path, model: Path) -> list[object]:
+    write_mrc(folder / "TS_1_10.00Apx_membrane.mrc", np.zeros(SHAPE, np.int8))
+    return [tomogram]
+
+
+def output_is_the_input(folder: Path, tomogram: Path, model: Path) -> list[object]:
+    return [tomogram, "-o", tomogram, "--overwrite"]
+
+
+def output_below_a_file(folder: Path, tomogram: Path, model: Path) -> list[object]:
+    return [tomogram, "-o", tomogram / "masks"]
+
+
+def two_into_one(folder: Path, tomogram: Path, model: Path) -> list[object]:
+    second = write_mrc(folder / "second.mrc", volume(1))
+    return [tomogram, second, "-o", folder / "one.mrc"]
+
+
+WRONG: dict[str, Prepare] = {
+    "absent": lambda folder, tomogram, model: [folder / "absent.mrc"],
+    "empty file": empty_file,
+    "text": text_file,
+    "truncated": truncated,
+    "corrupt gzip": corrupt_gzip,
+    "not a number": all_nan,
+    "constant": constant,
+    "one picture": picture,
+    "complex": fourier,
+    "folder": lambda folder, tomogram, model: [folder],
+    "zarr without metadata": zarr_without_metadata,
+    "unknown model": lambda folder, tomogram, model: [tomogram, "--model", "nonesuch"],
+    "half a model": half_a_model,
+    "no checkpoint": no_checkpoint,
+    "swapped stages": swapped_stages,
+    "absent device": lambda folder, tomogram, model: [tomogram, "--device", "cuda:99"],
+    "unknown device": lambda folder, tomogram, model: [tomogram, "--device", "abacus"],
+    "negative spacing": lambda folder, tomogram, model: [tomogram, "--voxel-spacing", "-3"],
+    "threshold no number": lambda folder, tomogram, model: [tomogram, "--logit-threshold", "nan"],
+    "output is there": output_is_there,
+    "output is the input": output_is_the_input,
+    "output below a file": output_below_a_file,
+    "two into one": two_into_one,
+    "wrong flag": lambda folder, tomogram, model: [tomogram, "--thresold", "0"],
+    "word for a number": lambda folder, tomogram, model: [tomogram, "--logit-threshold", "high"],
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_input_is_one_line_and_leaves_nothing(
+    run: Run, tmp_path: Path, tomogram: Path, model: Path, kind: str
+) -> None:
+    args = WRONG[kind](tmp_path, tomogram, model)
+    before = {path: path.stat().st_size for path in tmp_path.rglob("*")}
+    default = [] if "--model" in args else ["--model", model]
+    code, out, err = run("segment", *args, *default)
+    assert code in (1, 2)
+    assert out == ""
+    assert_one_line(err)
+    assert {path: path.stat().st_size for path in tmp_path.rglob("*")} == before
