@@ -37,7 +37,7 @@ class TiltSeries:
 class Reconstruction:
     """How the volume is made from the tilt series."""
 
-    ramp_power: float = 1.0  # 1 = weighted back-projection; lower = SIRT-like
+    saturation: float = 0.0  # cycles per voxel above which the ramp is flat (SIRT-like); 0 = none
     cutoff: float = 0.5  # cycles per voxel where the radial filter starts to fall
     falloff: float = 0.05
     high_pass: float = 0.0  # cycles per voxel below which views are damped
@@ -190,7 +190,7 @@ def weight_views(
     """Apply the radial filter, the CTF correction and the detector's limit to spectra of views."""
     f = view_frequencies(plane, tilt)
     u = f.across
-    radial = (u / 0.5).clamp(max=1.0) ** recipe.ramp_power * (u > 0)
+    radial = u / (1 + (u / recipe.saturation).square()).sqrt() if recipe.saturation else u
     radial = radial * torch.exp(-0.5 * ((u - recipe.cutoff).clamp(min=0) / recipe.falloff) ** 2)
     if recipe.high_pass > 0:
         radial = radial * (1 - torch.exp(-0.5 * (f.total / recipe.high_pass) ** 2))

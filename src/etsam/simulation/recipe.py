@@ -85,7 +85,7 @@ def draw(rng: np.random.Generator, options: SimulationOptions) -> Recipe:
     ratio = float(np.exp(rng.normal(np.log(1.1), 0.6)).clip(0.35, 8.0))
     bright = bool(rng.random() < 0.1)
     if preset == "organelle" and rng.random() < 0.6:
-        ratio = float(rng.uniform(0.5, 1.0))
+        ratio = float(rng.uniform(0.35, 0.9))
     few = rng.random() < (0.6 if preset == "organelle" else 0.2)
     lamella = preset in ("cell", "organelle")
     slope = np.tan(np.radians(rng.normal(0, 5.0, 2))) if rng.random() < 0.5 else np.zeros(2)
@@ -138,13 +138,13 @@ def draw_tilt_series(
 
 def draw_reconstruction(rng: np.random.Generator) -> Reconstruction:
     """Draw filters: plain weighted back-projection, low-passed or SIRT-like."""
-    power = float(rng.choice([1.0, rng.uniform(0.5, 1.0), rng.uniform(0.15, 0.5)]))
+    flat = float(np.exp(rng.uniform(np.log(0.015), np.log(0.25)))) if rng.random() < 0.55 else 0.0
     high_pass = float(np.exp(rng.uniform(np.log(0.004), np.log(0.03))))
     return Reconstruction(
-        ramp_power=power,
+        saturation=flat,
         cutoff=float(rng.uniform(0.08, 0.5)),
         falloff=float(rng.uniform(0.03, 0.16)),
-        high_pass=high_pass if rng.random() < (0.35 if power > 0.6 else 0.7) else 0.0,
+        high_pass=high_pass if rng.random() < (0.5 if flat else 0.3) else 0.0,
         ctf_correction=str(rng.choice(["none", "flip", "wiener"], p=[0.4, 0.45, 0.15])),
         in_plane_cutoff=float(rng.choice([2.0, rng.uniform(0.3, 1.0), rng.uniform(0.12, 0.3)])),
     )
@@ -161,7 +161,7 @@ def draw_contents(rng: np.random.Generator, preset: str) -> Contents:
         "ice": int(rng.integers(1, 4)) if rng.random() < 0.2 else 0,
         "gradient": float(rng.choice([0.0, 0.01, 0.04])),
         "lumen": float(rng.choice([0.0, 0.015, 0.05])),
-        "embedded": float(rng.uniform(0.0, 0.6)),
+        "embedded": float(rng.choice([0.0, rng.uniform(0.0, 0.6)], p=[0.3, 0.7])),
         "spikes": float(rng.uniform(0.05, 0.5)) if rng.random() < 0.3 else 0.0,
         "carbon": bool(rng.random() < 0.12),
         "protein_contrast": float(rng.uniform(0.4, 1.2)),
