@@ -1,0 +1,51 @@
+"""Logits on disk: scratch that vanishes, .npy that is whole or not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from etsam.logits import LogitRange, NpyWriter, ScratchLogits
+
+SHAPE = (5, 7, 9)
+
+
+def volume() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=SHAPE).astype(np.float32) * 4
+
+
+def test_scratch_gives_back_what_it_got_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    data = volume()
+    with ScratchLogits(SHAPE) as scratch:
+        for z in (3, 0, 1, 4, 2):
+            scratch.write_slice(z, data[z])
+        assert all(np.array_equal(scratch.read_slice(z), data[z]) for z in (4, 0, 2, 2, 1, 3))
+        low, high = max(-5, data.min()), min(5, data.max())
+        assert scratch.clipped_range == LogitRange(float(low), float(high))
+        assert not list(tmp_path.iterdir())
+    with ScratchLogits(SHAPE) as scratch, pytest.raises(ValueError, match="ended"):
+        scratch.read_slice(0)
+
+
+def test_npy_is_what_numpy_writes(tmp_path: Path) -> None:
+    data = volume()
+    np.save(tmp_path / "numpy.npy", data)
+    with NpyWriter(tmp_path / "ours.npy", SHAPE) as writer:
+        for z in range(5):
+            writer.write_slice(z, data[z])
+    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
+
+
+def test_npy_is_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    with pytest.raises(ValueError, match="expected slice 0"), NpyWriter(path, SHAPE) as writer:
+        writer.write_slice(1, volume()[1])
+    with pytest.raises(ValueError, match="1 of 5 slices"), NpyWriter(path, SHAPE) as writer:
+        writer.write_slice(0, volume()[0])
+    assert not list(tmp_path.iterdir())

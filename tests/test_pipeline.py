@@ -1,0 +1,137 @@
+"""The pipeline: streaming, causal, the same in one piece and in tiles."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+from tiny_model import tiny_stages
+
+from etsam import pipeline
+from etsam.frames import REFERENCE_SPEC, FrameSpec
+from etsam.options import SegmentOptions
+from etsam.pipeline import StageRun, Volume, run_stage, segment_slices
+from etsam.stages import choose_device
+
+OPTIONS = SegmentOptions()
+
+
+@dataclass
+class Watched:
+    """Slices of noise made when read, which counts how many of them are alive."""
+
+    shape: tuple[int, int, int]
+    alive: int = 0
+    most: int = 0
+    reads: int = 0
+    changed: set[int] = field(default_factory=set)
+
+    def read_slice(self, z: int) -> np.ndarray:
+        seed = z + 10_000 * (z in self.changed)
+        data = np.random.default_rng(seed).normal(size=self.shape[1:]).astype(np.float32)
+        self.alive += 1
+        self.reads += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(data, self._gone)
+        return data
+
+    def _gone(self) -> None:
+        self.alive -= 1
+
+
+def logits(volume: Watched, options: SegmentOptions = OPTIONS, **spec: object) -> np.ndarray:
+    stages = tiny_stages(replace(FrameSpec(slices=3), **spec))
+    return np.stack(list(segment_slices(Volume(volume), stages, options)))
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_slices_in_memory_do_not_grow_with_depth(split: bool) -> None:
+    most = []
+    for depth in (8, 40):
+        volume = Watched((depth, 32, 32))
+        logits(volume, replace(OPTIONS, split_processing=split))
+        most.append(volume.most)
+        assert volume.alive == 0
+        assert volume.reads <= 3 * depth + 8, "slices are read again and again"
+    assert most[1] <= most[0] <= 9
+
+
+def test_a_slice_never_depends_on_later_ones() -> None:
+    stage = tiny_stages(FrameSpec(slices=1))[0]
+    before, after = Watched((8, 32, 32)), Watched((8, 32, 32), changed={5})
+    a, b = (
+        np.stack(list(run_stage(StageRun(stage, Volume(v), "zero", lead_in=1))))
+        for v in (before, after)
+    )
+    assert np.array_equal(a[:5], b[:5])
+    assert all(not np.array_equal(a[z], b[z]) for z in (5, 6, 7)), "memory is not used"
+
+
+def test_prompted_slices_answer_with_their_prompt_only_when_asked() -> None:
+    stage = tiny_stages(FrameSpec(slices=1))[0]
+    run = StageRun(stage, Volume(Watched((7, 64, 64))), "grid", interval=3)
+    prompted, free = (np.stack(list(run_stage(replace(run, lead_in=n)))) for n in (0, 1))
+    for z in range(7):
+        assert np.array_equal(prompted[z], prompted[0]) == (z % 3 == 0)
+        assert not np.allclose(free[z], prompted[0], atol=0.5) and free[z].std() > 0.01
+
+
+def test_an_empty_memory_is_a_start_too() -> None:
+    assert logits(Watched((4, 32, 32)), prompt="none").std() > 0.01
+
+
+def test_quadrants_do_not_see_each_other() -> None:
+    options = replace(OPTIONS, split_processing=True)
+    stage = tiny_stages(FrameSpec(slices=1))[0]
+    run = StageRun(stage, Volume(Watched((3, 60, 60))), "zero", split=options.split_processing)
+    a = np.stack(list(run_stage(run)))
+
+    @dataclass(frozen=True)
+    class OneQuadrantChanged:
+        shape = (3, 60, 60)
+
+        def read_slice(self, z: int) -> np.ndarray:
+            data = Watched(self.shape).read_slice(z).copy()
+            data[30:, 30:] += 1
+            return data
+
+    b = np.stack(list(run_stage(replace(run, volume=Volume(OneQuadrantChanged())))))
+    assert np.array_equal(a[:, :30], b[:, :30]) and np.array_equal(a[:, :, :30], b[:, :, :30])
+    assert not np.allclose(a[1:, 30:, 30:], b[1:, 30:, 30:])
+
+
+def test_tiles_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Across a tile border logits change no more than elsewhere."""
+    monkeypatch.setattr(pipeline, "MAX_TILE", 96)
+    monkeypatch.setattr(pipeline, "OVERLAP", 32)
+    tiled = logits(Watched((3, 64, 200)))
+    assert tiled.shape == (3, 64, 200)
+    steps = np.abs(np.diff(tiled, axis=2)).mean(axis=(0, 1))
+    assert steps.max() < 4 * np.median(steps)
+
+
+def test_voxel_spacing_scales_the_frames() -> None:
+    volume = Watched((3, 64, 64))
+    stages = tiny_stages()
+    sizes = {}
+    for spacing in (None, (10.0,) * 3, (4.0,) * 3):
+        out = list(segment_slices(Volume(volume, spacing), stages, OPTIONS))
+        sizes[spacing] = np.stack(out)
+    assert np.array_equal(sizes[None], sizes[(10.0,) * 3])
+    assert not np.allclose(sizes[None], sizes[(4.0,) * 3])
+    assert sizes[(4.0,) * 3].shape == (3, 64, 64)
+
+
+def test_reference_frames_run_through_both_stages() -> None:
+    spec = {**REFERENCE_SPEC.to_dict(), "image_size": 64}
+    out = logits(Watched((3, 40, 50)), **spec)
+    assert out.shape == (3, 40, 50) and np.isfinite(out).all() and out.std() > 0.01
+
+
+def test_devices_are_checked() -> None:
+    assert choose_device("cpu").type == "cpu" and choose_device("auto").type
+    for name in ("abacus", "cuda:99"):
+        with pytest.raises(ValueError, match=name):
+            choose_device(name)

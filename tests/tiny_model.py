@@ -1,0 +1,40 @@
+"""A two-stage model small enough to run in every test."""
+
+from __future__ import annotations
+
+import torch
+
+from etsam.frames import FrameSpec
+from etsam.sam2 import SAM2, SAM2Config
+from etsam.stages import Stage
+
+SPEC = FrameSpec(slices=3)
+
+
+def tiny_network(number: int, spec: FrameSpec = SPEC) -> SAM2:
+    """A small random network, made lively: it always sees an object, with logits of both signs."""
+    torch.manual_seed(number)
+    config = SAM2Config(
+        image_size=64,
+        in_channels=spec.channels(feedback=number == 2),
+        trunk="conv",
+        widths=(8, 8, 16, 16),
+        stages=(1, 1, 1, 1),
+        d_model=32,
+        memory_dim=16,
+        memory_layers=1,
+        memory_feed_forward=32,
+        decoder_feed_forward=32,
+        decoder_heads=2,
+    )
+    model = SAM2(config).requires_grad_(False)
+    decoder = model.sam_mask_decoder
+    decoder.pred_obj_score_head.layers[-1].bias.fill_(5.0)
+    for head in decoder.output_hypernetworks_mlps:
+        head.layers[-1].weight.mul_(100)
+    return model
+
+
+def tiny_stages(spec: FrameSpec = SPEC) -> list[Stage]:
+    """Both stages in memory."""
+    return [Stage(tiny_network(number, spec).eval(), spec) for number in (1, 2)]
