@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src" / "etsam").rglob("*.py"))
-SCRIPTS = sorted(path for name in ("tests", "experiments") for path in (ROOT / name).rglob("*.py"))
+SCRIPTS = sorted(
+    path for name in ("tests", "experiments", "benchmarks") for path in (ROOT / name).rglob("*.py")
+)
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -55,6 +57,15 @@ def imported_by(code: str) -> set[str]:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     return set(done.stdout.rpartition("MODULES")[2].split())
+
+
+def test_readme_names_every_file() -> None:
+    words = set((ROOT / "README.md").read_text(encoding="utf-8").split())
+    scripts = [
+        path for name in ("experiments", "benchmarks") for path in (ROOT / name).glob("*.py")
+    ]
+    missing = {path.name for path in SOURCES + scripts} - words
+    assert not missing, f"README's tree lacks {sorted(missing)}"
 
 
 def test_there_is_something_to_check() -> None:

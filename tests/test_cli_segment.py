@@ -11,33 +11,18 @@ from typing import get_args
 import mrcfile
 import numpy as np
 import pytest
-import torch
 
 from etsam import cli
 from etsam.cli import sample
-from etsam.frames import FrameSpec, PromptKind
+from etsam.frames import PromptKind
 from etsam.intensity import Normalisation
 from etsam.options import SegmentOptions
-from etsam.sam2 import SAM2, SAM2Config, save_checkpoint
+from etsam.sam2 import save_checkpoint
 from etsam.simulation import recipe
 from etsam.weights import DEFAULT_MODEL
 from test_cli import Run, assert_one_line, write_mrc
+from tiny_model import SPEC, tiny_network
 
-TINY = SAM2Config(
-    image_size=64,
-    trunk="conv",
-    widths=(8, 8, 16, 16),
-    stages=(1, 1, 1, 1),
-    patch_stride=2,
-    d_model=32,
-    memory_dim=16,
-    memory_layers=1,
-    memory_feed_forward=32,
-    num_maskmem=3,
-    max_pointers=2,
-    decoder_feed_forward=32,
-    decoder_heads=2,
-)
 SHAPE = (5, 40, 48)
 
 
@@ -45,12 +30,9 @@ SHAPE = (5, 40, 48)
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with both checkpoints of a tiny network with random weights."""
     folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    spec = FrameSpec(slices=3, prompt="grid_zero")
     for stage in (1, 2):
-        config = dataclasses.replace(TINY, in_channels=spec.channels(feedback=stage == 2))
-        metadata = {"frames": spec.to_dict()}
-        save_checkpoint(folder / f"stage{stage}.safetensors", SAM2(config), metadata, half=False)
+        path = folder / f"stage{stage}.safetensors"
+        save_checkpoint(path, tiny_network(stage), {"frames": SPEC.to_dict()}, half=False)
     return folder
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from etsam.cli.command import VerbCommand
+from etsam.cli.progress import StageProgress
 
 
 @click.command(cls=VerbCommand, short_help="Train a stage of the bundled network.")
@@ -23,6 +25,11 @@ from etsam.cli.command import VerbCommand
 )
 @click.option(
     "--start", type=click.Path(path_type=Path), help="Checkpoint (.safetensors) to start from."
+)
+@click.option(
+    "--stage1-checkpoint",
+    type=click.Path(path_type=Path),
+    help="For --stage 2: run this stage 1 over the data first, where its logits are missing.",
 )
 @click.option("--steps", type=click.IntRange(min=1), default=10_000, show_default=True)
 @click.option("--batch", type=click.IntRange(min=1), default=4, show_default=True, help="Clips.")
@@ -46,7 +53,8 @@ def train(params: dict[str, Any]) -> None:
 
     Masks hold 1 membrane, 0 not, -1 not annotated, as `etsam simulate` writes them. The run's folder
     gets stage1.safetensors or stage2.safetensors, log.jsonl and state.pt; the same command goes on
-    where it stopped. Stage 2 also needs stage-1 logits, NAME_stage1.npy, beside each tomogram.
+    where it stopped. Stage 2 also needs stage-1 logits, NAME_stage1.npy, beside each tomogram:
+    --stage1-checkpoint makes them.
     """
     from etsam.train import Schedule, TrainOptions
     from etsam.train import train as run_training
@@ -67,7 +75,22 @@ def train(params: dict[str, Any]) -> None:
         every=params["save_every"],
         start=params["start"],
     )
+    if params["stage"] == 2 and params["stage1_checkpoint"] is not None:
+        _make_stage1_logits(params)
     click.echo(run_training(options, _report))
+
+
+def _make_stage1_logits(params: dict[str, Any]) -> None:
+    from etsam.feedback import write_stage1_logits
+
+    for folder in filter(None, (params["data"], params["validation"])):
+        with StageProgress(unit="tomograms") as progress:
+            write_stage1_logits(
+                folder,
+                params["stage1_checkpoint"],
+                device=params["device"],
+                progress=partial(progress, f"stage-1 logits in {folder}"),
+            )
 
 
 def _report(entry: dict[str, Any]) -> None:
