@@ -97,8 +97,6 @@ def _decompress(path: Path, packed: io.FileIO, compression: str) -> io.FileIO:
     """
     with packed, _codec(compression).open(packed) as stream:
         header = _read_packed(stream, HEADER_BYTES, path)
-        if len(header) < HEADER_BYTES:
-            raise ValueError(f"{path} unpacks to {len(header)} bytes: too short for an MRC header")
         layout, info = read_header(header, path, None)
         total = layout.data_offset + math.prod(info.shape) * layout.dtype.itemsize
         packed_size = os.fstat(packed.fileno()).st_size
@@ -158,6 +156,8 @@ class MrcSink:
         OSError
             If the folder does not exist or lets nobody write, or the disk is too full.
         """
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder: choose another name for the result")
         self._path = path
         self._partial = partial
         self._fields = output_header(info, dtype, label)

@@ -28,6 +28,16 @@ IMOD_SIGNED_BYTES = 1
 IMOD_PACKED_NIBBLES = 16
 VOLUME_STACK_GROUPS = range(401, 631)
 STAMPS = {"<": b"\x44\x44\x00\x00", ">": b"\x11\x11\x00\x00"}
+FOREIGN = {
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"II*\0": "a TIFF image",
+    b"MM\0*": "a TIFF image",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array",
+    b"PK\3\4": "a zip archive",
+    b"%PDF": "a PDF document",
+}
 MAX_LABELS = 10
 LABEL_CHARACTERS = 80
 
@@ -86,6 +96,8 @@ def parse_header(header: bytes, path: Path) -> tuple[ByteOrder, np.ndarray]:
 
     A side below 65536 reads as 65536 or more in the other byte order, so that one order at most is plausible.
     """
+    if len(header) < HEADER_BYTES:
+        raise ValueError(f"{path} has {len(header)} bytes: too short for an MRC header (1024)")
     orders: tuple[ByteOrder, ...] = ("<", ">")
     for order in orders:
         fields = np.frombuffer(header, HEADER_DTYPE.newbyteorder(order))[0]
@@ -99,6 +111,9 @@ def parse_header(header: bytes, path: Path) -> tuple[ByteOrder, np.ndarray]:
                 raise ValueError(
                     f"{path} holds {kind} (MRC mode {mode}): convert it to mode 1 or 2"
                 )
+    for magic, kind in FOREIGN.items():
+        if header.startswith(magic):
+            raise ValueError(f"{path} is {kind}, not an MRC volume: convert it first")
     fields = np.frombuffer(header, HEADER_DTYPE.newbyteorder("<"))[0]
     raise ValueError(
         f"{path} is not an MRC volume: its header says nx, ny, nz = {fields['nx']}, {fields['ny']}, "

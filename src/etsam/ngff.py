@@ -142,7 +142,7 @@ class NgffSink:
         self._info = info
         self._label = label
         self._depth = min(CHUNK[0], info.shape[0])
-        self._slabs: dict[int, dict[int, np.ndarray]] = {}
+        self._slabs: dict[int, tuple[np.ndarray, set[int]]] = {}  # slices of a layer, those present
         _remove(partial)
         partial.mkdir()
         try:
@@ -154,9 +154,14 @@ class NgffSink:
     def write(self, z: int, data: np.ndarray) -> None:
         """Take one slice (Y, X); whole layers go to the disk."""
         layer = z // self._depth
-        slab = self._slabs.setdefault(layer, {})
-        slab[z] = data.copy()
-        if len(slab) == min(self._depth, self._info.shape[0] - layer * self._depth):
+        first = layer * self._depth
+        depth = min(self._depth, self._info.shape[0] - first)
+        if layer not in self._slabs:
+            self._slabs[layer] = (np.empty((depth, *data.shape), data.dtype), set())
+        slab, present = self._slabs[layer]
+        slab[z - first] = data
+        present.add(z - first)
+        if len(present) == depth:
             self._flush(layer)
         elif len(self._slabs) > OPEN_SLABS:
             self._flush(next(iter(self._slabs)))
@@ -183,12 +188,13 @@ class NgffSink:
 
     def _flush(self, layer: int) -> None:
         """Write the waiting slices of a layer, runs of neighbours at once."""
-        slab = self._slabs.pop(layer)
-        for _, run in itertools.groupby(enumerate(sorted(slab)), lambda pair: pair[1] - pair[0]):
-            numbers = [z for _, z in run]
-            block = np.stack([slab[z] for z in numbers])
+        slab, present = self._slabs.pop(layer)
+        first = layer * self._depth
+        for _, run in itertools.groupby(enumerate(sorted(present)), lambda pair: pair[1] - pair[0]):
+            places = [place for _, place in run]
+            start, stop = places[0], places[-1] + 1
             try:
-                self._store[numbers[0] : numbers[-1] + 1].write(block).result()
+                self._store[first + start : first + stop].write(slab[start:stop]).result()
             except ValueError as error:
                 raise OSError(f"{self._path} cannot be written: {_reason(error)}") from error
 

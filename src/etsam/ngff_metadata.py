@@ -238,12 +238,14 @@ def _in_angstrom(
     if strange:
         notes.append(f"unit {strange[0]!r} is not a length known here: voxel spacing unknown")
         return None, (0.0, 0.0, 0.0)
-    if None in given:
-        notes.append("no unit for the spacing: read as ångström")
     factors = [ANGSTROM[unit or "angstrom"] for unit in given]
     steps = [scale[place] * factor for place, factor in zip(places, factors, strict=True)]
     shift = [translation[place] * factor for place, factor in zip(places, factors, strict=True)]
-    return known_spacing((steps[0], steps[1], steps[2])), (shift[0], shift[1], shift[2])
+    origin = (shift[0], shift[1], shift[2])
+    if None in given:
+        notes.append("no unit of length: voxel spacing unknown")
+        return None, origin
+    return known_spacing((steps[0], steps[1], steps[2])), origin
 
 
 def _read_json(path: Path) -> dict[str, Any]:
