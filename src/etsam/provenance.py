@@ -1,0 +1,196 @@
+"""What made a result: a JSON beside it with versions, parameters, inputs, weights, time and memory.
+
+The keys are described in docs/provenance.md. They are always all there; unknown ones are null.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from etsam import __version__
+from etsam.volume import Tomogram
+
+SCHEMA = 1
+"""Version of the keys; it grows when a key changes its meaning or goes."""
+
+CHUNK = 1 << 20  # bytes hashed at once
+
+
+class Clock:
+    """When a run started, and how long it and its stages took."""
+
+    def __init__(self) -> None:
+        self.started = datetime.now(UTC)
+        self.stage_seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._start
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time one stage; entering the same stage again adds to it."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + spent
+
+
+def provenance(
+    command: str,
+    *,
+    parameters: Mapping[str, Any],
+    results: Mapping[str, Any] | None = None,
+    inputs: Sequence[Mapping[str, Any]] = (),
+    compute: Mapping[str, Any] | None = None,
+    clock: Clock | None = None,
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Collect what a reader needs to know, or to make the result again.
+
+    Parameters
+    ----------
+    command
+        Name of the verb.
+    parameters
+        All options, defaults included.
+    results
+        What came out, in numbers.
+    inputs
+        Records from `input_record`.
+    compute
+        Of "device", "dtype" and "weights" what is known; weights as `weights_record` gives them.
+    clock
+        Started with the run; without it the times are null.
+    warnings
+        What the user was told.
+
+    Raises
+    ------
+    ValueError
+        If `compute` has another key.
+    """
+    known = {"device": None, "dtype": None, "weights": None}
+    unknown = set(compute or {}) - set(known)
+    if unknown:
+        raise ValueError(f"compute has {sorted(unknown)}: expected some of {sorted(known)}")
+    torch = sys.modules.get("torch")
+    return {
+        "schema": SCHEMA,
+        "etsam": __version__,
+        "command": command,
+        "parameters": dict(parameters),
+        "results": dict(results or {}),
+        "inputs": [dict(record) for record in inputs],
+        **known,
+        **(compute or {}),
+        "torch": None if torch is None else str(getattr(torch, "__version__", None)),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "started": None if clock is None else clock.started.isoformat(timespec="seconds"),
+        "seconds": None if clock is None else round(clock.seconds, 3),
+        "stage_seconds": _rounded(clock.stage_seconds) if clock is not None else {},
+        "peak_rss_mb": peak_rss_mb(),
+        "warnings": list(warnings),
+    }
+
+
+def input_record(volume: Tomogram, *, checksum: bool = False) -> dict[str, Any]:
+    """Describe an input volume; `checksum` reads the whole file for its SHA-256."""
+    path = volume.path
+    plain = path is not None and path.is_file()
+    return {
+        "path": None if path is None else str(path.resolve()),
+        "bytes": path.stat().st_size if path is not None and plain else None,
+        "sha256": sha256(path) if path is not None and plain and checksum else None,
+        "shape_zyx": list(volume.shape),
+        "dtype": str(volume.dtype),
+        "voxel_spacing_zyx_angstrom": None
+        if volume.voxel_spacing is None
+        else [round(float(step), 6) for step in volume.voxel_spacing],
+        "origin_zyx_angstrom": [float(place) for place in volume.origin],
+    }
+
+
+def weights_record(name: str, path: Path) -> dict[str, Any]:
+    """Describe a file of weights by name, path and SHA-256."""
+    return {"name": name, "path": str(path), "sha256": sha256(path)}
+
+
+def write_json(path: Path | str, details: Mapping[str, Any]) -> None:
+    """Write a JSON file that appears only when complete.
+
+    Paths, NumPy numbers and arrays are written as strings, numbers and lists; NaN and infinities,
+    which JSON does not have, as null.
+
+    Raises
+    ------
+    TypeError
+        If something in it cannot be written.
+    """
+    path = Path(path)
+    text = json.dumps(_plain(details), indent=2, ensure_ascii=False, allow_nan=False)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sha256(path: Path | str) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def peak_rss_mb() -> float | None:
+    """Return the most memory this process has held [MB]; None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
+    return round(peak * unit / 1e6, 1)
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in seconds.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Turn a value into what JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    if isinstance(value, Path | np.dtype):
+        return str(value)
+    return value
