@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from tiny_model import tiny_stages
 
 from etsam import pipeline
 from etsam.frames import REFERENCE_SPEC, FrameSpec
 from etsam.options import SegmentOptions
 from etsam.pipeline import StageRun, Volume, run_stage, segment_slices
 from etsam.stages import choose_device
+from tiny_model import tiny_stages
 
 OPTIONS = SegmentOptions()
 

@@ -1,0 +1,206 @@
+"""The verb: arrays to logits, files to masks, and nothing left behind when it goes wrong."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+
+import etsam
+from etsam import stages, weights
+from etsam.options import SegmentOptions
+from etsam.sam2 import save_checkpoint
+from etsam.segmentation import segment_array, segment_file
+from tiny_model import SPEC, tiny_network
+
+SHAPE = (6, 40, 30)
+OPTIONS = SegmentOptions(device="cpu", preview=False)
+
+
+class Cancelled(Exception):
+    """What a program raises in its callback to stop."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    for number in (1, 2):
+        described = {"frame_spec": SPEC.to_dict()}
+        path = folder / f"stage{number}.safetensors"
+        save_checkpoint(path, tiny_network(number), described, half=False)
+    return folder
+
+
+@pytest.fixture
+def options(model: Path) -> SegmentOptions:
+    return replace(OPTIONS, model=model)
+
+
+@pytest.fixture(scope="module")
+def volume() -> np.ndarray:
+    return np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
+
+
+@pytest.fixture
+def tomogram(volume: np.ndarray, tmp_path: Path) -> Path:
+    path = tmp_path / "TS_1_10.00Apx.mrc"
+    with mrcfile.new(path) as mrc:
+        mrc.set_data(volume)
+        mrc.voxel_size = 10.0
+        mrc.header.origin = (5.0, -6.0, 7.0)
+    return path
+
+
+def cancel_at(fraction: float) -> Callable[[float, str], None]:
+    def progress(done: float, message: str) -> None:
+        if done >= fraction:
+            raise Cancelled(message)
+
+    return progress
+
+
+def test_the_plugins_call(
+    model: Path, volume: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        stages, "resolve_model", lambda name, progress: weights.resolve_model(model)
+    )
+    seen: list[tuple[float, str]] = []
+    mapped = np.lib.format.open_memmap(tmp_path / "in.npy", "w+", np.float32, SHAPE)
+    mapped[:] = volume
+    keywords = {
+        "normalize_method": None,
+        "split_processing": False,
+        "stage1_prompt": "grid_zero",
+        "stage2_prompt": "zero",
+        "progress": lambda fraction, message: seen.append((fraction, message)),
+    }
+    logits = etsam.segment(mapped, **keywords, output_path=None)
+    assert type(logits) is np.ndarray and logits.dtype == np.float32 and logits.shape == SHAPE
+    assert np.isfinite(logits).all() and logits.std() > 0.05
+    fractions = [fraction for fraction, _ in seen]
+    assert fractions == sorted(fractions) and fractions[0] == 0 and fractions[-1] == 1
+    assert "stage 1 of 2: slice 6 of 6" in {message for _, message in seen}
+
+    written = etsam.segment(mapped, **keywords, output_path=tmp_path / "out.npy")
+    assert isinstance(written, np.memmap)
+    assert np.array_equal(np.load(tmp_path / "out.npy"), logits)
+    assert np.array_equal(etsam.segment(volume), logits)
+
+
+def test_the_bundled_model_is_the_default(volume: np.ndarray) -> None:
+    if not weights.is_installed(weights.COMPACT):
+        pytest.skip("no bundled model yet")
+    logits = etsam.segment(volume)
+    assert logits.shape == SHAPE and np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.7, 1.0])
+def test_cancelling_leaves_nothing(
+    options: SegmentOptions, tomogram: Path, tmp_path: Path, fraction: float
+) -> None:
+    threads = threading.active_count()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(Cancelled):
+        segment_array(
+            tomogram, options, progress=cancel_at(fraction), output_path=tmp_path / "x.npy"
+        )
+    asked = replace(options, store_logits=True, post_process=True, preview=True)
+    with pytest.raises(Cancelled):
+        segment_file(tomogram, asked, cancel_at(fraction))
+    assert sorted(tmp_path.iterdir()) == before
+    assert threading.active_count() == threads
+
+
+def test_a_file_becomes_mask_logits_picture_and_provenance(
+    options: SegmentOptions, tomogram: Path, volume: np.ndarray
+) -> None:
+    logits = segment_array(tomogram, options)
+    threshold = float(np.median(logits))
+    asked = replace(
+        options,
+        logit_threshold=threshold,
+        store_logits=True,
+        post_process=True,
+        preview=True,
+        min_slices=3,
+    )
+    result = segment_file(tomogram, asked)
+    stem = "TS_1_10.00Apx_membrane"
+    assert sorted(p.name for p in tomogram.parent.iterdir()) == sorted(
+        [
+            tomogram.name,
+            f"{stem}.mrc",
+            f"{stem}.png",
+            f"{stem}.json",
+            f"{stem}_logits.mrc",
+            f"{stem}_postprocessed.mrc",
+        ]
+    )
+    with mrcfile.open(result.mask) as mask, mrcfile.open(result.logits) as stored:
+        assert mask.data.dtype == np.int8 and stored.data.dtype == np.float32
+        assert np.array_equal(stored.data, logits)
+        assert np.array_equal(mask.data, logits > threshold)
+        assert mask.header.origin.y == -6 and mask.voxel_size.x == 10
+    details = json.loads(result.provenance.read_text())
+    printed = json.loads(result.json())
+    assert printed["mask"] == str(result.mask) and "\n" not in result.json()
+    text = json.dumps(details)
+    assert weights.sha256_of(options.model / "stage1.safetensors") in text
+    assert etsam.__version__ in text and str(threshold) in text
+
+
+def test_results_are_replaced_only_when_asked(options: SegmentOptions, tomogram: Path) -> None:
+    first = segment_file(tomogram, options)
+    with pytest.raises(FileExistsError, match="overwrite"):
+        segment_file(tomogram, options)
+    again = replace(options, overwrite=True, logit_threshold=1e9)
+    with pytest.warns(UserWarning, match="no membrane found"):
+        segment_file(tomogram, again)
+    with mrcfile.open(first.mask) as mask:
+        assert not mask.data.any()
+    with pytest.raises(ValueError, match="tomogram itself"):
+        segment_file(tomogram, replace(again, output=tomogram))
+
+
+def test_results_go_into_a_folder_or_a_named_file(
+    options: SegmentOptions, tomogram: Path, tmp_path: Path
+) -> None:
+    folder = segment_file(tomogram, replace(options, output=tmp_path / "a" / "b"))
+    assert folder.mask == tmp_path / "a" / "b" / "TS_1_10.00Apx_membrane.mrc"
+    named = segment_file(tomogram, replace(options, output=tmp_path / "mine.mrc"))
+    assert named.mask.is_file() and named.provenance == tmp_path / "mine.json"
+
+
+def test_wrong_input_is_refused_before_anything_is_written(
+    options: SegmentOptions, tmp_path: Path, volume: np.ndarray
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        segment_file(tmp_path / "none.mrc", options)
+    with pytest.raises(ValueError, match="constant"):
+        segment_array(np.ones(SHAPE, np.float32), options, output_path=tmp_path / "x.npy")
+    with pytest.raises(ValueError, match="shape"):
+        segment_array(volume[0], options)
+    with pytest.raises(ValueError, match="device"):
+        segment_array(volume, replace(options, device="abacus"))
+    with pytest.raises(ValueError, match="prompt"):
+        segment_array(volume, replace(options, stage1_prompt="etsam_stage1_partial"))
+    swapped = options.model / "stage1.safetensors"
+    with pytest.raises(ValueError, match="stage 2"):
+        segment_array(volume, replace(options, stage2_checkpoint=swapped))
+    assert not list(tmp_path.iterdir())
+
+
+def test_methods_the_model_does_not_know_are_not_used(
+    options: SegmentOptions, volume: np.ndarray
+) -> None:
+    logits = segment_array(volume, options)
+    with pytest.warns(UserWarning, match="robust"):
+        same = segment_array(volume, replace(options, normalize_method="min_max"))
+    assert np.array_equal(same, logits)
