@@ -17,6 +17,9 @@ import torch
 
 from etsam.simulation.recipe import PRESETS, SimulationOptions, draw
 from etsam.simulation.render import render
+from etsam.simulation.suite import SUITE_SHAPE, held_out_suite
+
+ALL_DRAWN = SimulationOptions()
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Simulation:
 def simulate(
     seed: int,
     shape: tuple[int, int, int] = (64, 256, 256),
-    options: SimulationOptions = SimulationOptions(),
+    options: SimulationOptions = ALL_DRAWN,
     device: str = "cpu",
 ) -> Simulation:
     """Simulate one tomogram; the same seed, shape and options give the same tomogram.
@@ -64,7 +67,7 @@ def quantised(tomogram: np.ndarray, percentiles: tuple[float, float]) -> np.ndar
     """Scale a tomogram between two percentiles to int8, -127..127."""
     low, high = np.percentile(tomogram[::2, ::2, ::2], percentiles)
     scaled = (tomogram - low) * (254.0 / max(high - low, 1e-12)) - 127.0
-    return np.rint(scaled).clip(-127, 127).astype(np.int8)
+    return np.asarray(np.rint(scaled).clip(-127, 127), np.int8)
 
 
 def _write_mrc(path: Path, data: np.ndarray, spacing: float) -> None:
@@ -79,7 +82,7 @@ def simulate_one(
     folder: Path,
     seed: int,
     shape: tuple[int, int, int],
-    options: SimulationOptions = SimulationOptions(),
+    options: SimulationOptions = ALL_DRAWN,
     name: str | None = None,
 ) -> Path:
     """Write one pair unless it is there: `{name}.mrc`, `{name}_membrane.mrc`, `{name}.json`."""
@@ -105,7 +108,7 @@ def simulate_many(
     seeds: Iterable[int],
     shape: tuple[int, int, int] = (64, 256, 256),
     workers: int = 1,
-    options: SimulationOptions = SimulationOptions(),
+    options: SimulationOptions = ALL_DRAWN,
 ) -> list[Path]:
     """Write a pair per seed into `folder`, skipping those that exist; one torch thread a worker."""
     jobs = [(Path(folder), seed, shape, options) for seed in seeds]
@@ -116,6 +119,15 @@ def simulate_many(
         return list(pool.map(simulate_one, *zip(*jobs, strict=True)))
 
 
+def simulate_suite(folder: Path | str, shapes: Path | None = None) -> list[Path]:
+    """Write the held-out suite into `folder`; with a folder of segmentations, real shapes too."""
+    _limit_threads()
+    return [
+        simulate_one(Path(folder), entry.seed, SUITE_SHAPE, entry.options, entry.name)
+        for entry in held_out_suite(shapes)
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of `python -m etsam.simulate`."""
     parser = argparse.ArgumentParser(prog="python -m etsam.simulate", description=__doc__)
@@ -124,7 +136,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--shape", default="64,256,256", help="Z,Y,X in voxels")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--preset", default="any", choices=PRESETS)
+    parser.add_argument("--suite", action="store_true", help="the held-out suite instead of seeds")
+    parser.add_argument("--shapes", type=Path, help="folder of segmentations, for the suite")
     given = parser.parse_args(arguments)
+    if given.suite:
+        simulate_suite(given.folder, given.shapes)
+        return 0
     first, _, last = given.seeds.partition(":")
     seeds = range(int(first), int(last or int(first) + 1))
     z, y, x = (int(n) for n in given.shape.split(","))

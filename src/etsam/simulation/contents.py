@@ -62,10 +62,11 @@ def add_soluble(
         where = where[clear & (drawn < chance)]
         if len(where) == 0:
             continue
-        if maps:
-            library = map_library(maps, scene.spacing, rng, 16)
-        else:
-            library = _library(rng, radius, 16, scene.spacing)
+        library = (
+            map_library(maps, scene.spacing, rng, 16)
+            if maps
+            else _library(rng, radius, 16, scene.spacing)
+        )
         which = torch.as_tensor(rng.integers(0, len(library), len(where)))
         scatter(scene.density, library, where, which, _gains(rng, len(where)) * contrast)
 
@@ -177,7 +178,9 @@ def add_gold(scene: Scene, rng: np.random.Generator, count: int, radius: float) 
     box = _odd(2 * radius / scene.spacing + 3)
     grid = (torch.arange(box) - (box - 1) / 2) * scene.spacing
     r = (grid[:, None, None] ** 2 + grid[:, None] ** 2 + grid**2).sqrt()
-    bead = ((radius - r) / scene.spacing + 0.5).clamp(0, 1)[None] * float(rng.uniform(0.35, 1.1) * GOLD_DENSITY)
+    bead = ((radius - r) / scene.spacing + 0.5).clamp(0, 1)[None] * float(
+        rng.uniform(0.35, 1.1) * GOLD_DENSITY
+    )
     where = rng.integers(0, scene.shape, (count, 3))
     if rng.random() < 0.5:
         where[:, 0] = np.clip(
@@ -193,9 +196,7 @@ def add_carbon(scene: Scene, rng: np.random.Generator, slab: tuple[float, float]
     hole = float(rng.uniform(4000, 12000)) / scene.spacing
     angle = rng.uniform(0, 2 * np.pi)
     depth = float(rng.uniform(0.08, 0.45)) * max(y, x)
-    edge = np.array([y, x]) / 2 + (max(y, x) / 2 - depth) * np.array(
-        [np.sin(angle), np.cos(angle)]
-    )
+    edge = np.array([y, x]) / 2 + (max(y, x) / 2 - depth) * np.array([np.sin(angle), np.cos(angle)])
     center = edge - hole * np.array([np.sin(angle), np.cos(angle)])
     yy = torch.arange(y, dtype=torch.float32)[:, None] - float(center[0])
     xx = torch.arange(x, dtype=torch.float32)[None, :] - float(center[1])
@@ -213,9 +214,7 @@ def add_carbon(scene: Scene, rng: np.random.Generator, slab: tuple[float, float]
     scene.density[start:stop] += film * inside
 
 
-def add_ice(
-    scene: Scene, rng: np.random.Generator, slab: tuple[float, float], count: int
-) -> None:
+def add_ice(scene: Scene, rng: np.random.Generator, slab: tuple[float, float], count: int) -> None:
     """Add ice crystals and dirt on the sample's faces: lumps with sharp edges, no bilayer."""
     for _ in range(count):
         radius = float(np.exp(rng.uniform(np.log(80), np.log(600)))) / scene.spacing

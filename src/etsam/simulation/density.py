@@ -55,8 +55,10 @@ def pseudo_protein(
     grid = (np.arange(box, dtype=np.float32) - (box - 1) / 2.0) * spacing
     lobe = radius / max(1.0, lobes ** (1 / 3)) * 0.75
     centres = rng.standard_normal((lobes, 3))
-    centres *= (radius - 0.6 * lobe) * rng.uniform(0.2, 0.95, (lobes, 1)) / np.maximum(
-        np.linalg.norm(centres, axis=1, keepdims=True), 1e-6
+    centres *= (
+        (radius - 0.6 * lobe)
+        * rng.uniform(0.2, 0.95, (lobes, 1))
+        / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-6)
     )
     centres += rng.uniform(-0.5, 0.5, 3) * spacing
     out = np.zeros((box, box, box), np.float32)

@@ -88,8 +88,7 @@ def rotated(
     c = [(v - float(o)) for v, o in zip((z, y, x), center, strict=True)]
     r = rotation.tolist()
     first, second, third = (
-        (row[0] * c[0][:, None, None] + row[1] * c[1][None, :, None]) + row[2] * c[2]
-        for row in r
+        (row[0] * c[0][:, None, None] + row[1] * c[1][None, :, None]) + row[2] * c[2] for row in r
     )
     return first, second, third
 
@@ -150,9 +149,7 @@ def tubule(
     return Shape(field, center - reach, center + reach)
 
 
-def sheet(
-    grid: tuple[int, int, int], center: Vector, rotation: Vector, bump: Bump | None
-) -> Shape:
+def sheet(grid: tuple[int, int, int], center: Vector, rotation: Vector, bump: Bump | None) -> Shape:
     """Infinite undulating plane through `center` whose normal is the first row of `rotation`."""
 
     def field(z: Tensor, y: Tensor, x: Tensor) -> Tensor:

@@ -143,7 +143,11 @@ def project(volume: Tensor, tilt: TiltSeries, center: float) -> Tensor:
 
 
 def image_views(
-    views: Tensor, tilt: TiltSeries, plane: tuple[int, int], spacing: float, rng: np.random.Generator
+    views: Tensor,
+    tilt: TiltSeries,
+    plane: tuple[int, int],
+    spacing: float,
+    rng: np.random.Generator,
 ) -> Tensor:
     """What the microscope makes of projections: CTF, dose envelope and misalignment."""
     frequencies = view_frequencies(plane, tilt)
@@ -167,7 +171,7 @@ def noise_views(tilt: TiltSeries, plane: tuple[int, int], rng: np.random.Generat
         view, y, x = (int(rng.integers(n)) for n in noise.shape)
         noise[view, y, x] += float(rng.choice([-1.0, 1.0]) * rng.uniform(20, 120))
     for _ in range(tilt.bad_columns):
-        position, gain = float(rng.uniform(-0.5, 0.5)), float(rng.normal(0, 1.0))
+        position, gain = float(rng.uniform(-0.5, 0.5)), float(rng.normal(0, 0.2))
         for view, angle in enumerate(np.radians(tilt.angles)):
             column = int(plane[1] * (0.5 + position / np.cos(angle)))
             if 0 <= column < plane[1]:

@@ -28,9 +28,7 @@ def random_bilayer(rng: np.random.Generator) -> Bilayer:
     )
 
 
-def random_offsets(
-    rng: np.random.Generator, single: float, deepest: float
-) -> tuple[float, ...]:
+def random_offsets(rng: np.random.Generator, single: float, deepest: float) -> tuple[float, ...]:
     """Draw the mid-surfaces of a wall [Å] down to `deepest`: one (with chance `single`) or more."""
     gap = float(rng.uniform(95, 280))
     count = int(rng.choice([2, 2, 2, 2, 2, 2, 2, 3, 4]))
@@ -65,11 +63,9 @@ def random_vesicle(
 
 
 def _center(rng: np.random.Generator, scene: Scene, slab: tuple[float, float]) -> np.ndarray:
-    z, y, x = scene.shape
+    _, y, x = scene.shape
     middle, half = (slab[0] + slab[1]) / 2, max(2.0, (slab[1] - slab[0]) / 2)
-    return np.array(
-        [middle + half * rng.uniform(-0.8, 0.8), rng.uniform(0, y), rng.uniform(0, x)]
-    )
+    return np.array([middle + half * rng.uniform(-0.8, 0.8), rng.uniform(0, y), rng.uniform(0, x)])
 
 
 def add_vesicles(

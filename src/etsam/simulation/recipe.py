@@ -192,7 +192,7 @@ def _organelle(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def _cell(rng: np.random.Generator) -> dict[str, Any]:
-    busy = float(np.exp(rng.uniform(np.log(0.02), np.log(0.22))))
+    busy = float(np.exp(rng.uniform(np.log(0.04), np.log(0.35))))
     return {
         "vesicles": int(rng.integers(0, 25)),
         "radii": (200.0, float(rng.uniform(400, 1500))),

@@ -11,6 +11,7 @@ from etsam.simulation.density import Bilayer, bilayer_profile, single_layer_prof
 from etsam.simulation.geometry import Shape, normalised
 from etsam.simulation.imaging import TiltSeries, hidden_by_wedge
 
+PLAIN_BILAYER = Bilayer()
 FAR = 1e4  # Å, "no membrane near"
 COARSE = 4  # voxels, grid on which collisions are tested
 
@@ -40,7 +41,7 @@ class Wall:
     """What a surface is made of: mid-surface offsets [Å], a bilayer or a protein layer."""
 
     offsets: tuple[float, ...] = (0.0,)
-    bilayer: Bilayer | None = Bilayer()
+    bilayer: Bilayer | None = PLAIN_BILAYER
     patchiness: float = 0.0  # relative standard deviation of its density along the surface
     layer_width: float = 12.0  # Å, of a protein layer
     opening: tuple[float, float, float, float] | None = None  # normal zyx and distance [voxels]

@@ -1,0 +1,140 @@
+"""The verb: reproducible pairs on disk, presets, the held-out suite."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+
+from etsam.simulate import main, quantised, simulate, simulate_many, simulate_one
+from etsam.simulation.recipe import PRESETS, SimulationOptions
+from etsam.simulation.segmentations import RealShape, read_segmentation
+from etsam.simulation.suite import FIRST_HELD_OUT_SEED, held_out_suite
+
+SHAPE = (16, 64, 64)
+
+
+def test_same_seed_same_tomogram_other_seed_another() -> None:
+    first, again, other = (simulate(seed, SHAPE) for seed in (4, 4, 5))
+    np.testing.assert_array_equal(first.mask, again.mask)
+    np.testing.assert_allclose(first.tomogram, again.tomogram, atol=1e-5)
+    assert not np.array_equal(first.tomogram, other.tomogram)
+
+
+@pytest.mark.parametrize("preset", PRESETS[1:])
+def test_presets(preset: str) -> None:
+    made = simulate(7, SHAPE, SimulationOptions(preset=preset, voxel_spacing=12.0))
+    assert made.tomogram.shape == made.mask.shape == SHAPE
+    assert made.tomogram.dtype == np.float32 and made.mask.dtype == np.int8
+    assert np.isfinite(made.tomogram).all()
+    assert made.tomogram.std() == pytest.approx(1.0, abs=0.01)
+    assert set(np.unique(made.mask)) <= {-1, 0, 1}
+    assert made.voxel_spacing == 12.0
+    assert preset != "empty" or not made.mask.any()
+
+
+def test_contrast_of_membranes() -> None:
+    shown = {}
+    for bright in (False, True):
+        options = SimulationOptions("vesicles", 10.0, 2.0, bright)
+        made = simulate(3, (16, 128, 128), options)
+        membrane, rest = made.tomogram[made.mask == 1], made.tomogram[made.mask == 0]
+        shown[bright] = membrane.mean() - rest.mean()
+    assert shown[False] < -0.1 and shown[True] > 0.1
+
+
+@pytest.mark.parametrize("axis", [0.0, 90.0])
+def test_streaks_run_across_the_tilt_axis(axis: float) -> None:
+    for seed in range(200):
+        options = SimulationOptions(preset="empty", contrast_to_noise=0.3)
+        made = simulate(seed, SHAPE, options) if _axis(seed, options) == axis else None
+        if made is not None:
+            break
+    assert made is not None
+    power = (np.abs(np.fft.fft2(made.tomogram)) ** 2).mean(axis=0)
+    missing, full = (power[2:20, 0], power[0, 2:20])
+    ratio = missing.mean() / full.mean()
+    assert ratio < 0.7 if axis == 0.0 else ratio > 1.4
+
+
+def _axis(seed: int, options: SimulationOptions) -> float:
+    from etsam.simulation.recipe import draw
+
+    return draw(np.random.default_rng(seed), options).tilt.axis_angle
+
+
+def test_pairs_are_written_whole_and_kept(tmp_path: Path) -> None:
+    written = simulate_many(tmp_path, [1, 2], SHAPE)
+    assert [path.name for path in written] == ["sim_000001.mrc", "sim_000002.mrc"]
+    assert not list(tmp_path.glob("*.partial"))
+    with (
+        mrcfile.open(written[0]) as volume,
+        mrcfile.open(tmp_path / "sim_000001_membrane.mrc") as m,
+    ):
+        assert volume.data.dtype == m.data.dtype == np.int8
+        assert volume.data.shape == SHAPE
+        parameters = json.loads((tmp_path / "sim_000001.json").read_text())
+        assert volume.voxel_size.x == pytest.approx(parameters["voxel_spacing"], abs=1e-3)
+        assert 15 < volume.data.std() < 80
+    before = written[0].stat().st_mtime_ns
+    simulate_one(tmp_path, 1, SHAPE)
+    assert written[0].stat().st_mtime_ns == before
+
+
+def test_command_line(tmp_path: Path) -> None:
+    assert main([str(tmp_path), "--seeds", "3", "--shape", "16,48,48", "--preset", "empty"]) == 0
+    assert (tmp_path / "sim_000003.mrc").is_file()
+
+
+def test_quantised_uses_the_whole_range() -> None:
+    values = quantised(
+        np.random.default_rng(0).normal(size=(8, 64, 64)).astype(np.float32), (1, 99)
+    )
+    assert values.min() == -127 and values.max() == 127
+    assert abs(float(values.mean())) < 5
+
+
+def test_wrong_requests_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 16"):
+        simulate(0, (8, 64, 64))
+    with pytest.raises(ValueError, match="unknown preset"):
+        simulate(0, SHAPE, SimulationOptions(preset="mitochondrion"))
+
+
+def test_the_suite_is_held_out() -> None:
+    suite = held_out_suite()
+    assert len(suite) >= 12
+    assert (
+        len({entry.name for entry in suite}) == len({entry.seed for entry in suite}) == len(suite)
+    )
+    assert min(entry.seed for entry in suite) >= FIRST_HELD_OUT_SEED
+    with pytest.raises(FileNotFoundError, match="missing"):
+        held_out_suite(Path("nowhere"))
+
+
+def test_real_shapes_keep_their_place(tmp_path: Path) -> None:
+    labels = np.zeros((24, 60, 60), np.int8)
+    labels[:, 28:32] = 1  # an upright wall, 4 voxels of 10 Å
+    path = tmp_path / "wall.npz"
+    np.savez(path, labels=labels)
+    shape = RealShape(str(path), 10.0)
+    options = SimulationOptions(
+        preset="empty", voxel_spacing=10.0, views=41, bright_membranes=False, shapes=(shape,)
+    )
+    made = simulate(2, (20, 64, 64), options)
+    assert 0.03 < float((made.mask == 1).mean()) < 0.2
+    rows = np.abs(np.argwhere(made.mask == 1)[:, 1:] - 32)
+    assert np.median(rows.min(axis=1)) <= 6
+    with pytest.raises(ValueError, match="no voxel labelled"):
+        read_segmentation(RealShape(str(path), 10.0, (5,)))
+
+
+def test_suite_with_real_segmentations(shared: Path) -> None:
+    suite = held_out_suite(shared / "masks")
+    real = [entry for entry in suite if entry.options.shapes]
+    assert len(real) == 4
+    made = simulate(real[-1].seed, (24, 96, 96), real[-1].options)
+    assert (made.mask == 1).mean() > 0.01
