@@ -167,3 +167,11 @@ def test_refuses_bad_names_and_options(tmp_path: Path, membranes: np.ndarray) ->
             clean_mask(membranes, **{option: -1})
     with pytest.raises(ValueError, match="max_rung is -2"):
         postprocess(path, max_rung=-2)
+
+
+@pytest.mark.parametrize("name", ["membrain_v1_T1S2M15", "midsurfer_Fig13B", "midsurfer_Fig13A"])
+def test_leaves_real_membranes_alone(shared: Path, name: str) -> None:
+    mask = np.load(shared / "masks" / f"{name}.npz")["labels"] > 0
+    cleaned, summary = clean_mask(mask)
+    assert summary.rungs_cut == 0
+    assert np.array_equal(cleaned, mask)
