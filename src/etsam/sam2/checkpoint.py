@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,20 @@ from etsam.sam2.model import SAM2
 
 FORMAT = "etsam-sam2-1"
 """Value of the ``format`` entry in our safetensors metadata."""
+
+UNREADABLE = (
+    pickle.UnpicklingError,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What `torch.load` raises on damaged files."""
 
 State = dict[str, Tensor]
 
@@ -58,7 +73,7 @@ def load_checkpoint(
         raise FileNotFoundError(f"no checkpoint at {path}; expected a .pt or .safetensors file")
     if path.suffix == ".safetensors":
         state, metadata = _read_safetensors(path)
-        config = config or SAM2Config.from_dict(metadata["config"])
+        config = config or _to_config(metadata.get("config"), path)
     else:
         state, metadata = _read_pickle(path), {}
         config = config or _config_beside(path) or infer_config(state, path)
@@ -132,22 +147,31 @@ def _config_beside(path: Path) -> SAM2Config | None:
         return None
     try:
         values = json.loads(beside.read_text(encoding="utf-8"))
-        return SAM2Config.from_dict(values)
+    except ValueError as wrong:
+        raise ValueError(f"{beside} is not JSON: {wrong}") from None
+    return _to_config(values, beside)
+
+
+def _to_config(values: Any, source: Path) -> SAM2Config:
+    try:
+        return SAM2Config.from_dict(dict(values))
     except (ValueError, TypeError) as wrong:
-        raise ValueError(f"{beside} is not a SAM2Config as JSON: {wrong}") from None
+        raise ValueError(f"{source} holds no SAM2Config: {wrong}") from None
 
 
 def _read_pickle(path: Path) -> State:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as wrong:
+    except UNREADABLE as wrong:
         reason = str(wrong).strip().splitlines()[0] if str(wrong).strip() else "it is empty"
         raise ValueError(
             f"{path} cannot be read as weights ({reason[:120]}); expected a file saved by "
             "torch.save that holds tensors only"
         ) from None
     state = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
         raise ValueError(f'{path} has no "model" entry with tensors; expected {{"model": ...}}')
     return state
 
@@ -161,9 +185,9 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
                     f"{path} is a safetensors file of another kind "
                     f"(format {header.get('format')!r}, expected {FORMAT!r})"
                 )
-            metadata = json.loads(header["etsam"])
+            metadata = dict(json.loads(header["etsam"]))
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
-    except (SafetensorError, KeyError) as wrong:
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as wrong:
         raise ValueError(f"{path} is not a valid safetensors file: {wrong}") from None
 
 
