@@ -180,7 +180,7 @@ class ScoreHistogram:
     def curve(self, *, clip: bool = False) -> PrecisionRecall:
         """Return the curve over all distinct scores (to `bits`), thresholds descending.
 
-        With `clip`, scores are logits and treated as in the paper (section 4.6): those below minus
+        With `clip`, scores are logits and treated as in the paper (section 4.5): those below minus
         the largest logit are raised to it, then the sigmoid is taken; thresholds are probabilities.
         """
         counts = self._counts
