@@ -85,8 +85,8 @@ def sample_box(labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Ten
 
 def split_features(features: Features, clips: int) -> Iterator[Features]:
     """Cut features of (b * t) frames into one `Features` of b frames for each of t times."""
-    image = features.image.unflatten(0, (clips, -1))
-    high_res = [maps.unflatten(0, (clips, -1)) for maps in features.high_res]
+    image = torch.unflatten(features.image, 0, (clips, -1))
+    high_res = [torch.unflatten(maps, 0, (clips, -1)) for maps in features.high_res]
     for time in range(image.shape[1]):
         yield Features(image[:, time], [maps[:, time] for maps in high_res])
 

@@ -34,9 +34,7 @@ class LossWeights:
     focal_gamma: float = 2.0
 
 
-def focal_loss(
-    logits: Tensor, target: Tensor, valid: Tensor, alpha: float, gamma: float
-) -> Tensor:
+def focal_loss(logits: Tensor, target: Tensor, valid: Tensor, alpha: float, gamma: float) -> Tensor:
     """Sigmoid focal loss (Lin et al. 2017), averaged over valid pixels: (b, m, h, w) -> (b, m)."""
     cross = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     probability = logits.sigmoid()

@@ -42,6 +42,8 @@ COMPACT = SAM2Config(
     decoder_heads=4,
 )
 """The bundled network: fine mask stride (2), five slices as channels, pooled memory."""
+COMPACT_LOSSES = LossWeights(focal=10.0, dice=2.0, spread=0.3, absent=1.0, focal_alpha=0.5)
+"""Losses for a network that starts from nothing; SAM 2's own push thin masks towards empty."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class TrainOptions:
     config: SAM2Config = COMPACT
     spec: FrameSpec = field(default_factory=FrameSpec)
     schedule: Schedule = field(default_factory=Schedule)
-    losses: LossWeights = field(default_factory=lambda: LossWeights(spread=0.3, absent=1.0))
+    losses: LossWeights = COMPACT_LOSSES
     frames: int = 4
     sizes: tuple[int, ...] = (128, 192, 256)
     device: str = "cpu"
@@ -206,7 +208,7 @@ def initialise(model: SAM2) -> None:
         for name in ("maskmem_tpos_enc", "no_mem_embed", "no_obj_ptr", "no_obj_embed_spatial"):
             torch.nn.init.trunc_normal_(getattr(model, name), std=0.02)
         for layer in model.memory_encoder.fuser.layers:
-            layer.gamma.fill_(0.1)
+            layer.get_parameter("gamma").fill_(0.1)
 
 
 def _start_from(model: SAM2, path: Path) -> None:
@@ -248,7 +250,7 @@ def _step(run: _Run, options: TrainOptions, prompts: PromptMix) -> float:
         kind = prompts.draw(run.random)
         loss = clip_loss(run.model, clips, kind, options.losses, run.random)
     run.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), schedule.clip_norm)
     run.optimiser.step()
     decay = min(schedule.ema, (1 + run.step) / (10 + run.step))

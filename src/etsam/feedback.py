@@ -1,0 +1,62 @@
+"""Stage-1 logits of training tomograms, made by the very pipeline that is used later."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from etsam.dataset import LOGIT_STEP, LOGITS_SUFFIX, find_pairs
+from etsam.logits import LOGIT_LIMIT
+from etsam.options import SegmentOptions
+from etsam.pipeline import Volume, segment_slices
+from etsam.sam2 import load_checkpoint
+from etsam.stages import Stage, check_channels, choose_device, stage_spec
+from etsam.volume import open_tomogram
+
+
+def write_stage1_logits(
+    folder: Path,
+    checkpoint: Path,
+    *,
+    device: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Segment every training tomogram with stage 1, leaving ``{stem}_stage1.npy`` beside it.
+
+    Logits are clipped to [-5, 5] and kept as int8 of 5 / 127 each. Files that are there already
+    are left alone.
+
+    Returns
+    -------
+    count
+        Number of files written.
+
+    Raises
+    ------
+    ValueError
+        The checkpoint is not one of stage 1.
+    """
+    model, metadata = load_checkpoint(checkpoint, device=choose_device(device))
+    stage = Stage(model, stage_spec(model, metadata), path=checkpoint)
+    check_channels(stage, 0)
+    tomograms = [tomogram for tomogram, _ in find_pairs(folder)]
+    missing = [p for p in tomograms if not p.with_name(p.stem + LOGITS_SUFFIX).is_file()]
+    for done, path in enumerate(missing):
+        with open_tomogram(path) as tomogram:
+            volume = Volume(tomogram, tomogram.voxel_spacing)
+            slices = segment_slices(volume, [stage], SegmentOptions())
+            kept = [
+                np.rint(logits.clip(-LOGIT_LIMIT, LOGIT_LIMIT) / LOGIT_STEP).astype(np.int8)
+                for logits in slices
+            ]
+        target = path.with_name(path.stem + LOGITS_SUFFIX)
+        partial = target.with_name(target.name + ".partial")
+        with partial.open("wb") as file:
+            np.save(file, np.stack(kept))
+        os.replace(partial, target)
+        if progress is not None:
+            progress(done + 1, len(missing))
+    return len(missing)

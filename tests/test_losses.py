@@ -1,0 +1,93 @@
+"""Losses: known values, ignored voxels, gradients that point the right way."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from etsam.losses import (
+    IGNORE,
+    LossWeights,
+    candidate_iou,
+    dice_loss,
+    focal_loss,
+    frame_loss,
+)
+from etsam.sam2.mask_decoder import Decoded
+
+
+def decoded(masks: torch.Tensor, score: float = 3.0) -> Decoded:
+    batch, count = masks.shape[:2]
+    return Decoded(
+        masks,
+        torch.full((batch, count), 0.5),
+        torch.zeros(batch, count, 8),
+        torch.full((batch, 1), score),
+    )
+
+
+def test_focal_loss_without_focus_is_half_the_cross_entropy() -> None:
+    logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 2, (2, 3, 8, 8)).float()
+    found = focal_loss(logits, target, torch.ones_like(target), alpha=0.5, gamma=0.0)
+    cross = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, target, reduction="none"
+    ).mean((-2, -1))
+    torch.testing.assert_close(found, 0.5 * cross)
+
+
+def test_focal_loss_at_zero_logits_is_its_closed_form() -> None:
+    target = torch.ones(1, 1, 4, 4)
+    found = focal_loss(torch.zeros_like(target), target, target, alpha=0.25, gamma=2.0)
+    assert found.item() == pytest.approx(0.25 * 0.25 * math.log(2), rel=1e-6)
+
+
+def test_perfect_and_opposite_masks_bound_the_dice_loss() -> None:
+    target = torch.zeros(1, 1, 16, 16)
+    target[..., 4:12, 4:12] = 1
+    valid = torch.ones_like(target)
+    sure = (target * 2 - 1) * 50
+    assert dice_loss(sure, target, valid).item() == pytest.approx(0, abs=1e-3)
+    assert dice_loss(-sure, target, valid).item() == pytest.approx(1, abs=1e-2)
+
+
+def test_ignored_voxels_change_nothing() -> None:
+    labels = torch.zeros(1, 16, 16, dtype=torch.int8)
+    labels[:, :8, :4] = 1
+    labels[:, 8:] = IGNORE
+    masks = torch.randn(1, 3, 16, 16)
+    elsewhere = masks.clone()
+    elsewhere[..., 8:, :] = 30
+    weights = LossWeights(spread=0.3)
+    first = frame_loss(decoded(masks), labels, weights)
+    assert first == frame_loss(decoded(elsewhere), labels, weights)
+    elsewhere[..., :8, :] = 30
+    assert first != frame_loss(decoded(elsewhere), labels, weights)
+
+
+def test_candidate_iou_counts_by_hand() -> None:
+    logits = torch.tensor([[[[1.0, 1.0], [-1.0, -1.0]]]])
+    target = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
+    assert candidate_iou(logits, target, torch.ones_like(target)).item() == pytest.approx(1 / 3)
+
+
+def test_only_the_best_candidate_is_taught_without_spread() -> None:
+    labels = torch.zeros(1, 8, 8, dtype=torch.int8)
+    labels[:, 2:5] = 1
+    masks = torch.zeros(1, 3, 8, 8)
+    masks[:, 1] = labels.float() * 4 - 2
+    masks.requires_grad_()
+    frame_loss(decoded(masks), labels, LossWeights(spread=0.0)).backward()
+    taught = masks.grad.abs().sum((-2, -1))[0] > 0
+    assert taught.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(("absent", "silent"), [(0.0, True), (1.0, False)])
+def test_frames_without_membrane_teach_the_mask_only_when_asked(
+    absent: float, silent: bool
+) -> None:
+    labels = torch.zeros(1, 8, 8, dtype=torch.int8)
+    masks = torch.randn(1, 3, 8, 8, requires_grad=True)
+    frame_loss(decoded(masks), labels, LossWeights(absent=absent)).backward()
+    assert (masks.grad.abs().sum() == 0).item() is silent
