@@ -351,7 +351,9 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.mrc"]
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.integers(0, 1023 + 160 + 210), st.sampled_from(["", ".gz", ".bz2"]), st.integers(0, 2**32)
 )
@@ -369,7 +371,9 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path, length, packing, place):
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.integers(0, 255), st.binary(min_size=4, max_size=4))
 def test_a_damaged_header_word_gives_a_volume_or_one_line(tmp_path, word, value):
     content = bytearray(save(tmp_path / "whole.mrc", voxels("f4")).read_bytes())

@@ -103,8 +103,9 @@ def test_written_metadata_follow_the_specification(tmp_path, version):
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
-@pytest.mark.parametrize("dtype", ["int8", "int16", "float32"])
-@pytest.mark.parametrize("order", ["forward", "backward", "shuffled"])
+@pytest.mark.parametrize(
+    ("order", "dtype"), [("forward", "int8"), ("backward", "int16"), ("shuffled", "float32")]
+)
 def test_slices_may_come_in_any_order(tmp_path, version, dtype, order):
     data = np.round(voxels((100, 9, 8)) * 30)
     places = {
