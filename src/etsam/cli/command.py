@@ -49,15 +49,18 @@ def one_line(error: BaseException | str) -> str:
 
 
 def check_output(paths: Sequence[Path], output: Path | None) -> None:
-    """Refuse to write the results of several files into one.
+    """Make the folder for the results of several files; refuse to write them into one.
 
     Raises
     ------
     ValueError
         ``output`` names a file and there are several inputs.
     """
-    if output is not None and len(paths) > 1 and not output.is_dir():
+    if output is None or len(paths) < 2 or output.is_dir():
+        return
+    if output.exists() or output.suffix in (".mrc", ".rec", ".map", ".mrcs", ".zarr"):
         raise ValueError(f"--output {output} is not a folder: {len(paths)} inputs need one")
+    output.mkdir(parents=True)
 
 
 def run_each(paths: Sequence[Path], run: Callable[[Path], None]) -> int:

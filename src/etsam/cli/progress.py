@@ -23,6 +23,7 @@ class StageProgress:
         self._started: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
         self._bars: Progress | None = None
+        self._line = ""
 
     def __enter__(self) -> Self:
         if self._stream.isatty():
@@ -38,21 +39,27 @@ class StageProgress:
     ) -> None:
         if self._bars is not None:
             self._bars.stop()
+        elif kind is None:
+            self._write_line()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Say that ``done`` of ``total`` slices (or other units) of a stage are finished."""
-        started = self._started.setdefault(stage, time.perf_counter())
-        elapsed = time.perf_counter() - started
-        rate = done / elapsed if elapsed > 0 else 0.0
+        if stage not in self._started:
+            self._write_line()
+            self._started[stage] = time.perf_counter()
+        elapsed = time.perf_counter() - self._started[stage]
+        speed = f"{done / elapsed:.1f} {self._unit}/s" if done and elapsed else ""
         if self._bars is not None:
             if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, total=total, rate="")
-            speed = f"{rate:.1f} {self._unit}/s" if rate else ""
+                self._tasks[stage] = self._bars.add_task(stage, rate="")
             self._bars.update(self._tasks[stage], completed=done, total=total, rate=speed)
         elif done == total:
-            speed = f", {rate:.1f} {self._unit}/s" if rate else ""
-            line = f"{stage}: {total} {self._unit} in {elapsed:.1f} s{speed}\n"
-            self._stream.write(line)
+            self._line = f"{stage}: {total} {self._unit} in {elapsed:.1f} s, {speed}\n"
+
+    def _write_line(self) -> None:
+        """Write the line of the stage before; the last one of a failure is left to its error."""
+        self._stream.write(self._line)
+        self._line = ""
 
     def message(self, fraction: float, message: str) -> None:
         """Say how far segmenting is; messages that name a slice are counted in slices."""

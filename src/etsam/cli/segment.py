@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etsam.cli.command import VerbCommand, check_output, run_each
-from etsam.cli.options import min_slices_option, overwrite_option
+from etsam.cli.options import finite, min_slices_option, overwrite_option
 from etsam.cli.progress import StageProgress
 
 if TYPE_CHECKING:
@@ -58,9 +58,12 @@ NORMALISATIONS = ["min_max_positive_values", "softplus_minmax", "min_max", "robu
     type=float,
     default=-0.25,
     show_default=True,
+    callback=finite,
     help="A voxel with a larger logit is membrane; lower finds more, higher is stricter.",
 )
-@click.option("--voxel-spacing", type=float, metavar="Å", help="Instead of the header's.")
+@click.option(
+    "--voxel-spacing", type=float, callback=finite, metavar="Å", help="Instead of the header's."
+)
 @click.option("--invert", is_flag=True, help="Membranes are bright in this tomogram.")
 @click.option(
     "--normalize-method",
