@@ -48,7 +48,7 @@ def midsurface_distance(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Unsigned distance to the middle of a segmented sheet and its normals (3, ...), in voxels."""
     inner, nearest_out = distance_transform_edt(mask, return_indices=True)
     outer, nearest_in = distance_transform_edt(~mask, return_indices=True)
-    half = 2.0 * float(inner[mask].mean()) - 0.5
+    half = 2.0 * float(inner[mask].mean()) - 1.0
     distance = np.where(mask, half - (inner - 0.5), half + (outer - 0.5)).astype(np.float32)
     smooth = gaussian_filter(distance, 1.0)
     distance = np.sqrt(np.clip(smooth**2 - 0.64, 0.0, None))
