@@ -331,13 +331,18 @@ def test_base_plus() -> None:
     oracle = make_oracle(model)
     frames = video(2, 1024)
     mask = F.interpolate(two_blobs()[None, None], scale_factor=8.0)[0, 0]
-    features = model.encode(frames[:1])
-    theirs = oracle.get_image_features(frames[:1]).fpn_hidden_states
-    for one, other in zip([*features.high_res, features.image], theirs, strict=True):
-        assert difference(one, to_map(other, one.shape[-1])) < TOLERANCE
+    seen: list[list[Tensor]] = []
+    for encoder in (oracle.vision_encoder, model.image_encoder):
+        encoder.register_forward_hook(
+            lambda m, i, out: seen.append(out if isinstance(out, list) else out.fpn_hidden_states)
+        )
     expected, session = propagate(oracle, frames, {0: mask})
     bank = MemoryBank.for_config(BASE_PLUS)
     answers = [logits for _, logits in track(model, frames, {0: mask}, bank)]
+    assert len(seen) == 4  # each frame once by each network, the oracle first
+    for theirs, ours in zip(seen[:2], seen[2:], strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert difference(one, other) < TOLERANCE
     for one, other in zip(answers, expected, strict=True):
         assert difference(one, other) < 1e-3  # memories are rounded to bfloat16 on both sides
     stored = session.output_dict_per_obj[0]["non_cond_frame_outputs"][1]
