@@ -80,11 +80,12 @@ def _tangents(tilt: TiltSeries) -> Tensor:
 
 def across_frequency(plane: tuple[int, int], tilt: TiltSeries) -> Tensor:
     """Frequency component across the tilt axis, (ky, kx) cycles per voxel; (1, kx) if along y."""
-    kx = torch.fft.rfftfreq(plane[1])[None, :]
+    kx: Tensor = torch.fft.rfftfreq(plane[1])[None, :]
     if tilt.axis_angle == 0:
         return kx
+    ky: Tensor = torch.fft.fftfreq(plane[0])[:, None]
     angle = math.radians(tilt.axis_angle)
-    return kx * math.cos(angle) - torch.fft.fftfreq(plane[0])[:, None] * math.sin(angle)
+    return kx * math.cos(angle) - ky * math.sin(angle)
 
 
 def _shear_angles(plane: tuple[int, int], tilt: TiltSeries) -> Tensor:
@@ -178,7 +179,8 @@ def noise_views(tilt: TiltSeries, plane: tuple[int, int], rng: np.random.Generat
                 noise[view, :, column] += gain
     cosine = _cosines(tilt)
     loss = torch.exp(0.5 * tilt.attenuation * (1 / cosine - 1))
-    return torch.fft.rfft2(noise) * (loss / cosine.sqrt())
+    spectrum: Tensor = torch.fft.rfft2(noise)
+    return spectrum * (loss / cosine.sqrt())
 
 
 def gaussian(shape: tuple[int, ...], rng: np.random.Generator) -> Tensor:
@@ -224,7 +226,8 @@ def back_project(
         for z in range(depth):
             spectrum[z] = views.sum(dim=0)
             views = views.mul_(step)
-    return torch.fft.irfft2(spectrum, s=plane) / len(tilt.angles)
+    volume: Tensor = torch.fft.irfft2(spectrum, s=plane)
+    return volume / len(tilt.angles)
 
 
 def hidden_by_wedge(normal: Tensor, tilt: TiltSeries, least: float = 0.45) -> Tensor:
@@ -233,7 +236,7 @@ def hidden_by_wedge(normal: Tensor, tilt: TiltSeries, least: float = 0.45) -> Te
     A membrane's signal lies in Fourier space along its normal; it is lost where no view passes.
     Nearly upright surfaces (|normal z| below `least`) still show through their curvature.
     """
-    nz, ny, nx = normal
+    nz, ny, nx = normal.unbind(0)
     axis = math.radians(tilt.axis_angle)
     across = nx * math.cos(axis) - ny * math.sin(axis)
     angle = torch.rad2deg(torch.atan(nz / torch.where(across.abs() < 1e-4, 1e-4, across)))

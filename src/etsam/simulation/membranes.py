@@ -44,7 +44,8 @@ def _wall(rng: np.random.Generator, single: float, scene: Scene, radius: float) 
         normal = rng.standard_normal(3)
         normal /= np.linalg.norm(normal)
         middle = np.array(scene.shape) * rng.uniform(0.3, 0.7, 3)
-        opening = (*(float(v) for v in normal), float(normal @ middle))
+        z, y, x = (float(v) for v in normal)
+        opening = (z, y, x, float(normal @ middle))
     return Wall(
         offsets=random_offsets(rng, single, 0.4 * radius * scene.spacing),
         bilayer=random_bilayer(rng),

@@ -59,10 +59,10 @@ def midsurface_distance(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _window(mask: np.ndarray, shape: list[int], rng: np.random.Generator) -> np.ndarray:
-    """Cut or pad a mask to a shape, about the median of its voxels, turned by quarter turns."""
+    """Cut or pad a mask to a shape, about its most central voxel, turned by quarter turns."""
     mask = np.rot90(mask, int(rng.integers(4)), axes=(1, 2))
     voxels = np.argwhere(mask)
-    middle = np.median(voxels, axis=0).astype(int)
+    middle = voxels[np.square(voxels - np.median(voxels, axis=0)).sum(axis=1).argmin()]
     out = np.zeros(shape, bool)
     target, source = [], []
     for n, m, size in zip(shape, middle, mask.shape, strict=True):
