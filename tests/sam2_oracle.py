@@ -1,7 +1,8 @@
 """The oracle for `etsam.sam2`: ``transformers.Sam2VideoModel`` with the same weights.
 
 Only the tests use it. Where transformers and the published implementation (facebookresearch/sam2)
-differ, `Oracle` follows the published one; `test_sam2_parity` shows on a run of it that this is so.
+differ, `Oracle` follows the published one; `test_sam2_published` shows on a run of it that this is
+so.
 """
 
 from __future__ import annotations
