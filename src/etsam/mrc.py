@@ -131,10 +131,18 @@ def _codec(compression: str) -> ModuleType:
         return gzip
 
 
+def _damage_errors() -> tuple[type[Exception], ...]:
+    """Return what zlib, and isal where installed, raise on damaged data."""
+    try:
+        return zlib.error, importlib.import_module("isal.igzip_lib").IsalError
+    except ImportError:
+        return (zlib.error,)
+
+
 def _read_packed(stream: IO[bytes], count: int, path: Path) -> bytes:
     try:
         return stream.read(count)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, *_damage_errors()) as error:
         raise ValueError(
             f"{path} is a damaged or incomplete archive ({error}): copy it again"
         ) from error

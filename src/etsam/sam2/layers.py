@@ -24,6 +24,19 @@ class LayerNorm2d(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
+class Tokens(nn.Module):
+    """Learned tokens (count, width), normally distributed at the start.
+
+    Like ``nn.Embedding``, but building it without memory does not import PyTorch's compiler.
+    """
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(count, width))
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight)
+
+
 class MLP(nn.Module):
     """Linear layers with an activation between them (none after the last)."""
 

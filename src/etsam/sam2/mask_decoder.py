@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etsam.sam2.config import SAM2Config
-from etsam.sam2.layers import MLP, Attention, LayerNorm2d
+from etsam.sam2.layers import MLP, Attention, LayerNorm2d, Tokens
 
 MASKS = 4
 """One mask for clear prompts, then three candidates for ambiguous or absent prompts."""
@@ -86,9 +86,9 @@ class MaskDecoder(nn.Module):
         super().__init__()
         width = config.d_model
         self.transformer = TwoWayTransformer(config)
-        self.iou_token = nn.Embedding(1, width)
-        self.mask_tokens = nn.Embedding(MASKS, width)
-        self.obj_score_token = nn.Embedding(1, width)
+        self.iou_token = Tokens(1, width)
+        self.mask_tokens = Tokens(MASKS, width)
+        self.obj_score_token = Tokens(1, width)
         self.output_upscaling = nn.Sequential(
             nn.ConvTranspose2d(width, width // 4, 2, 2),
             LayerNorm2d(width // 4),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etsam.sam2.config import SAM2Config
-from etsam.sam2.layers import LayerNorm2d
+from etsam.sam2.layers import LayerNorm2d, Tokens
 
 NOT_A_POINT, NEGATIVE, POSITIVE, BOX_FIRST, BOX_SECOND = -1, 0, 1, 2, 3
 """Point labels; the two corners of a box are points with labels of their own."""
@@ -23,7 +23,10 @@ class RandomPosition(nn.Module):
 
     def __init__(self, half: int) -> None:
         super().__init__()
-        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, half))
+        matrix = torch.empty(2, half)
+        if not matrix.is_meta:  # random numbers without memory would import the compiler
+            nn.init.normal_(matrix)
+        self.register_buffer("positional_encoding_gaussian_matrix", matrix)
 
     def forward(self, coordinates: Tensor) -> Tensor:
         """(..., 2) x, y in [0, 1] -> (..., 2 * half)."""
@@ -49,8 +52,8 @@ class PromptEncoder(nn.Module):
         width = config.d_model
         self.stride = config.token_stride
         self.pe_layer = RandomPosition(width // 2)
-        self.point_embeddings = nn.ModuleList(nn.Embedding(1, width) for _ in range(4))
-        self.not_a_point_embed = nn.Embedding(1, width)
+        self.point_embeddings = nn.ModuleList(Tokens(1, width) for _ in range(4))
+        self.not_a_point_embed = Tokens(1, width)
         self.mask_downscaling = nn.Sequential(
             nn.Conv2d(1, MASK_CHANNELS // 4, 2, 2),
             LayerNorm2d(MASK_CHANNELS // 4),
@@ -60,7 +63,7 @@ class PromptEncoder(nn.Module):
             nn.GELU(),
             nn.Conv2d(MASK_CHANNELS, width, 1),
         )
-        self.no_mask_embed = nn.Embedding(1, width)
+        self.no_mask_embed = Tokens(1, width)
 
     def sparse(self, points: Tensor, labels: Tensor, frame_size: tuple[int, int]) -> Tensor:
         """Encode points (b, n, 2) of x, y in frame pixels with labels (b, n) as (b, n + 1, d).
