@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import mrcfile
 import numpy as np
 import pytest
+import torch
 
-from etsam.simulate import main, quantised, simulate, simulate_many, simulate_one
+from etsam.simulate import quantised, simulate, simulate_many, simulate_one
 from etsam.simulation.recipe import PRESETS, SimulationOptions
 from etsam.simulation.segmentations import RealShape, read_segmentation
 from etsam.simulation.suite import FIRST_HELD_OUT_SEED, held_out_suite
@@ -83,9 +85,15 @@ def test_pairs_are_written_whole_and_kept(tmp_path: Path) -> None:
     assert written[0].stat().st_mtime_ns == before
 
 
-def test_command_line(tmp_path: Path) -> None:
-    assert main([str(tmp_path), "--seeds", "3", "--shape", "16,48,48", "--preset", "empty"]) == 0
+def test_command_line(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    threads = torch.get_num_threads()
+    code, out, _ = run(
+        "simulate", tmp_path, "--seeds", "3", "--shape", "16,48,48", "--preset", "empty"
+    )
+    assert code == 0
     assert (tmp_path / "sim_000003.mrc").is_file()
+    assert out.strip() == str(tmp_path / "sim_000003.mrc")
+    assert torch.get_num_threads() == threads
 
 
 def test_quantised_uses_the_whole_range() -> None:

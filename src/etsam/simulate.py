@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import mrcfile
 import numpy as np
 import torch
 
-from etsam.simulation.recipe import PRESETS, SimulationOptions, draw
+from etsam.simulation.recipe import SimulationOptions, draw
 from etsam.simulation.render import render
 from etsam.simulation.suite import SUITE_SHAPE, held_out_suite
 
@@ -103,6 +103,17 @@ def _limit_threads() -> None:
     torch.set_num_threads(1)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread, which is as fast here, and leave the caller's setting as it was."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def simulate_many(
     folder: Path | str,
     seeds: Iterable[int],
@@ -113,42 +124,16 @@ def simulate_many(
     """Write a pair per seed into `folder`, skipping those that exist; one torch thread a worker."""
     jobs = [(Path(folder), seed, shape, options) for seed in seeds]
     if workers == 1:
-        _limit_threads()
-        return [simulate_one(*job) for job in jobs]
+        with _one_thread():
+            return [simulate_one(*job) for job in jobs]
     with ProcessPoolExecutor(workers, initializer=_limit_threads) as pool:
         return list(pool.map(simulate_one, *zip(*jobs, strict=True)))
 
 
 def simulate_suite(folder: Path | str, shapes: Path | None = None) -> list[Path]:
     """Write the held-out suite into `folder`; with a folder of segmentations, real shapes too."""
-    _limit_threads()
-    return [
-        simulate_one(Path(folder), entry.seed, SUITE_SHAPE, entry.options, entry.name)
-        for entry in held_out_suite(shapes)
-    ]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line of `python -m etsam.simulate`."""
-    parser = argparse.ArgumentParser(prog="python -m etsam.simulate", description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", default="0:1", help="first:last (exclusive), or one number")
-    parser.add_argument("--shape", default="64,256,256", help="Z,Y,X in voxels")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--preset", default="any", choices=PRESETS)
-    parser.add_argument("--suite", action="store_true", help="the held-out suite instead of seeds")
-    parser.add_argument("--shapes", type=Path, help="folder of segmentations, for the suite")
-    given = parser.parse_args(arguments)
-    if given.suite:
-        simulate_suite(given.folder, given.shapes)
-        return 0
-    first, _, last = given.seeds.partition(":")
-    seeds = range(int(first), int(last or int(first) + 1))
-    z, y, x = (int(n) for n in given.shape.split(","))
-    options = SimulationOptions(preset=given.preset)
-    simulate_many(given.folder, seeds, (z, y, x), given.workers, options)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    with _one_thread():
+        return [
+            simulate_one(Path(folder), entry.seed, SUITE_SHAPE, entry.options, entry.name)
+            for entry in held_out_suite(shapes)
+        ]

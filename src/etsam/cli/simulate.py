@@ -23,6 +23,13 @@ PRESETS = ["any", "vesicles", "organelle", "cell", "virus", "polnet", "empty"]
     "--contrast-to-noise", type=float, help="Membrane over noise, per voxel.  [default: drawn]"
 )
 @click.option("--bright/--dark", "bright_membranes", default=None, help="[default: drawn]")
+@click.option("--views", type=click.IntRange(min=2), help="In the tilt series.  [default: drawn]")
+@click.option("--suite", is_flag=True, help="The held-out suite instead; never train on it.")
+@click.option(
+    "--shapes",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder of segmentations (.npz) for the suite's real shapes.",
+)
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True)
 def simulate(params: dict[str, Any]) -> None:
     """Write simulated tomograms with their membrane masks into FOLDER.
@@ -33,14 +40,19 @@ def simulate(params: dict[str, Any]) -> None:
     seeds = _seeds(params["seeds"])
     shape = parse_triple(params["shape"], "--shape")
 
-    from etsam.simulate import simulate_many
+    from etsam.simulate import simulate_many, simulate_suite
     from etsam.simulation.recipe import SimulationOptions
 
+    if params["suite"]:
+        for path in simulate_suite(params["folder"], params["shapes"]):
+            click.echo(path)
+        return
     options = SimulationOptions(
         preset=params["preset"],
         voxel_spacing=params["voxel_spacing"],
         contrast_to_noise=params["contrast_to_noise"],
         bright_membranes=params["bright_membranes"],
+        views=params["views"],
     )
     for path in simulate_many(params["folder"], seeds, shape, params["workers"], options):
         click.echo(path)
