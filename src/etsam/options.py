@@ -23,7 +23,8 @@ class SegmentOptions:
     model, stage1_checkpoint, stage2_checkpoint
         Name or folder of a model; checkpoints take the place of its stages.
     device, dtype
-        ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``float32`` or ``bfloat16``.
+        ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``float32``, ``bfloat16``, or ``auto``:
+        bfloat16 for our own models where the hardware multiplies it, float32 for published ones.
     normalize_method, stage1_prompt, stage2_prompt, interval
         Grey-value scaling, prompts, and the distance of their dots in pixels and of repeated
         prompts in slices (default 50, or 10 when splitting).
@@ -48,7 +49,7 @@ class SegmentOptions:
     stage1_checkpoint: Path | None = None
     stage2_checkpoint: Path | None = None
     device: str = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     normalize_method: Normalisation | None = None
     stage1_prompt: PromptKind | None = None
     stage2_prompt: PromptKind | None = None

@@ -331,5 +331,6 @@ def _compute(stages: list[Stage], options: SegmentOptions) -> dict[str, Any]:
         }
         for stage in stages
     ]
-    device = str(stages[0].model.no_mem_embed.device)
-    return {"device": device, "dtype": options.dtype, "weights": weights}
+    weight = stages[0].model.no_mem_embed
+    dtype = str(weight.dtype).removeprefix("torch.")
+    return {"device": str(weight.device), "dtype": dtype, "weights": weights}

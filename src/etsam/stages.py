@@ -52,6 +52,23 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def choose_dtype(name: str, device: torch.device, *, is_own: bool) -> torch.dtype:
+    """Turn ``auto``, ``float32`` or ``bfloat16`` into the precision to compute in.
+
+    ``auto`` keeps published models exact and takes bfloat16 for our own where the device has
+    instructions for it; without them it is slower than float32.
+    """
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if not is_own or device.type == "mps":
+        return torch.float32
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
 def load_stages(options: SegmentOptions, progress: Progress | None = None) -> list[Stage]:
     """Load both networks of the chosen model, fetching published weights if need be.
 
@@ -68,11 +85,11 @@ def load_stages(options: SegmentOptions, progress: Progress | None = None) -> li
         sums = ["" if given else known for given, known in zip(paths, files.sha256, strict=True)]
         paths = [given or known for given, known in zip(paths, found, strict=True)]
     device = choose_device(options.device)
-    dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
     stages = []
     for number, (path, known) in enumerate(zip(paths, sums, strict=True)):
         assert path is not None
-        model, metadata = load_checkpoint(path, device=device, dtype=dtype)
+        model, metadata = load_checkpoint(path, device=device)
+        model.to(choose_dtype(options.dtype, device, is_own="frame_spec" in metadata))
         stage = Stage(model, stage_spec(model, metadata), known or sha256_of(path), path)
         check_channels(stage, number)
         stages.append(stage)

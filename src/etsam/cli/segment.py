@@ -51,7 +51,7 @@ NORMALISATIONS = ["min_max_positive_values", "softplus_minmax", "min_max", "robu
     "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda:N, mps."
 )
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True
 )
 @click.option(
     "--logit-threshold",
