@@ -132,17 +132,18 @@ def _codec(compression: str) -> ModuleType:
 
 
 def _damage_errors() -> tuple[type[Exception], ...]:
-    """Return what zlib, and isal where installed, raise on damaged data."""
+    """Return what the codecs raise on damaged data: zlib and bz2, and isal where installed."""
+    known = (OSError, EOFError, ValueError, zlib.error)
     try:
-        return zlib.error, importlib.import_module("isal.igzip_lib").IsalError
+        return (*known, importlib.import_module("isal.igzip_lib").IsalError)
     except ImportError:
-        return (zlib.error,)
+        return known
 
 
 def _read_packed(stream: IO[bytes], count: int, path: Path) -> bytes:
     try:
         return stream.read(count)
-    except (OSError, EOFError, ValueError, *_damage_errors()) as error:
+    except _damage_errors() as error:
         raise ValueError(
             f"{path} is a damaged or incomplete archive ({error}): copy it again"
         ) from error
