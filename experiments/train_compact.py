@@ -21,7 +21,9 @@ from etsam.sam2 import load_checkpoint, save_checkpoint
 from etsam.simulate import simulate_many
 from etsam.train import Schedule, TrainOptions, train
 
-TRAINING_SEEDS = range(260)
+TRAINING_SEEDS = range(200)
+STAGE2_SEEDS = range(100)
+"""Stage 2 learns on fewer tomograms: stage 1 has to be run over each of them first."""
 VALIDATION_SEEDS = range(900_000, 900_010)
 SHAPE = (64, 256, 256)
 
@@ -44,10 +46,12 @@ def main() -> None:
     held_seeds = list(VALIDATION_SEEDS)[: 1 if given.quick else None]
     shape = (16, 128, 128) if given.quick else SHAPE
     data, held = given.folder / "data", given.folder / "held"
+    data2 = given.folder / "data2"
     simulate_many(data, train_seeds, shape, given.workers)
+    simulate_many(data2, train_seeds[: len(STAGE2_SEEDS)], shape, given.workers)
     simulate_many(held, held_seeds, shape, given.workers)
     sizes = (64, 96) if given.quick else (128, 192, 256)
-    steps1, steps2 = (4, 4) if given.quick else (2000, 1200)
+    steps1, steps2 = (4, 4) if given.quick else (1800, 900)
     stage1 = train(
         TrainOptions(
             data,
@@ -60,11 +64,11 @@ def main() -> None:
         ),
         _print,
     )
-    for folder in (data, held):
+    for folder in (data2, held):
         write_stage1_logits(folder, stage1, device=given.device)
     stage2 = train(
         TrainOptions(
-            data,
+            data2,
             given.folder / "stage2",
             stage=2,
             validation=held,

@@ -13,7 +13,7 @@ from etsam.logits import LOGIT_LIMIT
 from etsam.options import SegmentOptions
 from etsam.pipeline import Volume, segment_slices
 from etsam.sam2 import load_checkpoint
-from etsam.stages import Stage, check_channels, choose_device, stage_spec
+from etsam.stages import Stage, check_channels, choose_device, choose_dtype, stage_spec
 from etsam.volume import open_tomogram
 
 
@@ -39,7 +39,9 @@ def write_stage1_logits(
     ValueError
         The checkpoint is not one of stage 1.
     """
-    model, metadata = load_checkpoint(checkpoint, device=choose_device(device))
+    chosen = choose_device(device)
+    model, metadata = load_checkpoint(checkpoint, device=chosen)
+    model.to(choose_dtype("auto", chosen, is_own=True))
     stage = Stage(model, stage_spec(model, metadata), path=checkpoint)
     check_channels(stage, 0)
     tomograms = [tomogram for tomogram, _ in find_pairs(folder)]
