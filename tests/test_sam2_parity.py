@@ -322,8 +322,9 @@ def test_tracking_with_rounded_memories(model: SAM2, oracle: Oracle) -> None:
 
 
 @pytest.mark.slow
-def test_base_plus() -> None:
-    """The published size once: two frames of 1024 x 1024."""
+def test_base_plus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published size once: two frames of 1024 x 1024, memories not rounded on either side."""
+    monkeypatch.setattr(torch, "bfloat16", torch.float32)
     model = lively(BASE_PLUS)
     oracle = make_oracle(model)
     frames = video(2, 1024)
@@ -333,6 +334,12 @@ def test_base_plus() -> None:
         encoder.register_forward_hook(
             lambda m, i, out: seen.append(out if isinstance(out, list) else out.fpn_hidden_states)
         )
+    conditioned: list[Tensor] = []
+    for decoder in (oracle.mask_decoder, model.sam_mask_decoder):
+        decoder.register_forward_pre_hook(
+            lambda m, args, named: conditioned.append(named.get("image_embeddings", *args[:1])),
+            with_kwargs=True,
+        )
     expected, session = propagate(oracle, frames, {0: mask})
     bank = MemoryBank.for_config(BASE_PLUS)
     answers = [logits for _, logits in track(model, frames, {0: mask}, bank)]
@@ -340,8 +347,17 @@ def test_base_plus() -> None:
     for theirs, ours in zip(seen[:2], seen[2:], strict=True):
         for one, other in zip(ours, theirs, strict=True):
             assert difference(one, other) < TOLERANCE
+    assert difference(conditioned[-1], conditioned[-3]) < TOLERANCE
+    assert difference(conditioned[-1], seen[-1][-1]) > 0.01  # memory did something
     for one, other in zip(answers, expected, strict=True):
-        assert difference(one, other) < 1e-3  # memories are rounded to bfloat16 on both sides
-    stored = session.output_dict_per_obj[0]["non_cond_frame_outputs"][1]
-    assert difference(bank.pointers[0][1], stored["object_pointer"]) < 1e-3
+        assert difference(one, other) < TOLERANCE
+    stored = session.output_dict_per_obj[0]
+    tracked = Memory(bank.spatial[0][1], bank.pointers[0][1])
+    pairs = (
+        (bank.conditioning[0], stored["cond_frame_outputs"][0]),
+        (tracked, stored["non_cond_frame_outputs"][1]),
+    )
+    for memory, other in pairs:
+        assert difference(memory.spatial, other["maskmem_features"].transpose(0, 1)) < TOLERANCE
+        assert difference(memory.pointer, other["object_pointer"]) < TOLERANCE
     assert 0.01 < (answers[1] > 0).float().mean() < 0.99
