@@ -51,7 +51,7 @@ def main() -> None:
     simulate_many(data2, train_seeds[: len(STAGE2_SEEDS)], shape, given.workers)
     simulate_many(held, held_seeds, shape, given.workers)
     sizes = (64, 96) if given.quick else (128, 192, 256)
-    steps1, steps2 = (4, 4) if given.quick else (1800, 900)
+    steps1, steps2 = (4, 4) if given.quick else (1800, 750)
     stage1 = train(
         TrainOptions(
             data,
