@@ -95,8 +95,6 @@ def test_the_plugins_call(
 
 
 def test_the_bundled_model_is_the_default(volume: np.ndarray) -> None:
-    if not weights.is_installed(weights.COMPACT):
-        pytest.skip("no bundled model yet")
     logits = etsam.segment(volume)
     assert logits.shape == SHAPE and np.isfinite(logits).all()
 
