@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -31,30 +29,17 @@ def make_volume(path: Path, depth: int, side: int) -> None:
     volume.flush()
 
 
-def peak_mb() -> float:
-    """Peak resident megabytes of this process alone.
-
-    On Linux ``ru_maxrss`` starts at the size of the process that started this one, which has just
-    written the volume; the kernel's own high-water mark does not.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
 def measure(path: Path, model: str) -> None:
     """Segment a memory map and print seconds and peak resident megabytes as JSON."""
     from etsam.options import SegmentOptions
+    from etsam.provenance import peak_rss_mb
     from etsam.segmentation import segment_array
 
     started = time.perf_counter()
     volume = np.load(path, mmap_mode="r")
     options = SegmentOptions(model=model)
     segment_array(volume, options, output_path=path.with_suffix(".logits.npy"))
-    record = {"seconds": time.perf_counter() - started, "peak_mb": peak_mb()}
+    record = {"seconds": time.perf_counter() - started, "peak_mb": peak_rss_mb()}
     path.with_suffix(".json").write_text(json.dumps(record))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -97,3 +98,14 @@ def test_peak_memory_is_in_megabytes() -> None:
     assert after is not None
     assert after >= block.nbytes / 1e6
     assert after < 50 * block.nbytes / 1e6
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux' own fault")
+def test_peak_memory_leaves_out_the_program_that_started_this_one() -> None:
+    """A small process started by a large one says its own size."""
+    held = np.ones(60_000_000)  # 480 MB
+    code = "from etsam.provenance import peak_rss_mb; print(peak_rss_mb())"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert float(answer.stdout) < held.nbytes / 1e6 / 2

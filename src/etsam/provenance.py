@@ -165,9 +165,19 @@ def sha256(path: Path | str) -> str:
 
 
 def peak_rss_mb() -> float | None:
-    """Return the most memory this process has held [MB]; None where the system does not tell."""
+    """Return the most memory this process has held [MB]; None where the system does not tell.
+
+    Linux' ``ru_maxrss`` starts at the size of the program that started this one, however large;
+    the kernel's own high-water mark does not, and is asked first.
+    """
     if sys.platform == "win32":
         return None
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+        marks = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+        if marks:
+            return round(marks[0] * 1024 / 1e6, 1)
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
