@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from etsam.losses import (
-    IGNORE,
     LossWeights,
     candidate_iou,
     dice_loss,
     focal_loss,
     frame_loss,
 )
+from etsam.metrics import IGNORE
 from etsam.sam2.mask_decoder import Decoded
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from etsam.frames import FrameSpec, fuse, window
 from etsam.intensity import IntensityScaling, measure_intensity
-from etsam.losses import IGNORE
+from etsam.metrics import IGNORE
 from etsam.volume import open_tomogram
 
 MASK_SUFFIX = "_membrane.mrc"

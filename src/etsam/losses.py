@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from etsam.metrics import IGNORE
 from etsam.sam2.mask_decoder import Decoded
-
-IGNORE = -1
-"""Label of voxels that nobody annotated."""
 
 
 @dataclass(frozen=True)
