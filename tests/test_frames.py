@@ -118,7 +118,7 @@ def test_unknown_normalisation_is_refused() -> None:
 def test_native_frames_have_the_promised_spacing_and_come_back(
     height: int, width: int, spacing: float | None
 ) -> None:
-    spec = FrameSpec(slices=1)
+    spec = FrameSpec(offsets=(0,))
     voxel = None if spacing is None else (spacing,) * 3
     geometry = frame_geometry(spec, (height, width), voxel)
     for size, scaled, frame in zip(
@@ -139,7 +139,7 @@ def test_native_frames_have_the_promised_spacing_and_come_back(
 
 def test_logits_return_to_the_pixels_they_came_from() -> None:
     """A smooth ramp survives frame -> quarter size -> slice, padding and scaling included."""
-    spec = FrameSpec(slices=1)
+    spec = FrameSpec(offsets=(0,))
     for spacing in (None, (5.0, 5.0, 5.0), (24.0, 24.0, 24.0)):
         geometry = frame_geometry(spec, (150, 201), spacing)
         ramp = torch.arange(201.0).expand(150, 201)[None]
@@ -158,8 +158,8 @@ def test_padding_reflects_like_numpy(size: int) -> None:
 
 
 def test_window_replicates_edges_and_skips_finely_sampled_slices() -> None:
-    assert window(0, 10, 5, 1) == [0, 0, 0, 1, 2]
-    assert window(9, 10, 3, 2) == [7, 9, 9]
+    assert window(0, 10, (-2, -1, 0, 1, 2), 1) == [0, 0, 0, 1, 2]
+    assert window(9, 10, (-1, 0, 1), 2) == [7, 9, 9]
     assert frame_geometry(FrameSpec(), (64, 64), (4.0, 10.0, 10.0)).z_step == 2
     assert frame_geometry(FrameSpec(), (64, 64), (13.0, 10.0, 10.0)).z_step == 1
 
@@ -177,7 +177,7 @@ def test_reference_frames_are_three_imagenet_channels() -> None:
 
 
 def test_stacked_frames_carry_neighbours_and_feedback() -> None:
-    spec = FrameSpec(slices=3)
+    spec = FrameSpec(offsets=(-1, 0, 1))
     steps = np.arange(4, dtype=np.float32)[:, None, None]
     volume = Slices(steps * np.ones((1, 32, 32), np.float32))
     logits = Slices(volume.array * 10 - 10)
@@ -204,8 +204,8 @@ def test_spec_survives_a_checkpoint_and_refuses_nonsense() -> None:
     assert FrameSpec.from_dict(REFERENCE_SPEC.to_dict()) == REFERENCE_SPEC
     with pytest.raises(ValueError, match="colour"):
         FrameSpec.from_dict({"colour": 1})
-    with pytest.raises(ValueError, match="odd"):
-        FrameSpec(slices=4)
+    with pytest.raises(ValueError, match="ascending"):
+        FrameSpec(offsets=(0, 1))
     with pytest.raises(ValueError, match="imagenet"):
         FrameSpec(imagenet=True)
     with pytest.raises(ValueError, match="range"):
@@ -213,7 +213,7 @@ def test_spec_survives_a_checkpoint_and_refuses_nonsense() -> None:
 
 
 def test_prefetching_changes_nothing_and_ends_its_thread() -> None:
-    spec = FrameSpec(slices=3)
+    spec = FrameSpec(offsets=(-1, 0, 1))
     frames = FrameSource(Slices(noise(7, 32, 32)), spec, IDENTITY, frame_geometry(spec, (32, 32)))
     before = threading.active_count()
     with Prefetched(frames) as ahead:

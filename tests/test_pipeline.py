@@ -42,7 +42,7 @@ class Watched:
 
 
 def logits(volume: Watched, options: SegmentOptions = OPTIONS, **spec: object) -> np.ndarray:
-    stages = tiny_stages(replace(FrameSpec(slices=3), **spec))
+    stages = tiny_stages(replace(FrameSpec(offsets=(-1, 0, 1)), **spec))
     return np.stack(list(segment_slices(Volume(volume), stages, options)))
 
 
@@ -59,7 +59,7 @@ def test_slices_in_memory_do_not_grow_with_depth(split: bool) -> None:
 
 
 def test_a_slice_never_depends_on_later_ones() -> None:
-    stage = tiny_stages(FrameSpec(slices=1))[0]
+    stage = tiny_stages(FrameSpec(offsets=(0,)))[0]
     before, after = Watched((8, 32, 32)), Watched((8, 32, 32), changed={5})
     a, b = (
         np.stack(list(run_stage(StageRun(stage, Volume(v), "zero", lead_in=1))))
@@ -70,7 +70,7 @@ def test_a_slice_never_depends_on_later_ones() -> None:
 
 
 def test_prompted_slices_answer_with_their_prompt_only_when_asked() -> None:
-    stage = tiny_stages(FrameSpec(slices=1))[0]
+    stage = tiny_stages(FrameSpec(offsets=(0,)))[0]
     run = StageRun(stage, Volume(Watched((7, 64, 64))), "grid", interval=3)
     prompted, free = (np.stack(list(run_stage(replace(run, lead_in=n)))) for n in (0, 1))
     for z in range(7):
@@ -84,7 +84,7 @@ def test_an_empty_memory_is_a_start_too() -> None:
 
 def test_quadrants_do_not_see_each_other() -> None:
     options = replace(OPTIONS, split_processing=True)
-    stage = tiny_stages(FrameSpec(slices=1))[0]
+    stage = tiny_stages(FrameSpec(offsets=(0,)))[0]
     run = StageRun(stage, Volume(Watched((3, 60, 60))), "zero", split=options.split_processing)
     a = np.stack(list(run_stage(run)))
 

@@ -26,10 +26,10 @@ from etsam.dataset import Clips, ClipSampler, ClipShape, find_pairs, load_pair
 from etsam.feedback import write_stage1_logits
 from etsam.frames import FrameSpec
 from etsam.losses import LossWeights
-from etsam.sam2 import SAM2, load_checkpoint
+from etsam.sam2 import SAM2, load_checkpoint, save_checkpoint
 from etsam.simulate import simulate_many
 from etsam.tracker import track
-from etsam.train import COMPACT, Schedule, TrainOptions, initialise, train
+from etsam.train import COMPACT, Schedule, TrainOptions, initialise, start_from, train
 
 TINY = replace(
     COMPACT,
@@ -226,3 +226,17 @@ def test_resumed_training_equals_an_uninterrupted_run(
     resumed = train(halves)
     first, second = (load_checkpoint(path)[0].state_dict() for path in (whole, resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_network_that_starts_from_a_narrower_one_gives_its_answers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    near, wide = FrameSpec(offsets=(-1, 0, 1)), FrameSpec(offsets=(-4, -1, 0, 1, 4))
+    old = SAM2(replace(COMPACT, in_channels=3)).eval()
+    save_checkpoint(tmp_path / "old.safetensors", old, {"frame_spec": near.to_dict()})
+    new = SAM2(replace(COMPACT, in_channels=10, context_width=8)).eval()
+    start_from(new, tmp_path / "old.safetensors", wide)
+    frame = torch.randn(1, 10, 64, 64)
+    with torch.no_grad():
+        before, after = old.encode(frame[:, 1:4]), new.encode(frame)
+    assert torch.allclose(before.image, after.image, atol=1e-6)
+    assert after.image.std() > 0.1

@@ -8,7 +8,7 @@ from etsam.frames import FrameSpec
 from etsam.sam2 import SAM2, SAM2Config
 from etsam.stages import Stage
 
-SPEC = FrameSpec(slices=3)
+SPEC = FrameSpec(offsets=(-1, 0, 1))
 
 
 def tiny_network(number: int, spec: FrameSpec = SPEC) -> SAM2:

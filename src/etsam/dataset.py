@@ -144,7 +144,7 @@ class ClipSampler:
 
     def _planes(self, pair: Pair, z: int, crop: tuple[slice, slice], flipped: bool) -> Tensor:
         """Stacked neighbours of slice z, scaled, with stage-1 logits where there are any."""
-        indices = window(z, len(pair.labels), self.spec.slices, 1)
+        indices = window(z, len(pair.labels), self.spec.offsets, 1)
         if flipped:
             indices.reverse()
         grey = torch.from_numpy(np.stack([pair.grey[i][crop] for i in indices]))
@@ -156,12 +156,13 @@ class ClipSampler:
 
     def _jitter(self, frames: Tensor) -> Tensor:
         """Change contrast, brightness, noise and sharpness of the grey channels."""
-        grey = frames[:, : self.spec.slices]
+        slices = len(self.spec.offsets)
+        grey = frames[:, :slices]
         draw = self.random.random
         gain, shift = np.exp(0.25 * (2 * draw() - 1)), 0.2 * (2 * draw() - 1)
-        if draw() < 0.1:
-            gain = -gain
         grey = grey * gain + shift
+        if draw() < 0.25:
+            grey = grey + self._edge(grey.shape[-1])
         if draw() < 0.25:
             seed = int(self.random.integers(2**31))
             noise = torch.randn(grey.shape, generator=torch.Generator().manual_seed(seed))
@@ -169,7 +170,15 @@ class ClipSampler:
         if draw() < 0.3:
             soft = torch.nn.functional.avg_pool2d(grey, 3, 1, 1)
             grey = torch.lerp(grey, soft, 1.6 * draw() - 0.6)
-        return torch.cat((grey, frames[:, self.spec.slices :]), dim=1)
+        return torch.cat((grey, frames[:, slices:]), dim=1)
+
+    def _edge(self, size: int) -> Tensor:
+        """A soft step in brightness along a random line, as at the rim of a carbon film."""
+        angle, offset, height = self.random.uniform((0, -0.5, -1.5), (2 * np.pi, 0.5, 1.5))
+        width = np.exp(self.random.uniform(np.log(3), np.log(60)))
+        ramp = torch.arange(size, dtype=torch.float32) - size / 2
+        across = ramp[:, None] * np.sin(angle) + ramp * np.cos(angle) - offset * size
+        return float(height) * torch.sigmoid(across / width)
 
     def _turn(self, frames: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate by quarter turns and mirror, the same for the whole clip."""

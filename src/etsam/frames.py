@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
@@ -33,9 +34,10 @@ class FrameSpec:
         ``square``: resize to ``image_size`` x ``image_size``. ``native``: keep the pixels, except
         that an in-plane spacing outside [min_spacing, max_spacing] (Å) is brought to the nearer
         end; then pad by reflection to a multiple of ``multiple``.
-    slices
-        Neighbouring z slices stacked as channels (odd), edges replicated; neighbours are
-        ``round(min_spacing / spacing)`` slices apart where the volume is sampled finer.
+    offsets
+        Neighbouring z slices stacked as channels, as ascending distances from the slice itself,
+        symmetric about 0, edges replicated. They count steps of ``round(min_spacing / spacing)``
+        slices where the volume is sampled finer.
     fusion
         Stage 2: ``add`` stage-1 logits, scaled to [0, 1] over the volume, to the grey values
         (reference), or ``concat`` the same z window of clip(logits, -5, 5) / 5 as further channels.
@@ -53,7 +55,7 @@ class FrameSpec:
     multiple: int = 32
     min_spacing: float = 8.0
     max_spacing: float = 16.0
-    slices: int = 5
+    offsets: tuple[int, ...] = (-2, -1, 0, 1, 2)
     normalisation: Normalisation = "robust"
     fusion: Literal["add", "concat"] = "concat"
     imagenet: bool = False
@@ -61,18 +63,22 @@ class FrameSpec:
     prompt: PromptKind | None = None
 
     def __post_init__(self) -> None:
-        if self.slices < 1 or self.slices % 2 == 0:
-            raise ValueError(f"slices is {self.slices}: expected an odd number of neighbours")
-        if self.imagenet and (self.slices != 1 or self.fusion != "add"):
-            raise ValueError("imagenet frames are three equal channels: slices=1 and fusion='add'")
+        mirrored = tuple(-offset for offset in reversed(self.offsets))
+        if 0 not in self.offsets or self.offsets != mirrored or not self._ascend():
+            raise ValueError(f"offsets are {self.offsets}: expected ascending ones, as -n as n")
+        if self.imagenet and (self.offsets != (0,) or self.fusion != "add"):
+            raise ValueError("imagenet frames are three equal channels: offsets=(0,), fusion='add'")
         if not 0 < self.min_spacing <= self.max_spacing:
             raise ValueError(f"spacings [{self.min_spacing}, {self.max_spacing}] Å are no range")
+
+    def _ascend(self) -> bool:
+        return all(low < high for low, high in pairwise(self.offsets))
 
     def channels(self, *, feedback: bool) -> int:
         """Number of channels of a frame, with or without stage-1 logits."""
         if self.imagenet:
             return len(IMAGENET_MEAN)
-        return self.slices * (2 if feedback and self.fusion == "concat" else 1)
+        return len(self.offsets) * (2 if feedback and self.fusion == "concat" else 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint's metadata."""
@@ -87,15 +93,22 @@ class FrameSpec:
         ValueError
             A key is unknown: the checkpoint was written by a newer version.
         """
+        values = dict(values)
+        slices = values.pop("slices", None)
         unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
             raise ValueError(f"unknown frame settings {sorted(unknown)}: update etsam")
-        return cls(**values)
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        if slices is not None:  # checkpoints of version 0.1
+            plain["offsets"] = tuple(range(-(slices // 2), slices // 2 + 1))
+        return cls(**plain)
 
 
 REFERENCE_SPEC = FrameSpec(
     size="square",
-    slices=1,
+    offsets=(0,),
     normalisation="min_max_positive_values",
     fusion="add",
     imagenet=True,
@@ -135,10 +148,9 @@ def frame_geometry(
     return FrameGeometry(slice_shape, (scaled[0], scaled[1]), (padded[0], padded[1]), z_step)
 
 
-def window(z: int, depth: int, slices: int, step: int) -> list[int]:
+def window(z: int, depth: int, offsets: Iterable[int], step: int) -> list[int]:
     """Indices of the slices stacked around z, clamped to the volume."""
-    half = slices // 2
-    return [min(max(z + offset * step, 0), depth - 1) for offset in range(-half, half + 1)]
+    return [min(max(z + offset * step, 0), depth - 1) for offset in offsets]
 
 
 def resize_planes(planes: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -221,7 +233,7 @@ class FrameSource:
 
     def __getitem__(self, index: int) -> Tensor:
         depth = len(self)
-        indices = window(index, depth, self.spec.slices, self.geometry.z_step)
+        indices = window(index, depth, self.spec.offsets, self.geometry.z_step)
         planes = torch.stack([self.scaling.apply(read_plane(self.source, z)) for z in indices])
         if self.feedback is not None:
             logits = torch.stack([read_plane(self.feedback, z) for z in indices])

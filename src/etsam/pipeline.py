@@ -216,7 +216,7 @@ def _regions(run: StageRun, shape: tuple[int, int]) -> tuple[list[Region], int]:
 def _slices_to_keep(run: StageRun, shape: tuple[int, int]) -> int:
     """Slices that neighbouring frames and regions read again, within a bound of memory."""
     geometry = frame_geometry(run.stage.spec, shape, run.volume.voxel_spacing)
-    window = (run.stage.spec.slices - 1) * geometry.z_step + 2
+    window = 2 * run.stage.spec.offsets[-1] * geometry.z_step + 2
     return max(2, min(window, RECENT_BYTES // (4 * shape[0] * shape[1])))
 
 

@@ -20,7 +20,7 @@ from etsam.clip_loss import PromptMix, clip_loss, run_clips
 from etsam.dataset import Clips, ClipSampler, ClipShape, Pair, find_pairs, load_pair
 from etsam.frames import FrameSpec
 from etsam.losses import LossWeights
-from etsam.sam2 import SAM2, SAM2Config, save_checkpoint
+from etsam.sam2 import SAM2, SAM2Config, load_checkpoint, save_checkpoint
 
 COMPACT = SAM2Config(
     image_size=512,
@@ -187,7 +187,7 @@ def _start(options: TrainOptions, pairs: list[Pair]) -> _Run:
     initialise(model)
     average = SAM2(config).to(options.device, memory_format=layout)  # type: ignore[call-overload]
     if options.start is not None:
-        _start_from(model, options.start)
+        start_from(model, options.start, options.spec)
     average.load_state_dict(model.state_dict())
     average.eval().requires_grad_(False)
     optimiser = torch.optim.AdamW(_groups(model, options.schedule), betas=(0.9, 0.98), fused=True)
@@ -211,19 +211,26 @@ def initialise(model: SAM2) -> None:
             layer.get_parameter("gamma").fill_(0.1)
 
 
-def _start_from(model: SAM2, path: Path) -> None:
-    """Take over all tensors of equal shape from another stage; new input channels start at 0."""
-    from safetensors.torch import load_file
+def start_from(model: SAM2, path: Path, spec: FrameSpec) -> None:
+    """Take over another network's weights so that at first the answers are the same.
 
-    own, other = model.state_dict(), load_file(path)
+    Input channels are matched by their z offset; those the other network has not seen start at 0,
+    and so does a context stem it has not got.
+    """
+    loaded, metadata = load_checkpoint(path)
+    other = loaded.state_dict()
+    seen = FrameSpec.from_dict(metadata["frame_spec"]).offsets
     with torch.no_grad():
-        for name, tensor in own.items():
-            given = other[name].float()
-            if given.shape == tensor.shape:
+        for name, tensor in model.state_dict().items():
+            given = other.get(name)
+            if given is None:
+                if ".context.pointwise" in name:
+                    tensor.zero_()
+            elif given.shape == tensor.shape:
                 tensor.copy_(given)
             else:
                 tensor.zero_()
-                tensor[:, : given.shape[1]].copy_(given)
+                tensor[:, [spec.offsets.index(z) for z in seen]] = given[:, : len(seen)].float()
 
 
 def _groups(model: SAM2, schedule: Schedule) -> list[dict[str, Any]]:
@@ -288,7 +295,9 @@ def validate(model: SAM2, pairs: list[Pair], options: TrainOptions) -> dict[str,
             hits += int((mask & (label == 1)).sum())
             found += int((mask & valid).sum())
             truth += int((label == 1).sum())
-        rows.append(_picture(clips.frames[0, -1, options.spec.slices // 2], label[0], logits[0]))
+        rows.append(
+            _picture(clips.frames[0, -1, len(options.spec.offsets) // 2], label[0], logits[0])
+        )
     path = options.output / f"validation_{options.stage}.png"
     Image.fromarray(np.concatenate(rows[:6])).save(path)
     return {

@@ -30,6 +30,9 @@ class SAM2Config:
         Channels of the four levels of a ``conv`` trunk; empty for ``hiera``.
     stages
         Blocks in each level.
+    context_width
+        Channels of a second stem of a ``conv`` trunk that looks at frames of half the resolution,
+        where stacked neighbours tell leaning membranes from noise; 0 for none.
     patch_stride
         Stride of the first convolution: mask logits come at this stride (4 in SAM 2.1).
     memory_pool
@@ -43,6 +46,7 @@ class SAM2Config:
     in_channels: int = 3
     trunk: Literal["hiera", "conv"] = "hiera"
     widths: tuple[int, ...] = ()
+    context_width: int = 0
     embed_dim: int = 112
     num_heads: int = 2
     stages: tuple[int, ...] = (2, 3, 16, 3)
@@ -72,6 +76,7 @@ class SAM2Config:
             ("trunk", self.trunk, self.trunk in ("hiera", "conv")),
             ("stages", self.stages, len(self.stages) == LEVELS and min(self.stages) > 0),
             ("widths", self.widths, len(self.widths) == (LEVELS if self.trunk == "conv" else 0)),
+            ("context_width", self.context_width, self.context_width >= 0),
             ("image_size", self.image_size, self.image_size % (8 * self.patch_stride) == 0),
             ("d_model", self.d_model, self.d_model % (4 * self.decoder_heads) == 0),
             ("memory_dim", self.memory_dim, self.d_model % self.memory_dim == 0),

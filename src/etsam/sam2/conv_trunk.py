@@ -25,6 +25,20 @@ class ResidualBlock(nn.Module):
         return x + y
 
 
+class ContextStem(nn.Module):
+    """Frames averaged to stride ``stride``, a 5 x 5 convolution and a pointwise one."""
+
+    def __init__(self, channels: int, middle: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(channels, middle, 5, padding=2)
+        self.pointwise = nn.Conv2d(middle, width, 1)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        out: Tensor = self.pointwise(F.gelu(self.conv(F.avg_pool2d(frames, self.stride))))
+        return out
+
+
 class ConvTrunk(nn.Module):
     """Frames (b, c, h, w) -> four feature maps, finest first; no position encoding.
 
@@ -37,6 +51,11 @@ class ConvTrunk(nn.Module):
         self.stem = nn.Conv2d(
             config.in_channels, widths[0], kernel, config.patch_stride, kernel // 2
         )
+        self.context = None
+        if config.context_width:
+            self.context = ContextStem(
+                config.in_channels, config.context_width, widths[0], config.patch_stride
+            )
         self.levels = nn.ModuleList(
             nn.Sequential(*(ResidualBlock(width) for _ in range(depth)))
             for width, depth in zip(widths, config.stages, strict=True)
@@ -46,7 +65,10 @@ class ConvTrunk(nn.Module):
         )
 
     def forward(self, frames: Tensor) -> list[Tensor]:
-        x = self.levels[0](self.stem(frames))
+        x = self.stem(frames)
+        if self.context is not None:
+            x = x + self.context(frames)
+        x = self.levels[0](x)
         features = [x]
         for downsample, level in zip(self.downsamples, self.levels[1:], strict=False):
             x = level(downsample(x))
