@@ -232,9 +232,10 @@ def test_a_network_that_starts_from_a_narrower_one_gives_its_answers(tmp_path: P
     torch.manual_seed(0)
     near, wide = FrameSpec(offsets=(-1, 0, 1)), FrameSpec(offsets=(-4, -1, 0, 1, 4))
     old = SAM2(replace(COMPACT, in_channels=3)).eval()
-    save_checkpoint(tmp_path / "old.safetensors", old, {"frame_spec": near.to_dict()})
+    path = tmp_path / "old.safetensors"
+    save_checkpoint(path, old, {"frame_spec": near.to_dict()}, half=False)
     new = SAM2(replace(COMPACT, in_channels=10, context_width=8)).eval()
-    start_from(new, tmp_path / "old.safetensors", wide)
+    start_from(new, path, wide)
     frame = torch.randn(1, 10, 64, 64)
     with torch.no_grad():
         before, after = old.encode(frame[:, 1:4]), new.encode(frame)
