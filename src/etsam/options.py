@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from etsam.frames import PromptKind
     from etsam.intensity import Normalisation
 
+Polarity = Literal["auto", "dark", "bright"]
+
 LOGIT_THRESHOLD = -0.25  # default of the paper (4.3) and of the released code
 MIN_SLICES = 10  # post-processing drops what spans fewer slices (released code)
 
@@ -33,8 +35,9 @@ class SegmentOptions:
     first_slice
         ``predict``: every slice is predicted; ``prompt``: prompted slices return their prompt, as
         SAM 2 and the released pipeline do.
-    invert
-        The volume shows membranes bright.
+    polarity
+        How membranes look: ``dark``, ``bright``, or ``auto``: our own models try both on a few
+        slabs, for published ones it means dark.
     voxel_spacing
         Å, in place of the header's.
     logit_threshold, store_logits
@@ -56,7 +59,7 @@ class SegmentOptions:
     interval: int | None = None
     split_processing: bool = False
     first_slice: Literal["predict", "prompt"] = "predict"
-    invert: bool = False
+    polarity: Polarity = "auto"
     voxel_spacing: float | None = None
     logit_threshold: float = LOGIT_THRESHOLD
     store_logits: bool = False

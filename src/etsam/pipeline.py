@@ -34,6 +34,7 @@ from etsam.prompts import (
     make_prompts,
     schedule,
 )
+from etsam.sam2 import MemoryBank
 from etsam.stages import Stage
 from etsam.tiling import (
     MAX_TILE,
@@ -47,6 +48,7 @@ from etsam.tiling import (
     whole,
 )
 from etsam.tracker import track
+from etsam.unfinished import Unfinished
 
 Progress = Callable[[float, str], None]
 Slices = Generator[np.ndarray, None, None]
@@ -82,12 +84,14 @@ def segment_slices(
     stages: Sequence[Stage],
     options: SegmentOptions,
     progress: Progress | None = None,
+    unfinished: Unfinished | None = None,
 ) -> Slices:
     """Yield the last stage's logits, float32 (Y, X), of every slice in order.
 
     Memory does not grow with the number of slices: the volume is read two or three times, slice by
     slice, and the first stage's logits wait in a scratch file. Close the generator to stop early;
-    an exception of `progress` stops it too.
+    an exception of `progress` stops it too. `unfinished` keeps all logits and the memory on disk, and
+    slices that are there already are read rather than computed.
 
     Raises
     ------
@@ -102,14 +106,26 @@ def segment_slices(
         for number, stage in enumerate(stages):
             run = _plan(stage, number, volume, options)
             run = replace(run, scaling=scalings[number], feedback=feedback)
-            slices = stack.enter_context(closing(run_stage(run)))
             last = number == len(stages) - 1
-            scratch = None if last else stack.enter_context(ScratchLogits(volume.slices.shape))
-            for z, logits in enumerate(slices):
-                if scratch is None:
-                    yield logits
-                else:
+            scratch = None
+            banks: list[MemoryBank] = []
+            start = 0
+            if unfinished is not None:
+                scratch = unfinished.logits(number, volume.slices.shape)
+                start = unfinished.start(number, depth)
+                banks = unfinished.banks(number, stage.model)
+            elif not last:
+                scratch = stack.enter_context(ScratchLogits(volume.slices.shape))
+            if scratch is not None and last:
+                yield from map(scratch.read_slice, range(start))
+            slices = stack.enter_context(closing(run_stage(run, banks, start)))
+            for z, logits in enumerate(slices, start):
+                if scratch is not None:
                     scratch.write_slice(z, logits)
+                if unfinished is not None:
+                    unfinished.slice_done(number, z + 1, banks)
+                if last:
+                    yield logits
                 done = (number * depth + z + 1) / (len(stages) * depth)
                 report(done, f"stage {number + 1} of {len(stages)}: slice {z + 1} of {depth}")
             feedback = scratch
@@ -125,7 +141,10 @@ def _measure(
     """Find the grey-value scaling of every stage; stages that want the same share one pass."""
     depth = volume.slices.shape[0]
     found: dict[tuple[Normalisation, bool], IntensityScaling] = {}
-    keys = [(_normalisation(s, options), options.invert != s.spec.invert) for s in stages]
+    keys = [
+        (_normalisation(s, options), (options.polarity == "bright") != s.spec.invert)
+        for s in stages
+    ]
     for method, invert in keys:
         if (method, invert) not in found:
             found[method, invert] = measure_intensity(
@@ -175,21 +194,28 @@ def _prompt(stage: Stage, number: int, asked: PromptKind | None) -> PromptKind:
     return asked
 
 
-def run_stage(run: StageRun) -> Slices:
-    """Yield one stage's logits, float32 (Y, X), of every slice in order."""
+def run_stage(run: StageRun, banks: list[MemoryBank] | None = None, start: int = 0) -> Slices:
+    """Yield one stage's logits, float32 (Y, X), of every slice from `start` on.
+
+    `banks` are the memories to go on with, one a region; an empty list is filled with new ones.
+    """
     depth, *sides = run.volume.slices.shape
+    if start >= depth:
+        return
     shape = (sides[0], sides[1])
     regions, overlap = _regions(run, shape)
     weights = blend_weights(regions, shape, overlap)
     keep = _slices_to_keep(run, shape)
     source = RecentSlices(run.volume.slices, keep)
     feedback = RecentSlices(run.feedback, keep) if run.feedback is not None else None
+    banks = [] if banks is None else banks
+    banks += [MemoryBank.for_config(run.stage.model.config) for _ in regions[len(banks) :]]
     with ExitStack() as stack:
         trackers = [
-            stack.enter_context(closing(_track_region(run, source, feedback, region)))
-            for region in regions
+            stack.enter_context(closing(_track_region(run, source, feedback, region, bank, start)))
+            for region, bank in zip(regions, banks, strict=True)
         ]
-        for _ in range(depth):
+        for _ in range(start, depth):
             parts = [next(tracker) for tracker in trackers]
             if len(parts) == 1:
                 yield parts[0]
@@ -221,9 +247,14 @@ def _slices_to_keep(run: StageRun, shape: tuple[int, int]) -> int:
 
 
 def _track_region(
-    run: StageRun, source: SliceSource, feedback: SliceSource | None, region: Region
+    run: StageRun,
+    source: SliceSource,
+    feedback: SliceSource | None,
+    region: Region,
+    bank: MemoryBank,
+    start: int,
 ) -> Slices:
-    """Yield the logits (h, w) of one region of every slice in order."""
+    """Yield the logits (h, w) of one region of every slice from `start` on."""
     geometry = frame_geometry(run.stage.spec, region.shape, run.volume.voxel_spacing)
     previous = None if feedback is None else Cropped(feedback, region)
     frames = FrameSource(
@@ -242,7 +273,8 @@ def _track_region(
         previous=None if previous is None else lambda z: read_plane(previous, z),
     )
     plan = schedule(len(frames), prompts, run.lead_in)
+    first = plan.step_after(start - 1)
     with Prefetched(ScheduledFrames(frames, plan.slices)) as ahead:
-        for step, low in track(run.stage.model, ahead, plan.prompts):
+        for step, low in track(run.stage.model, ahead, plan.prompts, bank, first):
             if plan.real[step]:
                 yield to_slice(low.cpu(), geometry).numpy()

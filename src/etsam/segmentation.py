@@ -6,14 +6,12 @@ a model is loaded, so that wrong input is refused at once.
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,62 +22,38 @@ from etsam.logits import NpyWriter
 from etsam.options import SegmentOptions
 from etsam.postprocess import postprocess
 from etsam.preview import save_preview
-from etsam.provenance import Clock, input_record, provenance, write_json
-from etsam.volume import (
-    KNOWN_SUFFIXES,
-    Tomogram,
-    create_volume,
-    open_tomogram,
-    output_path,
-    tomogram_from_array,
+from etsam.provenance import Clock, HashInBackground, input_record, provenance, write_json
+from etsam.results import (
+    SegmentResult,
+    Task,
+    clear_folder,
+    earlier_result,
+    is_finished,
+    refuse_existing,
+    request_of,
+    result_names,
+    work_folder,
 )
+from etsam.volume import Tomogram, create_volume, open_tomogram, tomogram_from_array
 
 if TYPE_CHECKING:
     from etsam.frames import PromptKind
     from etsam.intensity import Normalisation
     from etsam.stages import Stage
+    from etsam.unfinished import Unfinished
 
 Progress = Callable[[float, str], None]
+Load = Callable[[Progress | None], "list[Stage]"]
 
-EMPTY = (
-    "no membrane found in {path}: look at the preview; try --logit-threshold -1, --invert where "
-    "membranes are bright, or --voxel-spacing"
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # as torch says it
+LESS_MEMORY = (
+    "give --resume with --split-processing, --dtype bfloat16 or --device cpu, or a larger machine"
 )
 
-
-@dataclass(frozen=True)
-class SegmentResult:
-    """The files that were written; None for those that were not asked for.
-
-    ``details`` is what the JSON file holds.
-    """
-
-    mask: Path
-    provenance: Path
-    preview: Path | None
-    logits: Path | None
-    cleaned: Path | None
-    details: dict[str, Any]
-
-    def json(self) -> str:
-        """One line of JSON with paths and details."""
-        paths = {
-            name: None if value is None else str(value)
-            for name, value in vars(self).items()
-            if name != "details"
-        }
-        return json.dumps(paths | self.details, default=str)
-
-    def paths(self) -> list[Path]:
-        """All files of the result."""
-        return [path for path in vars(self).values() if isinstance(path, Path)]
-
-    def staged(self, folder: Path) -> SegmentResult:
-        """The same file names in another folder."""
-        moved: dict[str, Any] = {
-            name: folder / path.name for name, path in vars(self).items() if isinstance(path, Path)
-        }
-        return replace(self, **moved)
+EMPTY = (
+    "no membrane found in {path}: look at the preview; try --logit-threshold -1, --polarity bright, "
+    "or --voxel-spacing"
+)
 
 
 def segment(
@@ -156,7 +130,9 @@ def segment_array(
         else:
             target = Path(output_path)
             write = stack.enter_context(NpyWriter(target, tomogram.shape)).write_slice
-        slices = _slices(tomogram, _load(options, progress), options, progress)
+        stages = _load(options, progress)
+        options = _with_polarity(tomogram, stages, options, progress)
+        slices = _slices(tomogram, stages, options, progress)
         with closing(slices):
             for z, plane in enumerate(slices):
                 write(z, plane)
@@ -167,29 +143,58 @@ def segment_file(
     path: str | Path,
     options: SegmentOptions | None = None,
     progress: Progress | None = None,
+    *,
+    load: Load | None = None,
+    resume: bool = False,
+    run: str = "",
 ) -> SegmentResult:
     """Segment a tomogram and write mask, JSON and what else the options ask for.
 
     ``TS_1.mrc`` gives ``TS_1_membrane.mrc`` and, beside it, ``.json``, ``.png``, ``_logits.mrc``
-    and ``_postprocessed.mrc``. Everything is made in a hidden folder there and renamed at the end:
-    a failure, or an exception of `progress`, leaves nothing.
+    and ``_postprocessed.mrc``. Everything is made in a hidden folder there and renamed at the end.
+    A failure leaves nothing, an interruption or a lost disk what a later call can go on with.
+
+    Parameters
+    ----------
+    path, options, progress
+        The tomogram, the choices, and what is called with (fraction in 0..1, message).
+    load
+        Loads the networks (default: those of the options), so that many tomograms share them.
+    resume
+        Keep a result made from the same input, weights and parameters; replace one that was not;
+        go on where an interrupted run stopped.
+    run
+        A name for this run: what the same run has done already counts as with `resume`.
 
     Raises
     ------
     FileNotFoundError, FileExistsError, ValueError, OSError
-        The tomogram is missing or unfit, a result is there already, or the disk is full.
+        The tomogram is missing or unfit, a result is there already, another process is at work on
+        it, or the disk is full.
+    MemoryError
+        The memory of the machine or of the device is too small.
     """
     options = options or SegmentOptions()
     clock = Clock()
     with closing(open_tomogram(path, voxel_spacing=options.voxel_spacing)) as tomogram:
-        result = _names(Path(path), options)
-        _refuse_existing(result, Path(path), options)
-        stages = _load(options, progress)
-        with _staged(result) as folder:
-            with clock.stage("segment"):
-                voxels = _write_volumes(tomogram, stages, options, result.staged(folder), progress)
-            with clock.stage("finish"):
-                cleaning = _finish(tomogram, options, result.staged(folder))
+        result = result_names(Path(path), options)
+        earlier = earlier_result(result)
+        counts = earlier is not None and (resume or (run and earlier.get("run") == run))
+        refuse_existing(result, Path(path), replaceable=options.overwrite or bool(counts))
+        with _memory_errors():
+            stages = (load or partial(_load, options))(progress)
+        task = Task(input_record(tomogram), [s.sha256 for s in stages], request_of(options))
+        if earlier is not None and counts and is_finished(result, earlier, task):
+            return replace(result, details=earlier, reused=True)
+        with work_folder(result) as folder, HashInBackground(Path(path)) as hashed:
+            with _memory_errors(), _unfinished(folder, task, stages, resume, run) as unfinished:
+                options = _settled(tomogram, stages, options, progress, unfinished)
+                with clock.stage("segment"):
+                    slices = _slices(tomogram, stages, options, progress, unfinished)
+                    voxels = _write_volumes(tomogram, slices, options, result.staged(folder))
+                with clock.stage("finish"):
+                    cleaning = _finish(tomogram, options, result.staged(folder))
+            _refuse_changed(task.source, input_record(tomogram))
             notes = list(tomogram.notes)
             if not voxels:
                 notes.append(EMPTY.format(path=path))
@@ -202,11 +207,13 @@ def segment_file(
                         "membrane_fraction": voxels / math.prod(tomogram.shape),
                         "cleaning": cleaning,
                     },
-                    inputs=[input_record(tomogram)],
+                    inputs=[dict(task.source) | {"sha256": hashed.result()}],
                     compute=_compute(stages, options),
                     clock=clock,
                     warnings=notes,
-                )
+                ),
+                request=task.request,
+                run=run or None,
             )
             write_json(folder / result.provenance.name, result.details)
     for note in notes:
@@ -221,83 +228,98 @@ def _load(options: SegmentOptions, progress: Progress | None) -> list[Stage]:
     return load_stages(options, progress)
 
 
-def _slices(
+def _with_polarity(
     tomogram: Tomogram, stages: list[Stage], options: SegmentOptions, progress: Progress | None
+) -> SegmentOptions:
+    """Settle whether membranes are dark or bright."""
+    from etsam.pipeline import Volume
+    from etsam.polarity import settle_polarity
+
+    volume = Volume(tomogram, tomogram.voxel_spacing)
+    return settle_polarity(volume, stages[0], options, progress)
+
+
+def _settled(
+    tomogram: Tomogram,
+    stages: list[Stage],
+    options: SegmentOptions,
+    progress: Progress | None,
+    unfinished: Unfinished,
+) -> SegmentOptions:
+    """Settle the polarity, once for all processes that go on with this run."""
+    if "polarity" not in unfinished.settled:
+        options = _with_polarity(tomogram, stages, options, progress)
+        unfinished.settled["polarity"] = options.polarity
+    return replace(options, polarity=unfinished.settled["polarity"])
+
+
+def _unfinished(
+    folder: Path, task: Task, stages: list[Stage], resume: bool, run: str
+) -> Unfinished:
+    """What an earlier process left in the folder, or a new beginning in an empty folder."""
+    import torch
+
+    from etsam.unfinished import Unfinished
+
+    weight = stages[0].model.no_mem_embed
+    made_by = [__version__, torch.__version__, weight.device.type, str(weight.dtype)]
+    unfinished = Unfinished(folder, asdict(task) | {"made_by": made_by})
+    if not unfinished.load() or not (resume or (run and unfinished.settled.get("run") == run)):
+        unfinished.restart()
+    unfinished.settled["run"] = run
+    clear_folder(folder, keep=unfinished.files())
+    return unfinished
+
+
+def _refuse_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Refuse a result whose input was written while it was being read."""
+    if before != after:
+        raise ValueError(f"{before['path']} has changed while it was being read: segment it again")
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turn what torch raises when the memory of a device or of the machine is used up into MemoryError."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not any(words in text for words in OUT_OF_MEMORY):
+            raise
+        raise MemoryError(f"{text.splitlines()[0][:160]}: {LESS_MEMORY}") from error
+
+
+def _slices(
+    tomogram: Tomogram,
+    stages: list[Stage],
+    options: SegmentOptions,
+    progress: Progress | None,
+    unfinished: Unfinished | None = None,
 ) -> Generator[np.ndarray, None, None]:
     """Logits of every slice in order."""
     from etsam.pipeline import Volume, segment_slices
 
     volume = Volume(tomogram, tomogram.voxel_spacing)
-    return segment_slices(volume, stages, options, progress)
-
-
-def _names(path: Path, options: SegmentOptions) -> SegmentResult:
-    """Names of all results."""
-    output = options.output
-    if output is not None and KNOWN_SUFFIXES.search(output.name) and not _is_folder(output):
-        mask = output
-    else:
-        mask = output_path(path, "_membrane", output)
-    stem = KNOWN_SUFFIXES.sub("", mask.name)
-    return SegmentResult(
-        mask,
-        mask.with_name(f"{stem}.json"),
-        mask.with_name(f"{stem}.png") if options.preview else None,
-        output_path(mask, "_logits") if options.store_logits else None,
-        output_path(mask, "_postprocessed") if options.post_process else None,
-        {},
-    )
-
-
-def _is_folder(path: Path) -> bool:
-    """Whether a path is a folder for results, which an OME-Zarr is not."""
-    return path.is_dir() and path.suffix.lower() != ".zarr"
-
-
-def _refuse_existing(result: SegmentResult, source: Path, options: SegmentOptions) -> None:
-    """Keep results that are there, and always the tomogram."""
-    for path in result.paths():
-        if path.exists() and path.resolve() == source.resolve():
-            raise ValueError(f"{path} is the tomogram itself: give another --output")
-        if path.exists() and not options.overwrite:
-            raise FileExistsError(f"{path} is there already: give --overwrite or another --output")
-
-
-@contextmanager
-def _staged(result: SegmentResult) -> Iterator[Path]:
-    """Hidden folder beside the results whose files get their names when all went well."""
-    result.mask.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(
-        tempfile.mkdtemp(prefix=f".{result.mask.name}-", suffix=".partial", dir=result.mask.parent)
-    )
-    try:
-        yield folder
-        for path in result.paths():
-            if path.is_dir():
-                shutil.rmtree(path)
-            (folder / path.name).replace(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return segment_slices(volume, stages, options, progress, unfinished)
 
 
 def _write_volumes(
     tomogram: Tomogram,
-    stages: list[Stage],
+    slices: Generator[np.ndarray, None, None],
     options: SegmentOptions,
     staged: SegmentResult,
-    progress: Progress | None,
 ) -> int:
     """Write mask and logits slice by slice; returns the number of membrane voxels."""
     label = f"etsam {__version__} segment {options.model} logits > {options.logit_threshold:g}"
     voxels = 0
     with ExitStack() as stack:
+        stack.enter_context(closing(slices))
         mask = create_volume(staged.mask, tomogram, dtype="int8", label=label[:80])
         stack.enter_context(mask)
         logits = None
         if staged.logits is not None:
             logits = create_volume(staged.logits, tomogram, dtype="float32", label=label[:80])
             stack.enter_context(logits)
-        slices = stack.enter_context(closing(_slices(tomogram, stages, options, progress)))
         for z, plane in enumerate(slices):
             membrane = plane > options.logit_threshold
             voxels += int(np.count_nonzero(membrane))

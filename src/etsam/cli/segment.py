@@ -64,7 +64,13 @@ NORMALISATIONS = ["min_max_positive_values", "softplus_minmax", "min_max", "robu
 @click.option(
     "--voxel-spacing", type=float, callback=finite, metavar="Å", help="Instead of the header's."
 )
-@click.option("--invert", is_flag=True, help="Membranes are bright in this tomogram.")
+@click.option(
+    "--polarity",
+    type=click.Choice(["auto", "dark", "bright"]),
+    default="auto",
+    show_default=True,
+    help="How membranes look in this tomogram.",
+)
 @click.option(
     "--normalize-method",
     type=click.Choice(NORMALISATIONS),

@@ -1,0 +1,66 @@
+"""Dark or bright membranes: told apart on simulations, left to the user for published networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from etsam.frames import REFERENCE_SPEC
+from etsam.options import SegmentOptions
+from etsam.pipeline import StageRun, Volume
+from etsam.polarity import membrane_evidence, settle_polarity
+from etsam.simulate import simulate
+from etsam.simulation.recipe import SimulationOptions
+from etsam.stages import Stage, load_stages
+from etsam.volume import tomogram_from_array
+from tests.tiny_model import tiny_stages
+
+EASY = SimulationOptions(
+    preset="vesicles", voxel_spacing=10.0, contrast_to_noise=2.5, bright_membranes=False, views=61
+)
+
+
+@pytest.fixture(scope="module")
+def stage() -> Stage:
+    return load_stages(SegmentOptions())[0]
+
+
+@pytest.fixture(scope="module")
+def tomogram() -> np.ndarray:
+    return simulate(71, (20, 160, 160), EASY).tomogram
+
+
+def volume(data: np.ndarray) -> Volume:
+    return Volume(tomogram_from_array(data, voxel_spacing=10.0), (10.0,) * 3)
+
+
+def test_dark_and_bright_membranes_are_told_apart(tomogram: np.ndarray, stage: Stage) -> None:
+    assert settle_polarity(volume(tomogram), stage, SegmentOptions()).polarity == "dark"
+    assert settle_polarity(volume(-tomogram), stage, SegmentOptions()).polarity == "bright"
+
+
+def test_the_negative_swaps_the_evidence(tomogram: np.ndarray, stage: Stage) -> None:
+    dark, bright = (
+        membrane_evidence(StageRun(stage, volume(d), "grid_zero")) for d in (tomogram, -tomogram)
+    )
+    assert dark == pytest.approx(bright[::-1], rel=0.02, abs=1e-3)
+    assert dark[0] > 2 * dark[1]
+
+
+def test_noise_counts_as_dark(stage: Stage) -> None:
+    noise = np.random.default_rng(0).normal(size=(20, 96, 96)).astype(np.float32)
+    for sign in (1, -1):
+        assert settle_polarity(volume(sign * noise), stage, SegmentOptions()).polarity == "dark"
+
+
+def test_an_answer_that_is_given_is_kept(tomogram: np.ndarray, stage: Stage) -> None:
+    for asked in ("dark", "bright"):
+        options = SegmentOptions(polarity=asked)
+        assert settle_polarity(volume(tomogram), stage, options) is options
+
+
+def test_published_networks_take_dark_membranes(tomogram: np.ndarray) -> None:
+    published = tiny_stages(replace(REFERENCE_SPEC, image_size=64))[0]
+    assert settle_polarity(volume(-tomogram), published, SegmentOptions()).polarity == "dark"
