@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,35 +19,44 @@ LOGIT_LIMIT = 5.0  # stage-1 logits are clipped to [-5, 5] before stage 2 (paper
 
 @dataclass(frozen=True)
 class LogitRange:
-    """Smallest and largest logit of a volume after clipping to [-5, 5]."""
+    """Smallest and largest logit of a volume."""
 
     low: float
     high: float
 
 
+NO_LOGITS = LogitRange(math.inf, -math.inf)
+
+
 class ScratchLogits:
-    """Float32 logits (Z, Y, X) in a nameless temporary file that goes away with the object.
+    """Float32 logits (Z, Y, X) on disk, by default in a nameless file that goes with the object.
 
     Plain reads and writes at an offset, so that resident memory does not grow with Z.
     """
 
-    def __init__(self, shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        file: io.FileIO | None = None,
+        extremes: LogitRange = NO_LOGITS,
+    ) -> None:
+        """Open the scratch space; a `file` that holds logits already comes with their `extremes`."""
         self.shape = shape
-        self._file = scratch_file(4 * math.prod(shape), "keeping the first stage's logits")
+        self.extremes = extremes
+        self._file = file or scratch_file(4 * math.prod(shape), "keeping the first stage's logits")
         self._reader = RawFile(self._file, "scratch file of logits")
-        self._low, self._high = math.inf, -math.inf
 
     @property
     def clipped_range(self) -> LogitRange:
         """Extremes of the logits written so far, clipped to [-5, 5]."""
-        low, high = np.clip((self._low, self._high), -LOGIT_LIMIT, LOGIT_LIMIT)
+        low, high = np.clip((self.extremes.low, self.extremes.high), -LOGIT_LIMIT, LOGIT_LIMIT)
         return LogitRange(float(low), float(high))
 
     def write_slice(self, z: int, logits: np.ndarray) -> None:
         """Store slice z (Y, X); not while another thread reads."""
         data = np.ascontiguousarray(logits, dtype=np.float32)
-        self._low = min(self._low, float(data.min()))
-        self._high = max(self._high, float(data.max()))
+        low, high = float(data.min()), float(data.max())
+        self.extremes = LogitRange(min(self.extremes.low, low), max(self.extremes.high, high))
         self._file.seek(z * data.nbytes)
         write_all(self._file, data)
 
@@ -61,8 +72,12 @@ class ScratchLogits:
         self._reader.read_into(z * data.nbytes, data)
         return data
 
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
-        """Remove the file."""
+        """Close the file, which removes a nameless one."""
         self._file.close()
 
     def __enter__(self) -> ScratchLogits:

@@ -107,6 +107,11 @@ class Schedule:
     real: tuple[bool, ...]
     prompts: Mapping[int, Tensor]
 
+    def step_after(self, z: int) -> int:
+        """Return the step that follows the one whose logits are slice z's; 0 for z = -1."""
+        steps = zip(self.slices, self.real, strict=True)
+        return next((i + 1 for i, (at, real) in enumerate(steps) if real and at == z), 0)
+
 
 def schedule(depth: int, prompts: Mapping[int, Tensor], lead_in: int = LEAD_IN) -> Schedule:
     """Lay out the tracker's steps for slices 0 to depth - 1.

@@ -12,10 +12,13 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from threading import Event
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
@@ -115,11 +118,12 @@ def provenance(
 def input_record(volume: Tomogram, *, checksum: bool = False) -> dict[str, Any]:
     """Describe an input volume; `checksum` reads the whole file for its SHA-256."""
     path = volume.path
-    plain = path is not None and path.is_file()
+    size, modified = (None, None) if path is None else size_and_time(path)
     return {
         "path": None if path is None else str(path.resolve()),
-        "bytes": path.stat().st_size if path is not None and plain else None,
-        "sha256": sha256(path) if path is not None and plain and checksum else None,
+        "bytes": size,
+        "modified_ns": modified,
+        "sha256": sha256(path) if path is not None and checksum else None,
         "shape_zyx": list(volume.shape),
         "dtype": str(volume.dtype),
         "voxel_spacing_zyx_angstrom": None
@@ -146,7 +150,7 @@ def write_json(path: Path | str, details: Mapping[str, Any]) -> None:
         If something in it cannot be written.
     """
     path = Path(path)
-    text = json.dumps(_plain(details), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(details), indent=2, ensure_ascii=False, allow_nan=False)
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_text(text + "\n", encoding="utf-8")
@@ -155,13 +159,57 @@ def write_json(path: Path | str, details: Mapping[str, Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def sha256(path: Path | str) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes and time of the last change [ns] of a file, or of all files in a folder."""
+    found = [file.stat() for file in _files(path)]
+    return sum(one.st_size for one in found), max((one.st_mtime_ns for one in found), default=0)
+
+
+def sha256(path: Path | str, stop: Event | None = None) -> str:
+    """Return the SHA-256 of a file, or of names and contents of a folder, as hexadecimal digits.
+
+    Setting `stop` ends the reading; what is returned then is of no use.
+    """
+    path = Path(path)
     digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
+    for place in _files(path):
+        if place != path:
+            name = place.relative_to(path).as_posix()
+            digest.update(f"{name}\0{place.stat().st_size}\0".encode())
+        with place.open("rb") as file:
+            while (chunk := file.read(CHUNK)) and not (stop and stop.is_set()):
+                digest.update(chunk)
     return digest.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+class HashInBackground:
+    """SHA-256 of a file or folder, made by a thread while something else is done."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stop = Event()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="etsam-hash")
+        self._sum = self._pool.submit(sha256, path, self._stop)
+
+    def result(self) -> str:
+        """Wait for the sum."""
+        return self._sum.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._pool.shutdown()
 
 
 def peak_rss_mb() -> float | None:
@@ -185,20 +233,26 @@ def peak_rss_mb() -> float | None:
     return round(peak * unit / 1e6, 1)
 
 
+def reset_peak_rss() -> None:
+    """Let `peak_rss_mb` count from now on, where the system can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in seconds.items()}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Turn a value into what JSON has."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float) and not np.isfinite(value):
         return None
     if isinstance(value, Path | np.dtype):

@@ -152,6 +152,19 @@ def scratch_file(nbytes: int, purpose: str) -> io.FileIO:
     return tempfile.TemporaryFile(prefix="etsam-", dir=folder, buffering=0)
 
 
+def open_scratch(path: Path, shape: tuple[int, int, int]) -> io.FileIO:
+    """Open float32 scratch space with a name, for reading and writing; what is in it stays.
+
+    Raises
+    ------
+    OSError
+        The disk is too full, or the folder lets nobody write.
+    """
+    missing = 4 * math.prod(shape) - (path.stat().st_size if path.exists() else 0)
+    require_space(path.parent, missing, "keeping logits")
+    return io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+
+
 def require_space(folder: Path, nbytes: int, purpose: str) -> None:
     """Raise OSError (ENOSPC) when fewer than `nbytes` are free on the disk of `folder`."""
     free = shutil.disk_usage(folder).free

@@ -27,8 +27,9 @@ def track(
     frames: Frames,
     prompts: Mapping[int, Tensor],
     bank: MemoryBank | None = None,
+    start: int = 0,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield the logits of every slice in order, as the reference's forward propagation does.
+    """Yield the logits of every slice from `start` on, as the reference's forward propagation does.
 
     Parameters
     ----------
@@ -41,6 +42,9 @@ def track(
         all prompted slices are in memory before tracking starts. May be empty.
     bank
         Memory to go on with; a new one by default.
+    start
+        First slice to track; the bank holds what was tracked before it. Prompts are remembered
+        anew, which gives the same memories.
 
     Yields
     ------
@@ -49,7 +53,7 @@ def track(
     """
     bank = MemoryBank.for_config(model.config) if bank is None else bank
     answers = {z: _condition_on_prompt(model, frames, bank, z, prompts[z]) for z in sorted(prompts)}
-    for z in range(len(frames)):
+    for z in range(start, len(frames)):
         if z in answers:
             yield z, answers.pop(z)
         else:

@@ -1,0 +1,208 @@
+"""The files of one segmentation: their names, whether they are there already, how they get there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from etsam.options import SegmentOptions
+from etsam.provenance import plain, sha256
+from etsam.volume import KNOWN_SUFFIXES, output_path
+
+NOT_IN_RESULT = (
+    *("model", "stage1_checkpoint", "stage2_checkpoint"),  # the sums of the weights tell more
+    *("device", "output", "preview", "overwrite"),
+)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """The files that were written; None for those that were not asked for.
+
+    ``details`` is what the JSON file holds; ``reused`` says that all was there already.
+    """
+
+    mask: Path
+    provenance: Path
+    preview: Path | None
+    logits: Path | None
+    cleaned: Path | None
+    details: dict[str, Any]
+    reused: bool = False
+
+    def json(self) -> str:
+        """One line of JSON with paths and details."""
+        names = ("mask", "provenance", "preview", "logits", "cleaned")
+        values = {name: getattr(self, name) for name in names}
+        shown = {name: None if path is None else str(path) for name, path in values.items()}
+        return json.dumps(shown | {"reused": self.reused} | self.details, default=str)
+
+    def paths(self) -> list[Path]:
+        """All files of the result."""
+        return [path for path in vars(self).values() if isinstance(path, Path)]
+
+    def staged(self, folder: Path) -> SegmentResult:
+        """The same file names in another folder."""
+        moved: dict[str, Any] = {
+            name: folder / path.name for name, path in vars(self).items() if isinstance(path, Path)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What decides a result: the input's record, the sums of the weights, what was asked for."""
+
+    source: Mapping[str, Any]
+    weights: list[str]
+    request: Mapping[str, Any]
+
+
+def result_names(path: Path, options: SegmentOptions) -> SegmentResult:
+    """Names of all results of a tomogram."""
+    output = options.output
+    if output is not None and KNOWN_SUFFIXES.search(output.name) and not _is_folder(output):
+        mask = output
+    else:
+        mask = output_path(path, "_membrane", output)
+    stem = KNOWN_SUFFIXES.sub("", mask.name)
+    return SegmentResult(
+        mask,
+        mask.with_name(f"{stem}.json"),
+        mask.with_name(f"{stem}.png") if options.preview else None,
+        output_path(mask, "_logits") if options.store_logits else None,
+        output_path(mask, "_postprocessed") if options.post_process else None,
+        {},
+    )
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a folder for results, which an OME-Zarr is not."""
+    return path.is_dir() and path.suffix.lower() != ".zarr"
+
+
+def request_of(options: SegmentOptions) -> dict[str, Any]:
+    """What was asked for, as far as the result depends on it."""
+    asked = {key: value for key, value in asdict(options).items() if key not in NOT_IN_RESULT}
+    return dict(plain(asked))
+
+
+def earlier_result(result: SegmentResult) -> dict[str, Any] | None:
+    """What the JSON of an earlier segmentation says; None where there is none of ours."""
+    try:
+        details = json.loads(result.provenance.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    ours = isinstance(details, dict) and details.get("command") == "segment"
+    return details if ours else None
+
+
+def is_finished(result: SegmentResult, earlier: Mapping[str, Any], task: Task) -> bool:
+    """Whether all files are there, made from the same input, weights and parameters.
+
+    An input of the same path, size and time is the same; otherwise its contents decide.
+    """
+    try:
+        sums = [entry["sha256"] for entry in earlier["weights"]]
+        (before,) = earlier["inputs"]
+        same = earlier["request"] == task.request and sums == task.weights
+    except (KeyError, TypeError, ValueError):
+        return False
+    if not same or not all(path.exists() for path in result.paths()):
+        return False
+    if all(before.get(key) == task.source[key] for key in ("path", "bytes", "modified_ns")):
+        return True
+    if before.get("bytes") != task.source["bytes"]:
+        return False
+    return bool(before.get("sha256") == sha256(task.source["path"]))
+
+
+def refuse_existing(result: SegmentResult, source: Path, *, replaceable: bool) -> None:
+    """Keep results that are there, and always the tomogram.
+
+    Raises
+    ------
+    ValueError, FileExistsError
+        A result would replace the tomogram, or an earlier result.
+    """
+    for path in result.paths():
+        if path.exists() and path.resolve() == source.resolve():
+            raise ValueError(f"{path} is the tomogram itself: give another --output")
+        if path.exists() and not replaceable:
+            raise FileExistsError(
+                f"{path} is there already: give --resume, --overwrite or another --output"
+            )
+
+
+@contextmanager
+def work_folder(result: SegmentResult) -> Iterator[Path]:
+    """Hidden folder beside the results, locked; its files get their names when all went well.
+
+    After an interruption, or when memory or a disk fails, it stays for a later process to go on
+    with; every other failure removes it.
+
+    Raises
+    ------
+    OSError
+        Another process is at work on the same results, or the folder cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = result.mask.with_name(f".{result.mask.name}.partial")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OSError(f"{result.mask} is being made by another process: wait for it") from None
+    except FileNotFoundError:
+        raise OSError(f"{result.mask} has just been made by another process") from None
+    keep = False
+    try:
+        yield folder
+        _place(folder, result)
+    except BaseException as error:
+        keep = worth_keeping(error)
+        raise
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def worth_keeping(error: BaseException) -> bool:
+    """Whether a later process may succeed where this one stopped."""
+    if isinstance(error, OSError):
+        return error.errno is not None and error.errno not in FULL_DISK
+    return isinstance(error, KeyboardInterrupt | MemoryError)
+
+
+def _place(folder: Path, result: SegmentResult) -> None:
+    """Give the results their names.
+
+    What they replace goes first and the JSON comes first, so that at no moment a JSON stands beside
+    the files of another run: whoever is killed in between leaves a result with files missing.
+    """
+    for path in result.paths():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for path in sorted(result.paths(), key=lambda path: path != result.provenance):
+        (folder / path.name).replace(path)
+
+
+def clear_folder(folder: Path, keep: tuple[str, ...] = ()) -> None:
+    """Remove what an earlier run left in a work folder, but not its lock nor what to keep."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in ("lock", *keep):
+            path.unlink()
