@@ -24,10 +24,12 @@ class Scene:
     distance: Tensor  # signed distance to the nearest bilayer mid-surface
     hidden: Tensor  # bool: that membrane lies in the missing wedge
     region: Tensor  # int16 compartment, 0 = outside everything
+    instance: Tensor  # int16 number of the nearest bilayer, 0 = none painted here
     spacing: float
     tilt: TiltSeries
     coarse: Tensor  # distance (voxels) to the nearest surface of any kind on the coarse grid
     regions: int = 0
+    instances: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -55,6 +57,7 @@ def empty_scene(shape: tuple[int, int, int], spacing: float, tilt: TiltSeries) -
         distance=torch.full(shape, FAR),
         hidden=torch.zeros(shape, dtype=torch.bool),
         region=torch.zeros(shape, dtype=torch.int16),
+        instance=torch.zeros(shape, dtype=torch.int16),
         spacing=spacing,
         tilt=tilt,
         coarse=torch.full(coarse, FAR),
@@ -116,6 +119,7 @@ def _paint(scene: Scene, shape: Shape, wall: Wall, lower: list[int], upper: list
             values = single_layer_profile(d, wall.layer_width, blur)
         else:
             values = bilayer_profile(d, wall.bilayer, blur)
+            scene.instances += 1
             _keep_nearest(scene, where, d, normal.view(3, -1)[:, index])
         if wall.patchiness > 0:
             values = values * _patches(scene, where, wall.patchiness)
@@ -135,6 +139,7 @@ def _keep_nearest(scene: Scene, where: Tensor, distance: Tensor, normal: Tensor)
     closer = distance.abs() < stored.abs()
     at = where[closer]
     scene.distance.view(-1)[at] = distance[closer]
+    scene.instance.view(-1)[at] = scene.instances
     scene.hidden.view(-1)[at] = hidden_by_wedge(normal[:, closer], scene.tilt)
 
 

@@ -1,0 +1,104 @@
+"""``etsam export``: meshes, labels, points and other programs' folders from masks or logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from etsam.cli.command import VerbCommand, check_output, run_each
+from etsam.cli.options import finite, overwrite_option
+from etsam.cli.progress import StageProgress
+
+FORMATS = [
+    "ply",
+    "stl",
+    "obj",
+    "glb",
+    "vtp",
+    "labels",
+    "points",
+    "membrain-pick",
+    "morphometrics",
+    "copick",
+    "chimerax",
+]
+
+
+@click.command(cls=VerbCommand, short_help="Meshes, labels and points for other programs.")
+@click.argument(
+    "masks", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MASK..."
+)
+@click.option(
+    "--as",
+    "formats",
+    type=click.Choice([*FORMATS, "all"]),
+    multiple=True,
+    default=("ply", "labels", "chimerax"),
+    show_default=True,
+    help="What to write; give it several times.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder.")
+@click.option(
+    "--logit-threshold",
+    "threshold",
+    type=float,
+    default=-0.25,
+    show_default=True,
+    callback=finite,
+    help="For logits: a voxel above is membrane.",
+)
+@click.option(
+    "--separate/--components",
+    "instances",
+    default=True,
+    show_default=True,
+    help="Tell touching membranes apart, or take what hangs together as one.",
+)
+@click.option(
+    "--min-voxels", type=click.IntRange(min=0), default=500, show_default=True, help="Of a label."
+)
+@click.option(
+    "--max-faces", type=click.IntRange(min=100), default=500_000, show_default=True, help="A mesh."
+)
+@click.option(
+    "--point-spacing",
+    type=float,
+    callback=finite,
+    default=100.0,
+    show_default=True,
+    metavar="Å",
+    help="Between oriented points.",
+)
+@click.option(
+    "--tomogram",
+    type=click.Path(path_type=Path, exists=True),
+    help="The tomogram itself, for the ChimeraX script and surface_morphometrics.",
+)
+@click.option(
+    "--voxel-spacing", type=float, callback=finite, metavar="Å", help="Instead of the header's."
+)
+@overwrite_option
+def export(params: dict[str, Any]) -> int:
+    """Write meshes, labels, points or other programs' folders for each MASK (or logits).
+
+    TS_001_membrane.mrc gives TS_001_membrane.ply in Å at the tomogram's place, TS_001_membrane_labels.mrc
+    with one number per membrane and a table of sizes, and a ChimeraX script that opens them.
+    """
+    if params["tomogram"] is not None and len(params["masks"]) > 1:
+        raise ValueError("--tomogram goes with one mask: run `etsam export` once for each")
+    check_output(params["masks"], params["output"])
+
+    from etsam.export import ExportOptions, export_file
+
+    chosen = FORMATS if "all" in params["formats"] else dict.fromkeys(params["formats"])
+    values = {key: value for key, value in params.items() if key not in ("masks", "formats")}
+    options = ExportOptions(formats=tuple(chosen), **values)
+
+    def run(path: Path) -> None:
+        with StageProgress(unit="formats") as progress:
+            for made in export_file(path, options, progress):
+                click.echo(made)
+
+    return run_each(params["masks"], run)

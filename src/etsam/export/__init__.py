@@ -1,0 +1,215 @@
+"""Hand a membrane mask on: meshes, labels, points, and folders for other programs."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from etsam.export import layouts
+from etsam.export.mesh_files import MESH_FORMATS, write_mesh
+from etsam.export.points import SPACING, oriented_points, write_star
+from etsam.instances import Instances, plain_components, separate_membranes
+from etsam.membrane import THRESHOLD, Membrane, load_membrane, stem_of
+from etsam.meshes import MAX_FACES, Mesh, surface_mesh
+from etsam.midsurface import MidSurface, mid_surface
+from etsam.volume import Tomogram, open_tomogram
+
+FORMATS = (
+    *MESH_FORMATS,
+    "labels",
+    "points",
+    "membrain-pick",
+    "morphometrics",
+    "copick",
+    "chimerax",
+)
+DEFAULT_FORMATS = ("ply", "labels", "chimerax")
+MIN_VOXELS = 500
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export: names of `FORMATS`; see docs/export.md."""
+
+    formats: tuple[str, ...] = DEFAULT_FORMATS
+    threshold: float = THRESHOLD
+    instances: bool = True
+    min_voxels: int = MIN_VOXELS
+    max_faces: int = MAX_FACES
+    point_spacing: float = SPACING
+    voxel_spacing: float | None = None
+    tomogram: Path | None = None
+    output: Path | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.formats) - set(FORMATS))
+        if unknown or not self.formats:
+            raise ValueError(f"formats {unknown}: expected some of {', '.join(FORMATS)}")
+        if self.min_voxels < 0:
+            raise ValueError(f"min_voxels is {self.min_voxels}: expected 0 or more")
+
+
+@dataclass
+class _Work:
+    """One export under way; what several formats need is made once."""
+
+    source: Path
+    like: Tomogram
+    membrane: Membrane
+    options: ExportOptions
+    folder: Path
+    _made: dict[str, Instances | MidSurface | Mesh] = field(default_factory=dict)
+
+    @property
+    def stem(self) -> str:
+        return stem_of(self.source)
+
+    @property
+    def tomogram_stem(self) -> str:
+        """The tomogram's own stem, as programs match files by it."""
+        if self.options.tomogram is not None:
+            return stem_of(self.options.tomogram)
+        return self.stem.removesuffix("_logits").removesuffix("_membrane")
+
+    def instances(self) -> Instances:
+        if "instances" not in self._made:
+            if self.options.instances:
+                made = separate_membranes(
+                    self.membrane, min_voxels=self.options.min_voxels, surface=self.surface()
+                )
+            else:
+                made = plain_components(self.membrane, min_voxels=self.options.min_voxels)
+            self._made["instances"] = made
+        made_before = self._made["instances"]
+        assert isinstance(made_before, Instances)
+        return made_before
+
+    def surface(self) -> MidSurface:
+        if "surface" not in self._made:
+            self._made["surface"] = mid_surface(self.membrane)
+        made = self._made["surface"]
+        assert isinstance(made, MidSurface)
+        return made
+
+    def mesh(self) -> Mesh:
+        if "mesh" not in self._made:
+            self._made["mesh"] = surface_mesh(self.membrane, max_faces=self.options.max_faces)
+        made = self._made["mesh"]
+        assert isinstance(made, Mesh)
+        return made
+
+
+def export_file(
+    path: Path | str, options: ExportOptions | None = None, progress: Progress | None = None
+) -> list[Path]:
+    """Export a mask, or logits with a threshold; returns the files and folders that were made.
+
+    They lie beside the mask or in `options.output`, and get their names when all are complete.
+
+    Raises
+    ------
+    FileNotFoundError, FileExistsError, ValueError, OSError
+        The mask is missing, unfit or empty, a result is there already, a library is missing, or the disk is full.
+    """
+    options = options or ExportOptions()
+    source = Path(path)
+    names = [_name(kind, source) for kind in options.formats]
+    home = Path(options.output or source.parent)
+    for name in names:
+        if (home / name).exists() and not options.overwrite:
+            raise FileExistsError(f"{home / name} is there already: give --overwrite or another -o")
+    membrane = load_membrane(
+        source, threshold=options.threshold, voxel_spacing=options.voxel_spacing
+    )
+    if not membrane.mask.any():
+        raise ValueError(f"{source} holds no membrane: there is nothing to export")
+    with closing(open_tomogram(source, voxel_spacing=options.voxel_spacing)) as like:
+        home.mkdir(parents=True, exist_ok=True)
+        with _staged(home, stem_of(source)) as folder:
+            work = _Work(source, like, membrane, options, folder)
+            for number, kind in enumerate(options.formats):
+                if progress is not None:
+                    progress("export", number, len(options.formats))
+                _export(kind, work, home)
+            return _placed(folder, home, progress, len(options.formats))
+
+
+def _name(kind: str, source: Path) -> str:
+    """Name of what a format writes."""
+    stem = stem_of(source)
+    names = {
+        "labels": f"{stem}_labels.mrc",
+        "points": f"{stem}_points.star",
+        "membrain-pick": f"{stem}_membranes",
+        "morphometrics": f"{stem}_morphometrics",
+        "copick": f"{stem}_copick",
+        "chimerax": f"{stem}.cxc",
+    }
+    return names.get(kind, f"{stem}.{kind}")
+
+
+def _export(kind: str, work: _Work, home: Path) -> None:
+    target = work.folder / _name(kind, work.source)
+    if kind in MESH_FORMATS:
+        write_mesh(target, work.mesh(), kind)
+    elif kind == "labels":
+        label = "etsam export labels, 1 the largest membrane"
+        found = work.instances()
+        layouts.write_volume(target, found.labels, work.like, dtype="int16", label=label)
+        layouts.write_sizes(target.with_suffix(".csv"), found, work.membrane.frame)
+    elif kind == "points":
+        surface = work.surface()
+        named = work.instances().labels[tuple(surface.voxels.T)]
+        points = oriented_points(surface, named, work.membrane.frame, work.options.point_spacing)
+        write_star(target, points, work.membrane.frame, work.tomogram_stem)
+    elif kind == "membrain-pick":
+        layouts.write_membranes(target, work.instances(), work.like)
+    elif kind == "morphometrics":
+        names = (work.tomogram_stem, work.options.tomogram)
+        layouts.write_morphometrics(target, work.instances(), work.like, names)
+    elif kind == "copick":
+        run = layouts.copick_name(work.tomogram_stem)
+        layouts.write_copick(
+            target, home / target.name, run, work.instances(), work.like, work.mesh()
+        )
+    else:
+        _export_chimerax(target, work, home)
+
+
+def _export_chimerax(target: Path, work: _Work, home: Path) -> None:
+    shown = [kind for kind in work.options.formats if kind in MESH_FORMATS and kind != "vtp"][:1]
+    shown += ["labels"] if "labels" in work.options.formats else []
+    level = 0.5 if work.membrane.field is None else work.options.threshold
+    others = [home / _name(kind, work.source) for kind in shown]
+    layouts.write_chimerax(target, (work.source, level), work.options.tomogram, others)
+
+
+@contextmanager
+def _staged(home: Path, stem: str) -> Iterator[Path]:
+    """Hidden folder beside the results, removed at the end."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{stem}-", suffix=".partial", dir=home))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _placed(folder: Path, home: Path, progress: Progress | None, total: int) -> list[Path]:
+    """Move everything to its name."""
+    placed = []
+    for path in sorted(folder.iterdir()):
+        target = home / path.name
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        path.replace(target)
+        placed.append(target)
+    if progress is not None:
+        progress("export", total, total)
+    return placed

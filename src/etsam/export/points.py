@@ -1,0 +1,117 @@
+"""Oriented points on membranes as a STAR file in RELION's conventions.
+
+RELION turns a reference by the matrix of (rot, tilt, psi) into the tomogram, so that its z axis comes to lie along
+(-sin tilt cos psi, sin tilt sin psi, cos tilt), here the membrane's normal. Turning about the normal is left open:
+rot is 0, and the priors hold tilt and psi.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etsam.frame import Frame
+from etsam.midsurface import MidSurface, turned
+
+SPACING = 100.0
+"""Default distance between points [Å]."""
+
+
+@dataclass(frozen=True)
+class OrientedPoints:
+    """Points zyx in voxels, unit normals zyx in Å space, and the membrane each lies on, from 1."""
+
+    points: NDArray[np.float32]
+    normals: NDArray[np.float32]
+    membranes: NDArray[np.int64]
+
+
+def oriented_points(
+    surface: MidSurface, membranes: NDArray[np.integer], frame: Frame, spacing: float = SPACING
+) -> OrientedPoints:
+    """Thin a mid-surface to points about `spacing` Å apart, normals to one side of each membrane.
+
+    Parameters
+    ----------
+    surface
+        Points of the mid-surface.
+    membranes
+        Label of each point (n,); points with label 0 are left out.
+    frame
+        Where the volume lies.
+    spacing
+        Å between neighbours.
+
+    Raises
+    ------
+    ValueError
+        If the spacing is not positive.
+    """
+    if not spacing > 0:
+        raise ValueError(f"a spacing of {spacing} Å between points: expected a positive number")
+    inside = membranes > 0
+    surface, membranes = surface.take(inside), membranes[inside]
+    places = surface.points * np.array(frame.spacing, np.float32)
+    normals = turned(places, surface.normals, membranes)
+    chosen = _thinned(places, membranes, spacing)
+    return OrientedPoints(
+        surface.points[chosen], normals[chosen], membranes[chosen].astype(np.int64)
+    )
+
+
+def _thinned(
+    places: NDArray[np.float32], membranes: NDArray[np.integer], spacing: float
+) -> NDArray[np.int64]:
+    """Return, of each membrane in each cube of a grid, the point nearest to their mean."""
+    cells = np.column_stack([np.floor(places / spacing).astype(np.int64), membranes])
+    _, cell = np.unique(cells, axis=0, return_inverse=True)
+    cell = cell.ravel()
+    count = np.bincount(cell)
+    mean = np.stack([np.bincount(cell, places[:, axis]) / count for axis in range(3)], axis=1)
+    away = np.linalg.norm(places - mean[cell], axis=1)
+    order = np.lexsort([away, cell])
+    return np.asarray(order[np.searchsorted(cell[order], np.arange(len(count)))])
+
+
+def relion_angles(normals: NDArray[np.floating]) -> tuple[NDArray, NDArray]:
+    """Return tilt and psi [degrees] that bring the z axis onto normals (n, 3) zyx."""
+    z, y, x = normals.astype(np.float64).T
+    tilt = np.degrees(np.arctan2(np.hypot(x, y), z))
+    psi = np.degrees(np.arctan2(y, -x))
+    return tilt, np.where(np.hypot(x, y) > 0, psi, 0.0)
+
+
+def write_star(path: Path, points: OrientedPoints, frame: Frame, tomogram: str) -> None:
+    """Write points for RELION 4 (voxels) and 5 (Å from the tomogram's centre).
+
+    Both count from the tomogram's first voxel, as RELION knows no MRC origin.
+
+    Raises
+    ------
+    ValueError
+        If starfile is not there.
+    """
+    try:
+        import pandas as pd
+        import starfile
+    except ImportError as error:
+        raise ValueError("writing STAR needs starfile: pip install 'etsam[export]'") from error
+    tilt, psi = relion_angles(points.normals)
+    columns: dict[str, object] = {"rlnTomoName": [tomogram] * len(points.points)}
+    centred = (points.points - np.array(frame.shape) // 2) * np.array(frame.spacing)
+    for axis, name in enumerate("ZYX"):
+        columns[f"rlnCoordinate{name}"] = points.points[:, axis].round(3)
+        columns[f"rlnCenteredCoordinate{name}Angst"] = centred[:, axis].round(3)
+    columns |= {
+        "rlnAngleRot": np.zeros(len(tilt)),
+        "rlnAngleTilt": tilt.round(3),
+        "rlnAnglePsi": psi.round(3),
+        "rlnAngleTiltPrior": tilt.round(3),
+        "rlnAnglePsiPrior": psi.round(3),
+        "rlnTomoManifoldIndex": points.membranes,
+        "rlnPixelSize": np.full(len(tilt), frame.spacing[2]),
+    }
+    starfile.write({"particles": pd.DataFrame(columns)}, path)

@@ -1,0 +1,83 @@
+"""A membrane mask in memory, from a mask's file or from logits and a threshold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etsam.frame import Frame, frame_of
+from etsam.volume import KNOWN_SUFFIXES, Tomogram, open_tomogram
+
+LOGIT_STEP = 1 / 16
+"""Step of logits kept as int8, which reach 8 to either side of the threshold."""
+
+THRESHOLD = -0.25
+SLAB = 16  # slices read at once
+
+
+@dataclass(frozen=True)
+class Membrane:
+    """A mask and, where it came from logits, how far they lie above the threshold.
+
+    `mask` is bool (Z, Y, X); `field` is int8 (Z, Y, X) in `LOGIT_STEP`, positive inside, or None.
+    """
+
+    mask: NDArray[np.bool_]
+    field: NDArray[np.int8] | None
+    frame: Frame
+
+
+def load_membrane(
+    path: Path | str, *, threshold: float = THRESHOLD, voxel_spacing: float | None = None
+) -> Membrane:
+    """Read a mask (integers, or 0 and 1) or logits (other numbers) with a threshold.
+
+    Memory is one byte a voxel for a mask, two for logits.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such volume, it cannot be read, or its voxel spacing is unknown.
+    """
+    volume = open_tomogram(path, voxel_spacing=voxel_spacing)
+    try:
+        frame = frame_of(volume)
+        logits = holds_logits(volume)
+        mask = np.empty(volume.shape, bool)
+        field = np.empty(volume.shape, np.int8) if logits else None
+        for start in range(0, volume.shape[0], SLAB):
+            stop = min(start + SLAB, volume.shape[0])
+            data = volume.read_slices(start, stop)
+            mask[start:stop] = data > (threshold if logits else 0)
+            if field is not None:
+                field[start:stop] = quantised(data, threshold)
+    finally:
+        volume.close()
+    return Membrane(mask, field, frame)
+
+
+def holds_logits(volume: Tomogram) -> bool:
+    """Say whether a volume holds logits: not integers, and in its middle slices not all whole numbers."""
+    if volume.dtype.kind in "biu":
+        return False
+    depth = volume.shape[0]
+    for z in sorted({depth // 4, depth // 2, 3 * depth // 4}):
+        data = volume.read_slice(z)
+        if not np.array_equal(data, np.rint(data)):
+            return True
+    return False
+
+
+def quantised(logits: NDArray[np.floating], threshold: float) -> NDArray[np.int8]:
+    """Return logits above a threshold as int8 in `LOGIT_STEP`, clipped at 8 to either side."""
+    scaled = (logits - np.float32(threshold)) / np.float32(LOGIT_STEP)
+    return np.asarray(np.clip(np.rint(scaled), -127, 127), np.int8)
+
+
+def stem_of(path: Path | str) -> str:
+    """Return a file's name without the suffix of a volume."""
+    name = Path(path).name
+    return KNOWN_SUFFIXES.sub("", name) or name

@@ -1,0 +1,174 @@
+"""Triangle meshes of membrane masks: marching cubes on a smooth field, Taubin smoothing, decimation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from scipy.sparse import coo_matrix, csr_matrix, diags
+from skimage.measure import marching_cubes
+
+from etsam.frame import Frame
+from etsam.membrane import LOGIT_STEP, Membrane
+
+MAX_FACES = 500_000
+MAX_CELLS = 64_000_000
+"""Voxels marched over; a larger volume is binned by 2 first, or by more."""
+
+SMOOTHING = 0.7
+"""Standard deviation [voxels after binning] of the field's blur, along the axis of finest spacing."""
+
+TAUBIN_STEPS = 10
+TAUBIN_SHRINK = 0.5
+TAUBIN_GROW = -0.53  # Taubin (1995): pass band 1 / 0.5 - 1 / 0.53 = 0.11
+LOGIT_CLIP = 2.0  # logits further from the threshold say no more about where the surface is
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Triangles: `vertices` float64 (n, 3) xyz in Å, `faces` int64 (m, 3), seen from outside anticlockwise."""
+
+    vertices: NDArray[np.float64]
+    faces: NDArray[np.int64]
+
+    @property
+    def area(self) -> float:
+        """Area of all triangles [Å^2]."""
+        a, b, c = (self.vertices[self.faces[:, corner]] for corner in range(3))
+        return float(np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2)
+
+
+def surface_mesh(membrane: Membrane, *, max_faces: int = MAX_FACES) -> Mesh:
+    """Return the surface of a membrane mask; open where the membrane leaves the volume.
+
+    Parameters
+    ----------
+    membrane
+        Mask; with a field, the surface lies where the logits cross the threshold.
+    max_faces
+        The mesh is decimated to at most this many triangles.
+
+    Raises
+    ------
+    ValueError
+        If the mask is empty or the limit is not a useful number.
+    """
+    if max_faces < 100:
+        raise ValueError(f"max_faces is {max_faces}: expected at least 100")
+    box = bounding_box(membrane.mask, margin=4)
+    if box is None:
+        raise ValueError("the mask is empty: there is no surface; try a lower threshold")
+    start = np.array([part.start for part in box])
+    binning = binning_for([part.stop - part.start for part in box])
+    if membrane.field is None:
+        cells, level = _binned(membrane.mask[box], binning, 1.0), 0.5
+    else:
+        limit = round(LOGIT_CLIP / LOGIT_STEP)
+        cells, level = _binned(membrane.field[box].clip(-limit, limit), binning, LOGIT_STEP), 0.0
+    spacing = np.array(membrane.frame.spacing)
+    cells = gaussian_filter(cells, SMOOTHING * spacing.min() / spacing, mode="nearest")
+    if not cells.min() < level < cells.max():
+        raise ValueError("the mask has no surface: it is full, or too thin for its binning")
+    corners, faces, _, _ = marching_cubes(cells, level, allow_degenerate=False)
+    voxels = (corners + 0.5) * binning - 0.5 + start
+    return _finished(membrane.frame, voxels, faces, max_faces)
+
+
+def label_mesh(
+    labels: NDArray[np.integer], number: int, frame: Frame, *, max_faces: int = MAX_FACES
+) -> Mesh:
+    """Return the surface of one label of a volume (Z, Y, X); see `surface_mesh`."""
+    return surface_mesh(Membrane(labels == number, None, frame), max_faces=max_faces)
+
+
+def bounding_box(mask: NDArray[np.bool_], margin: int = 0) -> tuple[slice, slice, slice] | None:
+    """Return the box round all true voxels, `margin` wider where the volume allows; None without any."""
+    plane = mask.any(axis=0)
+    profiles = (mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))
+    if not profiles[0].any():
+        return None
+    ends = [np.flatnonzero(profile)[[0, -1]] for profile in profiles]
+    z, y, x = (
+        slice(max(0, int(low) - margin), min(size, int(high) + margin + 1))
+        for (low, high), size in zip(ends, mask.shape, strict=True)
+    )
+    return z, y, x
+
+
+def binning_for(shape: list[int]) -> int:
+    """Return the smallest binning that leaves at most `MAX_CELLS` voxels."""
+    binning = 1
+    while np.prod(np.array(shape, float) / binning) > MAX_CELLS:
+        binning += 1
+    return binning
+
+
+def _binned(data: NDArray, binning: int, scale: float) -> NDArray[np.float32]:
+    """Return means over cubes of voxels, times `scale`; the last cubes repeat the last voxels."""
+    if binning == 1:
+        return np.asarray(data, np.float32) * np.float32(scale)
+    sides = [-(-size // binning) for size in data.shape]
+    result = np.empty(sides, np.float32)
+    for z in range(sides[0]):
+        slab = data[z * binning : (z + 1) * binning]
+        padding = [
+            (0, binning - len(slab)),
+            *((0, side * binning - n) for side, n in zip(sides[1:], data.shape[1:], strict=True)),
+        ]
+        slab = np.pad(np.asarray(slab, np.float32), padding, mode="edge")
+        blocks = slab.reshape(binning, sides[1], binning, sides[2], binning)
+        result[z] = blocks.mean(axis=(0, 2, 4)) * scale
+    return result
+
+
+def _finished(frame: Frame, voxels: NDArray, faces: NDArray, max_faces: int) -> Mesh:
+    """Bring a mesh into Å, smooth it and keep it below the limit."""
+    vertices = frame.to_angstrom(voxels)
+    faces = np.asarray(faces, np.int64)  # outward in xyz: the way from zyx turns them round once
+    vertices = taubin(vertices, faces)
+    if len(faces) > max_faces:
+        vertices, faces = _decimated(vertices, faces, max_faces)
+    return Mesh(vertices, faces)
+
+
+def taubin(
+    vertices: NDArray[np.float64], faces: NDArray[np.int64], steps: int = TAUBIN_STEPS
+) -> NDArray[np.float64]:
+    """Smooth a mesh without shrinking it (Taubin, SIGGRAPH 1995); vertices on its rim stay."""
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    ones = np.ones(len(edges), np.float32)
+    count = len(vertices)
+    one_way = coo_matrix((ones, (edges[:, 0], edges[:, 1])), (count, count)).tocsr()
+    both = one_way + one_way.T
+    rim = np.unique(np.stack((both == 1).nonzero())) if both.nnz else np.zeros(0, int)
+    links = csr_matrix((np.ones_like(both.data), both.indices, both.indptr), both.shape)
+    degree = np.maximum(np.diff(both.indptr), 1)
+    mean = diags(1.0 / degree) @ links
+    result = vertices.copy()
+    for _ in range(steps):
+        for factor in (TAUBIN_SHRINK, TAUBIN_GROW):
+            moved = result + factor * (mean @ result - result)
+            moved[rim] = vertices[rim]
+            result = moved
+    return result
+
+
+def _decimated(
+    vertices: NDArray[np.float64], faces: NDArray[np.int64], max_faces: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Reduce a mesh by quadric edge collapse; vertices are kept near 0 for single precision."""
+    try:
+        import fast_simplification
+    except ImportError as error:
+        raise ValueError(
+            f"a mesh of {len(faces):,} triangles needs decimation: pip install 'etsam[export]'"
+        ) from error
+    centre = vertices.mean(axis=0)
+    points, triangles = fast_simplification.simplify(
+        np.asarray(vertices - centre, np.float32),
+        np.asarray(faces, np.int32),
+        target_count=max_faces,
+    )
+    return points.astype(np.float64) + centre, np.asarray(triangles, np.int64)
