@@ -10,6 +10,7 @@ import click
 
 from etsam import __version__
 from etsam.cli.command import EXPECTED_ERRORS, report_error, report_warning
+from etsam.cli.export import export
 from etsam.cli.postprocess import postprocess
 from etsam.cli.segment import segment
 from etsam.cli.simulate import simulate
@@ -44,7 +45,7 @@ def etsam(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _verb in (segment, postprocess, simulate, train, weights):
+for _verb in (segment, postprocess, export, simulate, train, weights):
     etsam.add_command(_verb)
 
 
