@@ -207,6 +207,11 @@ def two_into_one(folder: Path, tomogram: Path, model: Path) -> list[object]:
     return [tomogram, second, "-o", folder / "one.mrc"]
 
 
+def tmp_folder(folder: Path) -> Path:
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
 WRONG: dict[str, Prepare] = {
     "absent": lambda folder, tomogram, model: [folder / "absent.mrc"],
     "empty file": empty_file,
@@ -217,7 +222,7 @@ WRONG: dict[str, Prepare] = {
     "constant": constant,
     "one picture": picture,
     "complex": fourier,
-    "folder": lambda folder, tomogram, model: [folder],
+    "folder without tomograms": lambda folder, tomogram, model: [tmp_folder(folder)],
     "zarr without metadata": zarr_without_metadata,
     "unknown model": lambda folder, tomogram, model: [tomogram, "--model", "nonesuch"],
     "half a model": half_a_model,

@@ -19,6 +19,7 @@ NOT_IN_RESULT = (
     *("model", "stage1_checkpoint", "stage2_checkpoint"),  # the sums of the weights tell more
     *("device", "output", "preview", "overwrite"),
 )
+STATE_FILE = "state.safetensors"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -155,7 +156,7 @@ def work_folder(result: SegmentResult) -> Iterator[Path]:
     """
     from filelock import FileLock, Timeout
 
-    folder = result.mask.with_name(f".{result.mask.name}.partial")
+    folder = _folder_of(result.mask)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
@@ -177,11 +178,27 @@ def work_folder(result: SegmentResult) -> Iterator[Path]:
         lock.release()
 
 
+def how_far(mask: Path) -> tuple[int, int] | None:
+    """Stage (from 1) and slices done of a run that has not ended, as last saved; None without one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(_folder_of(mask) / STATE_FILE, framework="np") as file:
+            state = json.loads(file.metadata()["etsam"])
+            return int(state["stage"]) + 1, int(state["done"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
 def worth_keeping(error: BaseException) -> bool:
     """Whether a later process may succeed where this one stopped."""
     if isinstance(error, OSError):
         return error.errno is not None and error.errno not in FULL_DISK
     return isinstance(error, KeyboardInterrupt | MemoryError)
+
+
+def _folder_of(mask: Path) -> Path:
+    return mask.with_name(f".{mask.name}.partial")
 
 
 def _place(folder: Path, result: SegmentResult) -> None:

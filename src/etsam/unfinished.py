@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from etsam.logits import NO_LOGITS, LogitRange, ScratchLogits
+from etsam.results import STATE_FILE
 from etsam.sam2 import SAM2, MemoryBank
 from etsam.storage import open_scratch
 
-STATE_FILE = "state.safetensors"
 SAVE_SLICES = 16  # at most so many slices are done again after a kill,
 SAVE_SECONDS = 10.0  # or those of so much time, where that is fewer
 

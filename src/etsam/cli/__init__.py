@@ -14,6 +14,7 @@ from etsam.cli.export import export
 from etsam.cli.postprocess import postprocess
 from etsam.cli.segment import segment
 from etsam.cli.simulate import simulate
+from etsam.cli.status import status
 from etsam.cli.train import train
 from etsam.cli.weights import weights
 
@@ -45,7 +46,7 @@ def etsam(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _verb in (segment, postprocess, export, simulate, train, weights):
+for _verb in (segment, status, postprocess, export, simulate, train, weights):
     etsam.add_command(_verb)
 
 

@@ -20,9 +20,17 @@ class VerbCommand(click.Command):
         assert self.callback is not None
         try:
             return self.callback(ctx.params)
-        except KeyboardInterrupt:
-            report_error("interrupted")
-            return EXIT_INTERRUPTED
+        except KeyboardInterrupt as stop:
+            report_error(str(stop) or "interrupted")
+            return stop.code if isinstance(stop, Stopped) else EXIT_INTERRUPTED
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the command to stop; ``code`` is what it exits with."""
+
+    def __init__(self, number: int, message: str = "interrupted") -> None:
+        super().__init__(message)
+        self.code = 128 + number
 
 
 def report_error(error: BaseException | str) -> None:

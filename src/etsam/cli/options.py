@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -31,6 +32,43 @@ def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> f
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number", ctx, param)
     return value
+
+
+def batch_options(command: Command) -> Command:
+    """Add what matters for many tomograms."""
+    options = (
+        click.option(
+            "--resume",
+            is_flag=True,
+            help="Keep what is done, redo what changed, go on where a run was stopped.",
+        ),
+        click.option("--fail-fast", is_flag=True, help="Stop at the first tomogram that fails."),
+        click.option("--shard", metavar="i/N", help="Only the i-th of N parts, for job arrays."),
+        click.option(
+            "--manifest",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Record of the batch.  [default: etsam_manifest.jsonl in the results' folder]",
+        ),
+        click.option(
+            "--engine",
+            type=click.Choice(["local", "slurm", "pbs", "sge", "lsf"]),
+            help="Work with several processes here, or with jobs on a cluster.",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=1),
+            help="How many of them.  [default: one a GPU, else one]",
+        ),
+        click.option(
+            "--engine-options",
+            type=click.Path(path_type=Path, dir_okay=False),
+            metavar="TOML",
+            help="Queue, memory, walltime and so on of the jobs.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def cleaning_options(command: Command) -> Command:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etsam.cli.command import VerbCommand, check_output, run_each
-from etsam.cli.options import finite, min_slices_option, overwrite_option
-from etsam.cli.progress import StageProgress
+from etsam.cli.command import VerbCommand, check_output
+from etsam.cli.options import batch_options, finite, min_slices_option, overwrite_option
 
 if TYPE_CHECKING:
     from etsam.options import SegmentOptions
-    from etsam.segmentation import SegmentResult
+    from etsam.results import SegmentResult
 
 PROMPTS = ["zero", "grid_zero", "grid", "etsam_stage1_partial"]
 NORMALISATIONS = ["min_max_positive_values", "softplus_minmax", "min_max", "robust"]
@@ -24,6 +23,7 @@ NORMALISATIONS = ["min_max_positive_values", "softplus_minmax", "min_max", "robu
 
 @click.command(cls=VerbCommand, short_help="Find the membranes of tomograms.")
 @click.argument("tomograms", nargs=-1, type=click.Path(path_type=Path), metavar="TOMOGRAM...")
+@batch_options
 @click.option("--sample", is_flag=True, help="Segment a small tomogram simulated on the spot.")
 @click.option(
     "-o",
@@ -114,33 +114,33 @@ def segment(params: dict[str, Any]) -> int:
     TS_001.mrc gives TS_001_membrane.mrc with the same geometry (1 membrane, 0 not), a preview and a
     JSON with weights, parameters, time and memory. No option is needed.
 
-    Several tomograms are done in order; the exit code is 1 if any of them failed.
+    TOMOGRAM may be a folder, a pattern in quotes, or a text file with a name on each line. Several
+    are done in order and recorded in etsam_manifest.jsonl, see `etsam status`; the exit code is not
+    0 if any of them failed.
     """
     paths = _inputs(params)
     check_output(paths, params["output"])
 
-    from etsam.segmentation import segment_file
+    from etsam.cli.batch import run_segment
 
-    options = _options(params)
-
-    def run(path: Path) -> None:
-        with StageProgress() as progress:
-            result = segment_file(path, options, progress.message)
+    def show(result: SegmentResult) -> None:
         _show(result, as_json=params["as_json"], open_preview=params["show"])
 
-    return run_each(paths, run)
+    return run_segment(paths, _options(params), params, show)
 
 
 def _inputs(params: dict[str, Any]) -> list[Path]:
-    paths = list(params["tomograms"])
-    if params["sample"] == bool(paths):
+    names = list(params["tomograms"])
+    if params["sample"] == bool(names):
         raise click.UsageError("give tomograms or --sample, see `etsam segment --help`")
     if params["sample"]:
         from etsam.cli.sample import write_sample
 
-        folder = params["output"] or Path.cwd()
-        paths = [write_sample(folder)]
-    return paths
+        return [write_sample(params["output"] or Path.cwd())]
+    from etsam.inputs import find_tomograms, shard
+
+    paths = find_tomograms(names)
+    return shard(paths, params["shard"]) if params["shard"] else paths
 
 
 def _options(params: dict[str, Any]) -> SegmentOptions:

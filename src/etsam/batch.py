@@ -1,0 +1,191 @@
+"""Many tomograms, one after the other, with a record of each; one tomogram is a batch of one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from etsam.inputs import refuse_same_results
+from etsam.manifest import MANIFEST_NAME, SUFFIX, Entry, Manifest, here, now
+from etsam.options import SegmentOptions
+from etsam.provenance import peak_rss_mb, reset_peak_rss
+from etsam.results import request_of, result_names
+
+if TYPE_CHECKING:
+    from etsam.results import SegmentResult
+    from etsam.stages import Stage
+
+Progress = Callable[[float, str], None]
+FAILURES = (ValueError, OSError, MemoryError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """What is to be done.
+
+    Attributes
+    ----------
+    paths, options
+        The tomograms, and the choices for all of them.
+    resume, fail_fast
+        Keep what is done and go on where an earlier run stopped; stop at the first failure.
+    manifest
+        File for the record; None keeps it in memory.
+    run
+        Name of this run, which marks its results and what it left unfinished.
+    """
+
+    paths: list[Path]
+    options: SegmentOptions
+    resume: bool = False
+    fail_fast: bool = False
+    manifest: Path | None = None
+    run: str = field(default_factory=lambda: uuid4().hex[:12])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one tomogram: its entry, and its result or what went wrong."""
+
+    path: Path
+    entry: Entry
+    result: SegmentResult | None = None
+    error: BaseException | None = None
+
+
+class ModelOnce:
+    """The networks of a model, loaded when they are first wanted and then kept."""
+
+    def __init__(self, options: SegmentOptions) -> None:
+        self._options = options
+        self._stages: list[Stage] | None = None
+        self.failure: BaseException | None = None
+
+    def __call__(self, progress: Progress | None = None) -> list[Stage]:
+        """Return the networks; a failure to load them is remembered.
+
+        Raises
+        ------
+        ValueError, OSError
+            As `etsam.stages.load_stages`.
+        """
+        from etsam.stages import load_stages
+
+        if self._stages is None:
+            try:
+                self._stages = load_stages(self._options, progress)
+            except FAILURES as error:
+                self.failure = error
+                raise
+        return self._stages
+
+
+def default_manifest(paths: list[Path], output: Path | None, shard: str | None = None) -> Path:
+    """Return where a batch records itself: in the results' folder, or the one its tomograms share."""
+    if output is None:
+        folder = Path(os.path.commonpath([path.resolve().parent for path in paths]))
+    else:
+        folder = output.parent if output.is_file() or output.suffix else output
+    part = f".{shard.replace('/', 'of')}" if shard else ""
+    return folder / f"{MANIFEST_NAME}{part}{SUFFIX}"
+
+
+def run_batch(
+    plan: BatchPlan, progress_for: Callable[[Path], Progress] | None = None
+) -> Iterator[Outcome]:
+    """Segment the tomograms in order, and yield what became of each.
+
+    A failure is recorded and the next tomogram begun, unless `plan` says otherwise or the model
+    cannot be loaded. `progress_for` gives what is called with each tomogram's progress; an
+    exception in it interrupts the batch.
+
+    Raises
+    ------
+    ValueError, OSError
+        Two tomograms have the same result, another batch is at work here, or the model cannot be
+        loaded.
+    """
+    masks = {path: result_names(path, plan.options).mask for path in plan.paths}
+    refuse_same_results(masks)
+    load = ModelOnce(plan.options)
+    with Manifest(plan.manifest) as manifest:
+        queue = manifest.begin(masks.items())
+        for path, entry in zip(plan.paths, queue, strict=True):
+            running = manifest.started(replace(entry, **here()))
+            progress = None if progress_for is None else progress_for(path)
+            try:
+                outcome = segment_one(path, running, plan, load, progress)
+            except BaseException:
+                manifest.interrupted()
+                raise
+            manifest.put(outcome.entry)
+            if load.failure is not None:
+                raise load.failure
+            yield outcome
+            if plan.fail_fast and outcome.error is not None:
+                return
+
+
+def segment_one(
+    path: Path,
+    entry: Entry,
+    plan: BatchPlan,
+    load: Callable[[Progress | None], list[Stage]],
+    progress: Progress | None = None,
+) -> Outcome:
+    """Segment one tomogram of a batch; a failure is part of what is returned."""
+    from etsam.segmentation import segment_file
+
+    reset_peak_rss()
+    begun = time.perf_counter()
+    entry = replace(entry, parameters=request_of(plan.options))
+    try:
+        result = segment_file(
+            path, plan.options, progress, load=load, resume=plan.resume, run=plan.run
+        )
+    except FAILURES as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        failed = replace(entry, state="failed", error=text, **_measured(begun))
+        return Outcome(path, failed, error=error)
+    details = result.details
+    done = replace(
+        entry,
+        state="done",
+        sha256=details["inputs"][0]["sha256"],
+        weights=[weights["sha256"] for weights in details["weights"]],
+        membrane_fraction=details["results"]["membrane_fraction"],
+        reused=result.reused,
+        **_measured(begun),
+    )
+    return Outcome(path, done, result)
+
+
+def _measured(begun: float) -> dict[str, Any]:
+    seconds = round(time.perf_counter() - begun, 3)
+    return {"ended": now(), "seconds": seconds, "peak_rss_mb": peak_rss_mb()}
+
+
+@dataclass
+class BatchClock:
+    """Time that is left, from the tomograms done so far in this run."""
+
+    total: int
+    done: int = 0
+    worked: int = 0
+    begun: float = field(default_factory=time.monotonic)
+
+    def count(self, entry: Entry) -> None:
+        """Take note of a tomogram that is done."""
+        self.done += 1
+        self.worked += not entry.reused
+
+    def remaining(self) -> float | None:
+        """Seconds that are left, or None before the first tomogram is done."""
+        if not self.worked:
+            return None
+        return (time.monotonic() - self.begun) / self.worked * (self.total - self.done)

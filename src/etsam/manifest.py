@@ -1,0 +1,228 @@
+"""What has become of each tomogram of a batch: one JSON line each, in a file beside the results."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+MANIFEST_NAME = "etsam_manifest"
+SUFFIX = ".jsonl"
+
+State = Literal["queued", "running", "done", "failed", "interrupted"]
+STATES: tuple[State, ...] = ("done", "running", "queued", "interrupted", "failed")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tomogram: a line of the manifest.
+
+    ``seconds`` and ``peak_rss_mb`` are those of the last attempt; ``reused`` says that its result
+    was there already; ``host`` and ``pid`` are those of the process that worked on it.
+    """
+
+    input: str
+    mask: str
+    state: State = "queued"
+    attempts: int = 0
+    sha256: str | None = None
+    weights: list[str] = field(default_factory=list)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    started: str | None = None
+    ended: str | None = None
+    seconds: float | None = None
+    peak_rss_mb: float | None = None
+    membrane_fraction: float | None = None
+    error: str | None = None
+    reused: bool = False
+    host: str | None = None
+    pid: int | None = None
+
+
+def now() -> str:
+    """Return the time, UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Manifest:
+    """The entries of a batch, by mask; written anew, atomically, at every change.
+
+    While it is open no other batch can open it. Without a path the entries stay in memory.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.entries: dict[str, Entry] = {}
+
+    def __enter__(self) -> Self:
+        """Take the lock and read what is there.
+
+        Raises
+        ------
+        OSError
+            Another batch has it open, or the folder cannot be written.
+        ValueError
+            The file is not a manifest.
+        """
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock_of(self.path)
+            if not _try(self._lock):
+                raise OSError(f"another batch is at work on {self.path}: wait for it")
+            self.entries = {entry.mask: entry for entry in read_manifest(self.path)}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.path is not None:
+            self._lock.release()
+
+    def begin(self, pairs: Iterable[tuple[Path, Path]]) -> list[Entry]:
+        """Queue tomograms, each with its mask; earlier attempts are counted on."""
+        queued = []
+        for source, mask in pairs:
+            key = str(mask.resolve())
+            known = self.entries.get(key)
+            entry = Entry(str(source.resolve()), key, attempts=known.attempts if known else 0)
+            self.entries[key] = entry
+            queued.append(entry)
+        self._write()
+        return queued
+
+    def put(self, entry: Entry) -> Entry:
+        """Replace an entry, and write the file."""
+        self.entries[entry.mask] = entry
+        self._write()
+        return entry
+
+    def started(self, entry: Entry) -> Entry:
+        """Note that work on a tomogram begins."""
+        attempts = entry.attempts + 1
+        return self.put(replace(entry, state="running", attempts=attempts, started=now()))
+
+    def interrupted(self) -> None:
+        """Note that nothing is being worked on any more."""
+        for entry in list(self.entries.values()):
+            if entry.state == "running":
+                self.entries[entry.mask] = replace(entry, state="interrupted", ended=now())
+        self._write()
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        lines = [json.dumps(asdict(entry), default=str) for entry in self.entries.values()]
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        try:
+            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            partial.replace(self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def read_manifest(path: Path) -> list[Entry]:
+    """Read the entries of a manifest; none where there is no file.
+
+    Raises
+    ------
+    ValueError
+        A line is not an entry.
+    """
+    if not path.exists():
+        return []
+    known = {item.name for item in fields(Entry)}
+    entries = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            values = json.loads(line)
+            if values["state"] not in STATES or not isinstance(values["attempts"], int):
+                raise ValueError(f"state {values['state']!r}")
+            entries.append(Entry(**{key: values[key] for key in known & set(values)}))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(
+                f"{path}, line {number} is not what etsam wrote ({error}): move the file away"
+            ) from None
+    return entries
+
+
+def find_manifests(place: Path) -> list[Path]:
+    """Find the manifests of a folder, those of all shards, or return the one that is named.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    """
+    if place.is_file():
+        return [place]
+    found = sorted(place.glob(f"{MANIFEST_NAME}*{SUFFIX}")) if place.is_dir() else []
+    if not found:
+        raise FileNotFoundError(
+            f"no manifest in {place}: expected {MANIFEST_NAME}{SUFFIX}, which a batch writes into "
+            "the folder of its results"
+        )
+    return found
+
+
+def current_entries(paths: Iterable[Path]) -> list[Entry]:
+    """Read manifests as they are now: what no living process works on is interrupted."""
+    entries: dict[str, Entry] = {}
+    for path in paths:
+        idle = _is_idle(path)
+        for entry in read_manifest(path):
+            stopped = idle and entry.state == "running"
+            entries[entry.mask] = replace(entry, state="interrupted") if stopped else entry
+    return list(entries.values())
+
+
+def counts(entries: Iterable[Entry]) -> dict[str, int]:
+    """How many tomograms are in each state."""
+    states = [entry.state for entry in entries]
+    return {state: states.count(state) for state in STATES}
+
+
+def here() -> dict[str, Any]:
+    """Host and process, for an entry."""
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _lock_of(path: Path) -> FileLock:
+    from filelock import FileLock
+
+    return FileLock(_lock_path(path))
+
+
+def _is_idle(path: Path) -> bool:
+    """Whether no batch has a manifest open; not known, and so False, where others' files lie."""
+    if not os.access(_lock_path(path), os.W_OK):
+        return False
+    lock = _lock_of(path)
+    idle = _try(lock)
+    lock.release()
+    return idle
+
+
+def _try(lock: FileLock) -> bool:
+    from filelock import Timeout
+
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
