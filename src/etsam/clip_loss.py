@@ -2,137 +2,170 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torch.utils.checkpoint import checkpoint
 
-from etsam.dataset import Clips
 from etsam.losses import LossWeights, frame_loss
 from etsam.sam2 import SAM2, Features, MemoryBank, Output
+from etsam.training.clips import Clips
+from etsam.training.prompting import (
+    CLICKED,
+    LONG,
+    Plan,
+    prompt_mask,
+    sample_boxes,
+    sample_clicks,
+)
 
-GRID_STEP = 50
-"""Pixels between the dots of the automatic prompt (paper, section 4.4)."""
-LONG = 1000
-"""Length of the volume a clip is thought to come from, in slices."""
-PromptKind = Literal["grid", "zero", "mask", "points", "box"]
-
-
-@dataclass(frozen=True)
-class PromptMix:
-    """How often each prompt conditions a clip.
-
-    ``automatic`` is ``grid`` in stage 1 and ``zero`` in stage 2, the prompts of use. SAM 2, and
-    with it the paper, draws the rest only: points .5, box .25, mask .25.
-    """
-
-    automatic: Literal["grid", "zero"] = "grid"
-    share: float = 0.7
-    points: float = 0.5
-    box: float = 0.25
-
-    def draw(self, random: np.random.Generator) -> PromptKind:
-        """Choose the prompt of one batch."""
-        if random.random() < self.share:
-            return self.automatic
-        kind = random.random()
-        if kind < self.points:
-            return "points"
-        return "box" if kind < self.points + self.box else "mask"
+MASK_LIMIT = 32.0
+"""Logits of the answer so far are clamped to this when they go back with a click (SAM 2)."""
+Call = Callable[..., Any]
 
 
-def grid_mask(shape: tuple[int, ...], random: np.random.Generator) -> Tensor:
-    """One-pixel dots every 50 pixels with a random phase, (b, 1, h, w) float32."""
-    mask = torch.zeros(shape[0], 1, *shape[-2:])
-    y, x = random.integers(0, GRID_STEP, 2)
-    mask[..., y::GRID_STEP, x::GRID_STEP] = 1
-    return mask
+def _keep(part: Call, *arguments: Any) -> Any:
+    """Run a part of the network, keeping what its gradient needs."""
+    return part(*arguments)
 
 
-def sample_point(labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """One click per clip on a random membrane pixel; a negative one where there is none.
-
-    Returns x, y in pixels (b, 1, 2) and labels (b, 1).
-    """
-    points, signs = [], []
-    for plane in labels:
-        where = (plane == 1).nonzero()
-        signs.append(int(len(where) > 0))
-        if len(where):
-            y, x = where[int(random.integers(len(where)))].tolist()
-        else:
-            y, x = (int(random.integers(n)) for n in plane.shape)
-        points.append([float(x), float(y)])
-    return torch.tensor(points)[:, None], torch.tensor(signs)[:, None]
-
-
-def sample_box(labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """The bounding box of each mask, moved by up to a tenth of its size, as its two corners."""
-    corners = []
-    for plane in labels:
-        where = (plane == 1).nonzero().float()
-        if not len(where):
-            where = torch.tensor([[0.0, 0.0], [plane.shape[0] - 1.0, plane.shape[1] - 1.0]])
-        low, high = where.amin(0), where.amax(0)
-        noise = torch.from_numpy(random.uniform(-0.1, 0.1, (2, 2)).astype(np.float32))
-        box = torch.stack((low, high)) + noise * (high - low)
-        corners.append(box.flip(-1))
-    return torch.stack(corners), torch.tensor([[2, 3]]).expand(len(labels), -1)
-
-
-def split_features(features: Features, clips: int) -> Iterator[Features]:
-    """Cut features of (b * t) frames into one `Features` of b frames for each of t times."""
-    image = torch.unflatten(features.image, 0, (clips, -1))
-    high_res = [torch.unflatten(maps, 0, (clips, -1)) for maps in features.high_res]
-    for time in range(image.shape[1]):
-        yield Features(image[:, time], [maps[:, time] for maps in high_res])
+def _forget(part: Call, *arguments: Any) -> Any:
+    """Run a part of the network, and once more for its gradient: less memory, more time."""
+    return checkpoint(part, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def run_clips(
-    model: SAM2, clips: Clips, kind: PromptKind, random: np.random.Generator
+    model: SAM2, clips: Clips, plan: Plan, *, anchored: bool = True, thrifty: bool = False
 ) -> Iterator[tuple[int, Output]]:
-    """Condition on frame 0, then track the others; yields frame number and answer.
+    """Answer the conditioned frames, then track the others; yields frame number and answer.
 
-    Frame 0 is yielded only where the network answers it itself (points and box).
+    Frames that are conditioned by a mask return it and are not yielded; corrected ones are yielded
+    once more after each click. ``thrifty`` keeps no intermediate values for the gradients.
     """
-    count = len(clips.frames)
-    features = model.encode(clips.frames.flatten(0, 1))
-    first, *others = split_features(features, count)
-    truth = clips.labels[:, 0]
-    if kind in ("points", "box"):
-        sampler = sample_point if kind == "points" else sample_box
-        points, signs = (part.to(truth.device) for part in sampler(truth.cpu(), random))
-        bank = MemoryBank.for_config(model.config)
-        image = model.condition(first.image, bank, 0, LONG)
-        output = model.decode(image, first, points=(points, signs), multimask=kind == "points")
-        yield 0, output
-    else:
-        mask = (truth == 1).float()[:, None]
-        if kind == "grid":
-            mask = grid_mask(tuple(mask.shape), random).to(mask.device)
-        elif kind == "zero":
-            mask = torch.zeros_like(mask)
-        output = model.answer_with_mask(first, mask)
+    call = _forget if thrifty else _keep
+    features = _encode(model, clips.frames, call, each=thrifty)
+    count = len(features)
+    # frame 0 of anchored clips lies ``away`` slices before the others
+    place = [-plan.away, *range(count - 1)] if anchored else list(range(count))
     bank = MemoryBank.for_config(model.config)
-    # in use the conditioning slice is anything from one to hundreds of slices away
-    away = 1 if random.random() < 0.5 else int(random.integers(1, LONG // 2))
-    bank.conditioning[-away] = model.remember(first, output, binary=True)
-    for z, frame in enumerate(others):
-        output = model.decode(model.condition(frame.image, bank, z, LONG), frame)
-        bank.remember(z, model.remember(frame, output))
-        yield z + 1, output
+    others = [index for index in range(count) if index not in plan.conditioning]
+    for index in (*plan.conditioning, *others):
+        frame, labels, z = features[index], clips.labels[:, index], place[index]
+        first = index in plan.conditioning
+        masked = first and plan.kind not in CLICKED
+        if masked:
+            mask = prompt_mask(plan.kind, labels, plan.phase)
+            output = call(model.answer_with_mask, frame, mask)
+        else:
+            known = MemoryBank.for_config(model.config) if first else _snapshot(bank)
+            image = call(model.condition, frame.image, known, z, LONG)
+            points = _first_prompt(plan, labels, clips) if first else None
+            for output in _answers(model, (image, frame), (clips, index, points), plan, call):
+                yield index, output
+        memory = call(_remember, model, frame, output, masked)
+        if first or index in plan.corrected:
+            bank.conditioning[z] = memory
+        else:
+            bank.remember(z, memory)
 
 
-def clip_loss(
-    model: SAM2, clips: Clips, kind: PromptKind, weights: LossWeights, random: np.random.Generator
-) -> Tensor:
-    """Mean loss of the answered frames, a scalar."""
-    losses = [
-        frame_loss(output.decoded, clips.labels[:, index], weights)
-        for index, output in run_clips(model, clips, kind, random)
-        if output.decoded is not None
-    ]
-    return torch.stack(losses).mean()
+def _encode(model: SAM2, frames: Tensor, call: Call, *, each: bool) -> list[Features]:
+    """Features of frames (b, t, c, h, w), for each of t times; one after the other, or all at once."""
+    if each:
+        return [call(model.encode, frames[:, time]) for time in range(frames.shape[1])]
+    features = model.encode(frames.flatten(0, 1))
+    image, *high_res = (
+        maps.unflatten(0, frames.shape[:2]).unbind(1)
+        for maps in (features.image, *features.high_res)
+    )
+    return [Features(one, [maps[time] for maps in high_res]) for time, one in enumerate(image)]
+
+
+def _snapshot(bank: MemoryBank) -> MemoryBank:
+    """The bank as it is now, for a part that may run again when the bank has gone on."""
+    return MemoryBank(
+        dict(bank.conditioning),
+        deque(bank.spatial, bank.spatial.maxlen),
+        deque(bank.pointers, bank.pointers.maxlen),
+    )
+
+
+def _first_prompt(plan: Plan, labels: Tensor, clips: Clips) -> tuple[Tensor, Tensor]:
+    if plan.kind == "points":
+        return sample_clicks(labels, None, clips.randoms)
+    return sample_boxes(labels, clips.randoms)
+
+
+def _answers(
+    model: SAM2,
+    conditioned: tuple[Tensor, Features],
+    target: tuple[Clips, int, tuple[Tensor, Tensor] | None],
+    plan: Plan,
+    call: Call,
+) -> Iterator[Output]:
+    """The answer to a frame, and to each click that corrects it.
+
+    As in SAM 2 several candidates come from at most one point, and each click goes to the decoder
+    together with all before it and the logits of the answer so far.
+    """
+    clips, index, points = target
+    output = call(_decode, model, conditioned, points, None)
+    yield output
+    labels = clips.labels[:, index]
+    for from_truth in plan.from_truth if index in plan.corrected else ():
+        found = None if from_truth else _mask(output, labels)
+        clicks, signs = sample_clicks(labels, found, clips.randoms)
+        if points is not None:
+            clicks, signs = (
+                torch.cat(both, 1) for both in zip(points, (clicks, signs), strict=True)
+            )
+        points = clicks, signs
+        output = call(_decode, model, conditioned, points, output.logits)
+        yield output
+
+
+def _mask(output: Output, labels: Tensor) -> Tensor:
+    """What was found, at the resolution of the labels (b, h, w)."""
+    full = interpolate(output.logits.detach().float(), labels.shape[1:], mode="bilinear")
+    return full[:, 0] > 0
+
+
+def _decode(
+    model: SAM2,
+    conditioned: tuple[Tensor, Features],
+    points: tuple[Tensor, Tensor] | None,
+    logits: Tensor | None,
+) -> Output:
+    image, features = conditioned
+    mask = None if logits is None else logits.clamp(-MASK_LIMIT, MASK_LIMIT)
+    multimask = points is None or points[0].shape[1] <= 1
+    return model.decode(image, features, points=points, mask=mask, multimask=multimask)
+
+
+def _remember(model: SAM2, features: Features, output: Output, masked: bool) -> Any:
+    """Memory of a frame; soft where the network answered, so that gradients pass."""
+    return model.remember(features, output, binary=masked)
+
+
+class ClipLoss(nn.Module):
+    """Mean loss over the answers of a batch of clips, a scalar; a module so that it can be shared out."""
+
+    def __init__(
+        self, model: SAM2, weights: LossWeights, *, anchored: bool = True, thrifty: bool = False
+    ) -> None:
+        super().__init__()
+        self.model, self.weights = model, weights
+        self.anchored, self.thrifty = anchored, thrifty
+
+    def forward(self, clips: Clips, plan: Plan) -> Tensor:
+        call = _forget if self.thrifty else _keep
+        answers = run_clips(self.model, clips, plan, anchored=self.anchored, thrifty=self.thrifty)
+        losses = [
+            call(frame_loss, output.decoded, clips.labels[:, index], self.weights)
+            for index, output in answers
+        ]
+        return torch.stack(losses).mean()

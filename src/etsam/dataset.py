@@ -1,189 +1,252 @@
-"""Training data: tomogram and mask pairs in a folder, cut into clips of consecutive slices."""
+"""Training data: tomogram and mask pairs, found in folders and read slice by slice."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from etsam.frames import FrameSpec, fuse, window
+from etsam.frames import FrameSpec
 from etsam.intensity import IntensityScaling, measure_intensity
+from etsam.logits import LogitRange
 from etsam.metrics import IGNORE
-from etsam.volume import open_tomogram
+from etsam.volume import KNOWN_SUFFIXES, Tomogram, open_tomogram, tomogram_from_array
 
-MASK_SUFFIX = "_membrane.mrc"
+MASK_ENDING = "_membrane"
 LOGITS_SUFFIX = "_stage1.npy"
 LOGIT_STEP = 5.0 / 127
 """Stage-1 logits, clipped to [-5, 5], are kept as int8 in memory and on disk."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A tomogram, its labels and, for stage 2, the stage-1 logits, all (Z, Y, X) in memory."""
-
-    name: str
-    grey: np.ndarray
-    labels: np.ndarray
-    scaling: IntensityScaling
-    logits: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class ClipShape:
-    """Sizes of a training clip.
-
-    ``frames`` consecutive slices after one conditioning slice, ``size`` pixels square.
-    """
-
-    frames: int = 4
-    size: int = 192
-
-
-@dataclass(frozen=True)
-class Clips:
-    """A batch: frame 0 is the conditioning slice, the others are consecutive.
-
-    frames (b, t + 1, c, h, w) float32; labels (b, t + 1, h, w) int8 of 1, 0 and -1.
-    """
-
-    frames: Tensor
-    labels: Tensor
+OPEN_VOLUMES = 64
+"""Files kept open at once."""
+PORTAL_TOMOGRAMS = "Reconstructions/VoxelSpacing*/Tomograms/*/*"
+PORTAL_FOLDERS = ("", "*/", "*/*/")
+"""A run, a dataset of runs, several datasets; no ``**``, which would look into every Zarr."""
+PORTAL_MASKS = "*membrane*_segmentationmask.*"
 
 
 def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """List tomograms that have a ``{stem}_membrane.mrc`` beside them, sorted by name."""
-    pairs = []
-    for mask in sorted(folder.glob(f"*{MASK_SUFFIX}")):
-        tomogram = mask.with_name(mask.name.removesuffix(MASK_SUFFIX) + ".mrc")
-        if tomogram.is_file():
-            pairs.append((tomogram, mask))
-    return pairs
+    """List the tomograms of a folder that have a mask, sorted by name.
 
-
-def load_pair(tomogram: Path, mask: Path, spec: FrameSpec, *, with_logits: bool) -> Pair:
-    """Read one pair into memory.
+    Either NAME and NAME_membrane lie side by side, in any format that can be read (MRC, packed or not,
+    and OME-Zarr), or the folder holds runs as the CryoET Data Portal lays them out:
+    ``{run}/Reconstructions/VoxelSpacing*/Tomograms/*/`` and ``.../Annotations/*/*membrane*_segmentationmask``.
 
     Raises
     ------
     ValueError
-        When tomogram and mask differ in shape, or the mask has other values than -1, 0, 1.
-    FileNotFoundError
-        When stage-1 logits are wanted and there are none.
+        A run of the portal has several membrane annotations.
     """
-    with open_tomogram(tomogram) as volume, open_tomogram(mask) as truth:
-        if volume.shape != truth.shape:
-            raise ValueError(f"{mask} is {truth.shape}, but {tomogram} is {volume.shape}")
-        scaling = measure_intensity(volume, spec.normalisation)
-        grey = volume.read_slices(0, volume.shape[0])
-        labels = truth.read_slices(0, truth.shape[0])
-        if volume.dtype.itemsize == 1:
-            grey = grey.astype(volume.dtype)
-    if not np.isin(labels, (IGNORE, 0, 1)).all():
-        raise ValueError(f"{mask} has values other than 1 (membrane), 0 and -1 (not annotated)")
-    logits = None
-    if with_logits:
-        path = tomogram.with_name(tomogram.stem + LOGITS_SUFFIX)
-        if not path.is_file():
-            raise FileNotFoundError(f"no stage-1 logits at {path}; run stage 1 over the data first")
-        logits = np.load(path, allow_pickle=False)
-    return Pair(tomogram.stem, grey, labels.astype(np.int8), scaling, logits)
+    return _side_by_side(folder) or _portal(folder)
 
 
-class ClipSampler:
-    """Draw augmented clips from pairs that fit in memory, reproducibly from a seed."""
+def stem_of(path: Path) -> str:
+    """The name of a volume without the suffix of its format."""
+    return KNOWN_SUFFIXES.sub("", path.name)
 
-    def __init__(self, pairs: list[Pair], spec: FrameSpec, seed: int) -> None:
-        if not pairs:
-            raise ValueError("no training pairs: expected NAME.mrc beside NAME_membrane.mrc")
-        self.pairs, self.spec = pairs, spec
-        self.random = np.random.default_rng(seed)
 
-    def batch(self, size: int, shape: ClipShape) -> Clips:
-        """Draw ``size`` clips."""
-        clips = [self._clip(shape) for _ in range(size)]
-        return Clips(
-            torch.stack([frames for frames, _ in clips]),
-            torch.stack([labels for _, labels in clips]),
+def logits_path(tomogram: Path) -> Path:
+    """Where the stage-1 logits of a training tomogram lie."""
+    return tomogram.with_name(stem_of(tomogram) + LOGITS_SUFFIX)
+
+
+def _side_by_side(folder: Path) -> list[tuple[Path, Path]]:
+    volumes = _by_stem(folder.glob("*")) if folder.is_dir() else {}
+    return [
+        (tomogram, volumes[stem + MASK_ENDING])
+        for stem, tomogram in sorted(volumes.items())
+        if stem + MASK_ENDING in volumes
+    ]
+
+
+def _portal(folder: Path) -> list[tuple[Path, Path]]:
+    pairs = []
+    found = [path for above in PORTAL_FOLDERS for path in folder.glob(above + PORTAL_TOMOGRAMS)]
+    tomograms = _by_stem(found, whole_path=True)
+    for _, tomogram in sorted(tomograms.items()):
+        spacing = tomogram.parents[2]
+        annotations = spacing / "Annotations"
+        paths = [*annotations.glob(PORTAL_MASKS), *annotations.glob("*/" + PORTAL_MASKS)]
+        masks = _by_stem(paths, whole_path=True)
+        if len(masks) > 1:
+            raise ValueError(
+                f"{spacing} has {len(masks)} membrane annotations ({', '.join(sorted(masks))}): "
+                "leave one, or merge them"
+            )
+        pairs += [(tomogram, mask) for mask in masks.values()]
+    return pairs
+
+
+def _by_stem(paths: Iterable[Path], *, whole_path: bool = False) -> dict[str, Path]:
+    """Volumes by name; of one in several formats the MRC, which is read faster at random."""
+    volumes: dict[str, Path] = {}
+    for path in sorted(paths, key=lambda p: (p.suffix == ".zarr", p.name)):
+        if KNOWN_SUFFIXES.search(path.name):
+            stem = stem_of(path)
+            volumes.setdefault(str(path.parent / stem) if whole_path else stem, path)
+    return volumes
+
+
+class SliceStore:
+    """Slices of many volumes, read when asked for; the latest stay in memory, within a bound.
+
+    Safe to read from several threads.
+    """
+
+    def __init__(self, limit_gb: float) -> None:
+        self._limit = limit_gb * 1e9
+        self._held = 0
+        self._slices: OrderedDict[tuple[Path, int], np.ndarray] = OrderedDict()
+        self._open: OrderedDict[Path, Tomogram] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, path: Path, z: int) -> np.ndarray:
+        """Slice z (Y, X) of a volume: bytes as they are, anything else as float32."""
+        with self._lock:
+            key = (path, z)
+            if key in self._slices:
+                self._slices.move_to_end(key)
+                return self._slices[key]
+            volume = self._volume(path)
+            plane = volume.read_slice(z)
+            if volume.dtype.itemsize == 1:
+                plane = plane.astype(volume.dtype)
+            self._slices[key] = plane
+            self._held += plane.nbytes
+            while self._held > self._limit and len(self._slices) > 1:
+                self._held -= self._slices.popitem(last=False)[1].nbytes
+            return plane
+
+    def close(self) -> None:
+        """Close all files and forget all slices."""
+        with self._lock:
+            for volume in self._open.values():
+                volume.close()
+            self._open.clear()
+            self._slices.clear()
+            self._held = 0
+
+    def _volume(self, path: Path) -> Tomogram:
+        if path not in self._open:
+            self._open[path] = open_volume(path)
+            if len(self._open) > OPEN_VOLUMES:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(path)
+        return self._open[path]
+
+
+def open_volume(path: Path) -> Tomogram:
+    """Open a tomogram, a mask or stored stage-1 logits."""
+    if path.suffix == ".npy":
+        return tomogram_from_array(np.load(path, mmap_mode="r", allow_pickle=False))
+    return open_tomogram(path)
+
+
+class Pair:
+    """A tomogram, its labels and, for stage 2, its stage-1 logits, (Z, Y, X), read when asked for."""
+
+    def __init__(
+        self,
+        tomogram: Path,
+        mask: Path,
+        spec: FrameSpec,
+        store: SliceStore,
+        *,
+        with_logits: bool = False,
+    ) -> None:
+        """Check that the files fit each other.
+
+        Raises
+        ------
+        ValueError
+            The shapes differ, or the mask has other values than -1, 0 and 1 in its middle slice.
+        FileNotFoundError
+            Stage-1 logits are wanted and there are none.
+        """
+        self.name = stem_of(tomogram)
+        self.tomogram, self.mask = tomogram, mask
+        self.logits = logits_path(tomogram) if with_logits else None
+        self._spec, self._store = spec, store
+        with open_volume(tomogram) as volume:
+            self.shape = volume.shape
+            self.voxel_spacing = volume.voxel_spacing
+        for path in filter(None, (mask, self.logits)):
+            if not path.exists():
+                raise FileNotFoundError(f"no stage-1 logits at {path}; give --stage1-checkpoint")
+            with open_volume(path) as volume:
+                if volume.shape != self.shape:
+                    raise ValueError(f"{path} is {volume.shape}, but {tomogram} is {self.shape}")
+                if path == mask:
+                    self._check_labels(volume.read_slice(self.shape[0] // 2))
+
+    @cached_property
+    def scaling(self) -> IntensityScaling:
+        """Scaling of the grey values, measured over the volume at first use."""
+        with open_volume(self.tomogram) as volume:
+            return measure_intensity(volume, self._spec.normalisation, invert=self._spec.invert)
+
+    @cached_property
+    def logit_range(self) -> LogitRange:
+        """Extremes of the stage-1 logits over the volume."""
+        assert self.logits is not None
+        low, high = np.inf, -np.inf
+        with open_volume(self.logits) as volume:
+            for z in range(self.shape[0]):
+                plane = volume.read_slice(z)
+                low, high = min(low, float(plane.min())), max(high, float(plane.max()))
+        return LogitRange(low * LOGIT_STEP, high * LOGIT_STEP)
+
+    def read_grey(self, z: int, box: tuple[slice, slice]) -> Tensor:
+        """Scaled grey values of part of slice z, float32."""
+        return self.scaling.apply(
+            torch.from_numpy(np.array(self._store.read(self.tomogram, z)[box]))
         )
 
-    def batches(self, size: int, shape: ClipShape) -> Iterator[Clips]:
-        """Draw batches for ever."""
-        while True:
-            yield self.batch(size, shape)
+    def read_labels(self, z: int, box: tuple[slice, slice]) -> Tensor:
+        """Labels of part of slice z, int8.
 
-    def _clip(self, shape: ClipShape) -> tuple[Tensor, Tensor]:
-        pair = self._pick(shape)
-        depth, height, width = pair.labels.shape
-        start = int(self.random.integers(0, depth - shape.frames + 1))
-        y = int(self.random.integers(0, height - shape.size + 1))
-        x = int(self.random.integers(0, width - shape.size + 1))
-        zs = list(range(start, start + shape.frames))
-        if self.random.random() < 0.5:
-            zs.reverse()
-        # the conditioning slice: where tracking begins in use, or anywhere, since it stays in
-        # memory to the end of the volume
-        anchor = zs[0] if self.random.random() < 0.5 else int(self.random.integers(0, depth))
-        zs.insert(0, anchor)
-        crop = np.s_[y : y + shape.size, x : x + shape.size]
-        flipped = zs[1] > zs[-1]
-        frames = torch.stack([self._planes(pair, z, crop, flipped) for z in zs])
-        labels = torch.from_numpy(np.stack([pair.labels[z][crop] for z in zs]))
-        frames = self._jitter(frames)
-        return self._turn(frames, labels)
+        Raises
+        ------
+        ValueError
+            There are other values than -1, 0 and 1.
+        """
+        plane = self._store.read(self.mask, z)[box]
+        self._check_labels(plane)
+        return torch.from_numpy(plane.astype(np.int8))
 
-    def _pick(self, shape: ClipShape) -> Pair:
-        for _ in range(1000):
-            pair = self.pairs[int(self.random.integers(len(self.pairs)))]
-            if min(pair.labels.shape[1:]) >= shape.size and len(pair.labels) >= shape.frames:
-                return pair
-        raise ValueError(f"the volumes are smaller than a clip ({shape.frames} x {shape.size}^2)")
+    def read_logits(self, z: int, box: tuple[slice, slice]) -> Tensor:
+        """Stage-1 logits of part of slice z, float32."""
+        assert self.logits is not None
+        return (
+            torch.from_numpy(np.array(self._store.read(self.logits, z)[box])).float() * LOGIT_STEP
+        )
 
-    def _planes(self, pair: Pair, z: int, crop: tuple[slice, slice], flipped: bool) -> Tensor:
-        """Stacked neighbours of slice z, scaled, with stage-1 logits where there are any."""
-        indices = window(z, len(pair.labels), self.spec.offsets, 1)
-        if flipped:
-            indices.reverse()
-        grey = torch.from_numpy(np.stack([pair.grey[i][crop] for i in indices]))
-        planes = pair.scaling.apply(grey)
-        if pair.logits is None:
-            return planes
-        logits = torch.from_numpy(np.stack([pair.logits[i][crop] for i in indices]))
-        return fuse(planes, logits.float() * LOGIT_STEP, self.spec)
+    def _check_labels(self, plane: np.ndarray) -> None:
+        if not np.isin(plane, (IGNORE, 0, 1)).all():
+            raise ValueError(
+                f"{self.mask} has values other than 1 (membrane), 0 and -1 (not annotated)"
+            )
 
-    def _jitter(self, frames: Tensor) -> Tensor:
-        """Change contrast, brightness, noise and sharpness of the grey channels."""
-        slices = len(self.spec.offsets)
-        grey = frames[:, :slices]
-        draw = self.random.random
-        gain, shift = np.exp(0.25 * (2 * draw() - 1)), 0.2 * (2 * draw() - 1)
-        grey = grey * gain + shift
-        if draw() < 0.25:
-            grey = grey + self._edge(grey.shape[-1])
-        if draw() < 0.25:
-            seed = int(self.random.integers(2**31))
-            noise = torch.randn(grey.shape, generator=torch.Generator().manual_seed(seed))
-            grey = grey + 0.5 * draw() * noise
-        if draw() < 0.3:
-            soft = torch.nn.functional.avg_pool2d(grey, 3, 1, 1)
-            grey = torch.lerp(grey, soft, 1.6 * draw() - 0.6)
-        return torch.cat((grey, frames[:, slices:]), dim=1)
 
-    def _edge(self, size: int) -> Tensor:
-        """A soft step in brightness along a random line, as at the rim of a carbon film."""
-        angle, offset, height = self.random.uniform((0, -0.5, -1.5), (2 * np.pi, 0.5, 1.5))
-        width = np.exp(self.random.uniform(np.log(3), np.log(60)))
-        ramp = torch.arange(size, dtype=torch.float32) - size / 2
-        across = ramp[:, None] * np.sin(angle) + ramp * np.cos(angle) - offset * size
-        return float(height) * torch.sigmoid(across / width)
+def open_pairs(
+    folder: Path, spec: FrameSpec, store: SliceStore, *, with_logits: bool
+) -> list[Pair]:
+    """All pairs of a folder, checked but not read.
 
-    def _turn(self, frames: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotate by quarter turns and mirror, the same for the whole clip."""
-        turns = int(self.random.integers(4))
-        frames, labels = frames.rot90(turns, (-2, -1)), labels.rot90(turns, (-2, -1))
-        if self.random.random() < 0.5:
-            frames, labels = frames.flip(-1), labels.flip(-1)
-        return frames.contiguous(), labels.contiguous()
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        There are none, or one does not fit; see `Pair`.
+    """
+    found = find_pairs(folder)
+    if not found:
+        raise ValueError(
+            f"no pairs in {folder}; expected NAME.mrc (or .zarr) beside NAME_membrane.mrc, or runs "
+            "as the CryoET Data Portal lays them out"
+        )
+    return [Pair(tomogram, mask, spec, store, with_logits=with_logits) for tomogram, mask in found]

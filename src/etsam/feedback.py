@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
-from etsam.dataset import LOGIT_STEP, LOGITS_SUFFIX, find_pairs
+from etsam.dataset import LOGIT_STEP, find_pairs, logits_path
 from etsam.logits import LOGIT_LIMIT
 from etsam.options import SegmentOptions
 from etsam.pipeline import Volume, segment_slices
@@ -41,24 +42,27 @@ def write_stage1_logits(
     """
     chosen = choose_device(device)
     model, metadata = load_checkpoint(checkpoint, device=chosen)
-    model.to(choose_dtype("auto", chosen, is_own=True))
+    model.to(choose_dtype("auto", chosen, is_own="frame_spec" in metadata))
     stage = Stage(model, stage_spec(model, metadata), path=checkpoint)
     check_channels(stage, 0)
     tomograms = [tomogram for tomogram, _ in find_pairs(folder)]
-    missing = [p for p in tomograms if not p.with_name(p.stem + LOGITS_SUFFIX).is_file()]
+    missing = [path for path in tomograms if not logits_path(path).is_file()]
     for done, path in enumerate(missing):
-        with open_tomogram(path) as tomogram:
-            volume = Volume(tomogram, tomogram.voxel_spacing)
-            slices = segment_slices(volume, [stage], SegmentOptions())
-            kept = [
-                np.rint(logits.clip(-LOGIT_LIMIT, LOGIT_LIMIT) / LOGIT_STEP).astype(np.int8)
-                for logits in slices
-            ]
-        target = path.with_name(path.stem + LOGITS_SUFFIX)
-        partial = target.with_name(target.name + ".partial")
-        with partial.open("wb") as file:
-            np.save(file, np.stack(kept))
-        os.replace(partial, target)
+        _write_logits(path, stage)
         if progress is not None:
             progress(done + 1, len(missing))
     return len(missing)
+
+
+def _write_logits(path: Path, stage: Stage) -> None:
+    """Segment one tomogram slice by slice."""
+    target = logits_path(path)
+    partial = target.with_name(target.name + ".partial")
+    with open_tomogram(path) as tomogram:
+        volume = Volume(tomogram, tomogram.voxel_spacing)
+        kept = np.lib.format.open_memmap(partial, "w+", np.int8, tomogram.shape)
+        with closing(segment_slices(volume, [stage], SegmentOptions())) as slices:
+            for z, logits in enumerate(slices):
+                kept[z] = np.rint(logits.clip(-LOGIT_LIMIT, LOGIT_LIMIT) / LOGIT_STEP)
+        kept.flush()
+    os.replace(partial, target)

@@ -1,0 +1,97 @@
+"""Augmentation of a training clip: frames (t, c, h, w) and labels (t, h, w) change together."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Augmentation = Literal["none", "strong", "sam2"]
+"""``strong`` for networks that start from nothing, ``sam2`` as SAM 2 is fine-tuned."""
+
+DEGREES, SHEAR = 25.0, 20.0
+"""Largest rotation and shear of a clip in degrees (SAM 2's fine-tuning configuration)."""
+BRIGHTNESS, CONTRAST, SLICE_CONTRAST = 0.1, 0.03, 0.05
+"""Jitter of a whole clip; of each slice again the same brightness and more contrast (SAM 2's)."""
+
+
+def augment(
+    frames: Tensor, labels: Tensor, greys: int, kind: Augmentation, random: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Change a clip at random; the first ``greys`` channels are grey values."""
+    if kind == "none":
+        return frames, labels
+    if kind == "sam2":
+        if random.random() < 0.5:
+            frames, labels = frames.flip(-1), labels.flip(-1)
+        frames, labels = _affine(frames, labels, random)
+        return _colour_jitter(frames, random), labels
+    return _turn(_blemish(frames, greys, random), labels, random)
+
+
+def _turn(frames: Tensor, labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Rotate by quarter turns and mirror, the same for the whole clip."""
+    turns = int(random.integers(4))
+    frames, labels = frames.rot90(turns, (-2, -1)), labels.rot90(turns, (-2, -1))
+    if random.random() < 0.5:
+        frames, labels = frames.flip(-1), labels.flip(-1)
+    return frames.contiguous(), labels.contiguous()
+
+
+def _blemish(frames: Tensor, greys: int, random: np.random.Generator) -> Tensor:
+    """Change contrast, brightness, noise and sharpness of the grey channels."""
+    grey, draw = frames[:, :greys], random.random
+    gain, shift = np.exp(0.25 * (2 * draw() - 1)), 0.2 * (2 * draw() - 1)
+    grey = grey * gain + shift
+    if draw() < 0.25:
+        grey = grey + _edge(grey.shape[-1], random)
+    if draw() < 0.25:
+        generator = torch.Generator().manual_seed(int(random.integers(2**31)))
+        grey = grey + 0.5 * draw() * torch.randn(grey.shape, generator=generator)
+    if draw() < 0.3:
+        soft = F.avg_pool2d(grey, 3, 1, 1)
+        grey = torch.lerp(grey, soft, 1.6 * draw() - 0.6)
+    return torch.cat((grey, frames[:, greys:]), dim=1)
+
+
+def _edge(size: int, random: np.random.Generator) -> Tensor:
+    """A soft step in brightness along a random line, as at the rim of a carbon film."""
+    angle, offset, height = random.uniform((0, -0.5, -1.5), (2 * np.pi, 0.5, 1.5))
+    width = np.exp(random.uniform(np.log(3), np.log(60)))
+    ramp = torch.arange(size, dtype=torch.float32) - size / 2
+    across = ramp[:, None] * np.sin(angle) + ramp * np.cos(angle) - offset * size
+    return float(height) * torch.sigmoid(across / width)
+
+
+def _affine(frames: Tensor, labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Rotate and shear about the middle; what comes in from outside is the mirrored inside."""
+    angle = math.radians(random.uniform(-DEGREES, DEGREES))
+    shear = math.tan(math.radians(random.uniform(-SHEAR, SHEAR)))
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    matrix = turn @ torch.tensor([[1.0, shear], [0.0, 1.0]])
+    theta = F.pad(matrix, (0, 1))[None]
+    grid = F.affine_grid(theta, [1, 1, *frames.shape[-2:]], align_corners=False)
+    grid = grid.expand(len(frames), -1, -1, -1)
+    moved = F.grid_sample(frames, grid, padding_mode="reflection", align_corners=False)
+    marks = F.grid_sample(
+        labels[:, None].float(), grid, "nearest", padding_mode="reflection", align_corners=False
+    )
+    return moved, marks[:, 0].to(labels.dtype)
+
+
+def _colour_jitter(frames: Tensor, random: np.random.Generator) -> Tensor:
+    """Change brightness and contrast, for all slices alike and then for each."""
+    spread = np.array([BRIGHTNESS, CONTRAST])
+    bright, contrast = 1 + random.uniform(-spread, spread)
+    spread = np.array([BRIGHTNESS, SLICE_CONTRAST])
+    factors = 1 + random.uniform(-spread, spread, (len(frames), 2))
+    own = torch.from_numpy(factors).float()[:, :, None, None, None]
+    for brighten, stretch in ((float(bright), float(contrast)), (own[:, 0], own[:, 1])):
+        frames = frames * brighten
+        middle = frames.mean((-3, -2, -1), keepdim=True)
+        frames = torch.lerp(middle, frames, torch.as_tensor(stretch))
+    return frames

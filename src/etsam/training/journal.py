@@ -1,0 +1,87 @@
+"""What a training run tells: a line of JSON for each entry, curves and pictures for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+Log = Callable[[dict[str, Any]], None]
+
+
+class Journal:
+    """``log.jsonl`` and pictures in a run's folder; curves too where tensorboard is installed.
+
+    A run that goes on at ``step`` forgets what was written of later steps.
+    """
+
+    def __init__(self, folder: Path, step: int, log: Log | None = None) -> None:
+        self._folder, self._log = folder, log
+        self._path = folder / "log.jsonl"
+        self._forget(step)
+        self._writer = _summary_writer(folder, step)
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Add an entry; ``step`` is its place on the curves."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        if self._writer is not None:
+            for name, value in entry.items():
+                if name != "step":
+                    self._writer.add_scalar(name, value, entry["step"])
+        if self._log is not None:
+            self._log(entry)
+
+    def show(self, name: str, picture: np.ndarray, step: int) -> None:
+        """Write a picture, uint8 (h, w, 3), to NAME.png."""
+        target = self._folder / f"{name}.png"
+        partial = target.with_name(target.name + ".partial")
+        Image.fromarray(picture).save(partial, format="PNG")
+        os.replace(partial, target)
+        if self._writer is not None:
+            self._writer.add_image(name, picture, step, dataformats="HWC")
+
+    def _forget(self, step: int) -> None:
+        if not self._path.is_file():
+            return
+        kept = [line for line in self._path.read_text("utf-8").splitlines() if _is_past(line, step)]
+        partial = self._path.with_name(self._path.name + ".partial")
+        partial.write_text("".join(line + "\n" for line in kept), "utf-8")
+        os.replace(partial, self._path)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _is_past(line: str, step: int) -> bool:
+    """Whether a line is whole and of a step up to this one."""
+    try:
+        return int(json.loads(line)["step"]) <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _summary_writer(folder: Path, step: int) -> SummaryWriter | None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

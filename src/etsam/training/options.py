@@ -1,0 +1,162 @@
+"""What to train, on what, and how."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from etsam.frames import FrameSpec
+from etsam.losses import LossWeights
+from etsam.sam2 import SAM2Config, load_checkpoint
+from etsam.stages import stage_spec
+from etsam.training.augment import Augmentation
+from etsam.training.fresh import Fresh
+from etsam.training.optimiser import Schedule
+from etsam.training.paper import PAPER_FRAMES, PAPER_LOSSES, PAPER_PROMPTS, PAPER_SCHEDULE
+from etsam.training.prompting import PromptMix
+
+COMPACT = SAM2Config(
+    image_size=512,
+    in_channels=5,
+    trunk="conv",
+    widths=(32, 64, 96, 128),
+    stages=(2, 2, 2, 2),
+    patch_kernel=5,
+    patch_stride=2,
+    top_down_levels=(0, 1, 2),
+    d_model=128,
+    memory_dim=32,
+    memory_layers=1,
+    memory_feed_forward=256,
+    memory_pool=2,
+    num_maskmem=4,
+    max_pointers=4,
+    decoder_feed_forward=256,
+    decoder_heads=4,
+)
+"""The bundled network: fine mask stride (2), five slices as channels, pooled memory."""
+COMPACT_LOSSES = LossWeights(focal=10.0, dice=2.0, spread=0.3, absent=1.0, focal_alpha=0.5)
+"""Losses for a network that starts from nothing; SAM 2's own push thin masks towards empty."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder of pairs; clips come from it in proportion to ``weight`` (None: its number of pairs)."""
+
+    folder: Path
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What to train, on what, and how.
+
+    Attributes
+    ----------
+    data
+        A folder of pairs, or several with weights.
+    stage
+        1, or 2 (which needs stage-1 logits beside each tomogram).
+    validation
+        Folder of pairs that are never trained on; Dice is logged every ``every`` steps.
+    frames, sizes, anchored
+        Clips; see `ClipShape`. One of the sizes in pixels is drawn for each step.
+    prompts
+        None for those of the compact model.
+    thrifty
+        Compute intermediate values again for the gradients instead of keeping them.
+    memory_gb
+        Of slices kept in memory; the others are read from disk each time.
+    start
+        Checkpoint to start from.
+    fresh
+        Pairs simulated while training, besides those in ``data``.
+    """
+
+    data: Path | Sequence[Source]
+    output: Path
+    stage: Literal[1, 2] = 1
+    validation: Path | None = None
+    config: SAM2Config = COMPACT
+    spec: FrameSpec = field(default_factory=FrameSpec)
+    schedule: Schedule = field(default_factory=Schedule)
+    losses: LossWeights = COMPACT_LOSSES
+    frames: int = 4
+    sizes: tuple[int, ...] = (128, 192, 256)
+    anchored: bool = True
+    prompts: PromptMix | None = None
+    augmentation: Augmentation = "strong"
+    thrifty: bool = False
+    memory_gb: float = 4.0
+    device: str = "cpu"
+    bfloat16: bool = True
+    seed: int = 0
+    every: int = 500
+    start: Path | None = None
+    fresh: Fresh | None = None
+
+    def __post_init__(self) -> None:
+        least = 1 if self.anchored else 2
+        wrong = [size for size in self.sizes if size < 1 or size % self.spec.multiple]
+        if wrong or not self.sizes:
+            raise ValueError(
+                f"sizes of clips are {self.sizes}: expected multiples of {self.spec.multiple}"
+            )
+        if self.frames < least or self.schedule.steps < 1:
+            raise ValueError(
+                f"{self.frames} slices a clip, {self.schedule.steps} steps: expected at least "
+                f"{least} and 1"
+            )
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The folders as a list."""
+        return [Source(self.data)] if isinstance(self.data, Path) else self.data
+
+    @property
+    def weights(self) -> Path:
+        """The averaged weights."""
+        return self.output / f"stage{self.stage}.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """What a run goes on from."""
+        return self.output / "state.pt"
+
+    @property
+    def identity(self) -> str:
+        """What a run must have in common with the one it goes on from, as JSON."""
+        spec, config = self.spec.to_dict(), self.config.to_dict()
+        return json.dumps({"stage": self.stage, "seed": self.seed, "spec": spec, "config": config})
+
+    @property
+    def automatic(self) -> Literal["grid", "zero"]:
+        """The stage's prompt in use."""
+        return "grid" if self.stage == 1 else "zero"
+
+
+def from_checkpoint(options: TrainOptions, start: Path) -> TrainOptions:
+    """Train on from a checkpoint, ours or a published one, with its sizes and frames.
+
+    A network that takes SAM 2's frames, such as the published ones, is trained as the paper does;
+    others as the compact model.
+    """
+    model, metadata = load_checkpoint(start)
+    spec = stage_spec(model, metadata)
+    options = replace(options, start=start, config=model.config, spec=spec)
+    if not spec.imagenet:
+        return options
+    return replace(
+        options,
+        schedule=PAPER_SCHEDULE,
+        losses=PAPER_LOSSES,
+        prompts=PAPER_PROMPTS,
+        frames=PAPER_FRAMES,
+        sizes=(spec.image_size,),
+        anchored=False,
+        augmentation="sam2",
+        thrifty=True,
+    )

@@ -1,0 +1,106 @@
+"""A run: networks and optimiser, as they are saved and taken up again."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from etsam.sam2 import SAM2, save_checkpoint
+from etsam.sam2.checkpoint import UNREADABLE
+from etsam.training.optimiser import make_optimiser
+from etsam.training.options import TrainOptions
+from etsam.training.start import initialise, start_from
+
+
+@dataclass
+class Run:
+    """Everything that changes while training, and is saved to go on later."""
+
+    model: SAM2
+    average: SAM2
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+
+    def state(self) -> dict[str, Any]:
+        """All state, as plain types and tensors that ``weights_only`` loading accepts.
+
+        Clips and prompts depend on seed and step alone.
+        """
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        return {
+            "step": self.step,
+            "losses": self.losses,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": cuda,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up the state of `state`."""
+        self.step, self.losses = state["step"], state["losses"]
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["random_cuda"])
+
+
+def start_run(options: TrainOptions, device: torch.device) -> Run:
+    """Networks and optimiser as the schedule begins, or as they were saved."""
+    channels = options.spec.channels(feedback=options.stage == 2)
+    config = replace(options.config, in_channels=channels)
+    layout = torch.channels_last
+    model = SAM2(config).to(device, memory_format=layout)  # type: ignore[call-overload]
+    initialise(model)
+    average = SAM2(config).to(device, memory_format=layout)  # type: ignore[call-overload]
+    if options.start is not None:
+        start_from(model, options.start, options.spec)
+    average.load_state_dict(model.state_dict())
+    average.eval().requires_grad_(False)
+    run = Run(model, average, make_optimiser(model, options.schedule))
+    if options.state.is_file():
+        run.restore(_saved(options))
+    return run
+
+
+def _saved(options: TrainOptions) -> dict[str, Any]:
+    """Read the state a run was saved in."""
+    try:
+        state: dict[str, Any] = torch.load(options.state, map_location="cpu", weights_only=True)
+        made_with = state["made_with"]
+    except UNREADABLE as wrong:
+        raise ValueError(
+            f"{options.state} cannot be read ({wrong}): remove it to begin anew"
+        ) from None
+    if made_with != options.identity:
+        raise ValueError(
+            f"{options.output} holds a run of another network, stage or seed: choose another "
+            "--output, or remove its state.pt"
+        )
+    return state
+
+
+def save_run(run: Run, options: TrainOptions) -> None:
+    """Write weights and state; weights first, so that a state that has reached the end has its weights."""
+    provenance = {
+        "stage": options.stage,
+        "step": run.step,
+        "schedule": asdict(options.schedule),
+        "losses": asdict(options.losses),
+        "frames": options.frames,
+        "sizes": list(options.sizes),
+        "augmentation": options.augmentation,
+        "seed": options.seed,
+    }
+    metadata = {"frame_spec": options.spec.to_dict(), "provenance": provenance}
+    save_checkpoint(options.weights, run.average, metadata, half=False)
+    partial = options.state.with_name("state.pt.partial")
+    torch.save(run.state() | {"made_with": options.identity}, partial)
+    os.replace(partial, options.state)

@@ -1,0 +1,55 @@
+"""Weights that training begins with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from etsam.frames import FrameSpec
+from etsam.sam2 import SAM2, load_checkpoint
+from etsam.stages import stage_spec
+
+
+def initialise(model: SAM2) -> None:
+    """Give embeddings that Meta's recipe starts at zero or tiny a useful size.
+
+    A network from scratch on few clips learns faster when its memory is audible from the start.
+    """
+    with torch.no_grad():
+        for name in ("maskmem_tpos_enc", "no_mem_embed", "no_obj_ptr", "no_obj_embed_spatial"):
+            torch.nn.init.trunc_normal_(getattr(model, name), std=0.02)
+        for layer in model.memory_encoder.fuser.layers:
+            layer.get_parameter("gamma").fill_(0.1)
+
+
+def start_from(model: SAM2, path: Path, spec: FrameSpec) -> None:
+    """Take over another network's weights so that at first the answers are the same.
+
+    Input channels are matched by their z offset; those the other network has not seen start at 0,
+    and so does a context stem it has not got.
+
+    Raises
+    ------
+    ValueError
+        A tensor has another shape, apart from the input channels.
+    """
+    loaded, metadata = load_checkpoint(path)
+    other = loaded.state_dict()
+    seen = stage_spec(loaded, metadata).offsets
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            given = other.get(name)
+            if given is None:
+                if ".context.pointwise" in name:
+                    tensor.zero_()
+            elif given.shape == tensor.shape:
+                tensor.copy_(given)
+            elif given.ndim == 4 and given[:, 0].shape == tensor[:, 0].shape:
+                tensor.zero_()
+                tensor[:, [spec.offsets.index(z) for z in seen]] = given[:, : len(seen)].float()
+            else:
+                raise ValueError(
+                    f"{path} does not fit the network: {name} is {tuple(given.shape)}, "
+                    f"expected {tuple(tensor.shape)}"
+                )

@@ -1,0 +1,88 @@
+"""The clips of every step, drawn while the network learns."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from etsam.dataset import Pair, SliceStore, open_pairs
+from etsam.training.clips import Clips, ClipSampler, ClipShape, Group, own_random
+from etsam.training.fresh import FreshPairs
+from etsam.training.options import TrainOptions
+from etsam.training.parallel import Team
+from etsam.training.prompting import Plan, PromptMix
+
+
+@dataclass(frozen=True)
+class Task:
+    """The clips of one step that this process trains on, and of how many in all."""
+
+    clips: Clips
+    plan: Plan
+    batch: int
+
+
+def make_sampler(
+    options: TrainOptions, store: SliceStore, team: Team, stack: ExitStack
+) -> ClipSampler:
+    """Draws the training clips, from folders and from what is simulated meanwhile."""
+    groups = []
+    for source in options.sources:
+        pairs = open_pairs(source.folder, options.spec, store, with_logits=options.stage == 2)
+        groups.append(Group(pairs, len(pairs) if source.weight is None else source.weight))
+    fresh = options.fresh
+    if fresh is None:
+        return ClipSampler(lambda _: groups, options.spec, options.seed, options.augmentation)
+    open_pair = partial(Pair, spec=options.spec, store=store, with_logits=options.stage == 2)
+    simulated = FreshPairs(options.output / "simulated", fresh, options.seed, open_pair)
+    stack.enter_context(simulated)
+    if team.leads:
+        simulated.start()
+    weight = 1.0
+    if fresh.share < 1:
+        weight = sum(group.weight for group in groups) * fresh.share / (1 - fresh.share)
+    else:
+        groups = []
+
+    def mixed(step: int) -> list[Group]:
+        return [*groups, Group(simulated.pairs(step), weight)]
+
+    return ClipSampler(mixed, options.spec, options.seed, options.augmentation)
+
+
+def held_out(options: TrainOptions, store: SliceStore) -> ClipSampler | None:
+    """Draws clips that are never trained on, unchanged."""
+    if options.validation is None:
+        return None
+    pairs = open_pairs(options.validation, options.spec, store, with_logits=options.stage == 2)
+    return ClipSampler(lambda _: [Group(pairs, 1.0)], options.spec, 0, "none")
+
+
+def tasks(first: int, options: TrainOptions, sampler: ClipSampler, team: Team) -> Generator[Task]:
+    """The clips of every step from ``first``; a thread makes the next while the network learns."""
+    steps = options.schedule.steps
+    with ThreadPoolExecutor(1, thread_name_prefix="etsam-clips") as pool:
+        ahead: Future[Task] | None = None
+        for step in range(first, steps):
+            now = ahead or pool.submit(_task, step, options, sampler, team)
+            if step + 1 < steps:
+                ahead = pool.submit(_task, step + 1, options, sampler, team)
+            yield now.result()
+
+
+def _task(step: int, options: TrainOptions, sampler: ClipSampler, team: Team) -> Task:
+    """Draw what one step trains on; size and prompts are the same in all processes."""
+    random = own_random(options.seed, step, -1)
+    size = int(random.choice(options.sizes))
+    # about the same number of pixels in every step
+    scale = (float(np.median(options.sizes)) / size) ** 2
+    batch = max(team.size, round(options.schedule.batch * scale))
+    shape = ClipShape(options.frames, size, options.anchored)
+    mix = options.prompts or PromptMix(options.automatic)
+    plan = mix.plan(options.frames + options.anchored, random)
+    return Task(sampler.batch(step, team.share(batch), shape), plan, batch)
