@@ -23,6 +23,9 @@ MAX_PARAMETERS = 7
 TORCH_FREE = [
     "etsam",
     "etsam.cli",
+    "etsam.baseline",
+    "etsam.evaluate",
+    "etsam.figures",
     "etsam.volume",
     "etsam.mrc",
     "etsam.ngff",

@@ -9,8 +9,12 @@ from collections.abc import Sequence
 import click
 
 from etsam import __version__
+from etsam.cli.baseline import baseline
 from etsam.cli.command import EXPECTED_ERRORS, report_error, report_warning
+from etsam.cli.compare import compare
+from etsam.cli.evaluate import evaluate
 from etsam.cli.export import export
+from etsam.cli.figures import figures
 from etsam.cli.postprocess import postprocess
 from etsam.cli.segment import segment
 from etsam.cli.simulate import simulate
@@ -46,7 +50,19 @@ def etsam(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _verb in (segment, status, postprocess, export, simulate, train, weights):
+for _verb in (
+    segment,
+    status,
+    postprocess,
+    export,
+    evaluate,
+    compare,
+    figures,
+    baseline,
+    simulate,
+    train,
+    weights,
+):
     etsam.add_command(_verb)
 
 

@@ -1,0 +1,156 @@
+"""The paper's tables and figures, one command each.
+
+    python experiments/reproduce.py table1 SCORES.csv -o out/          # Table 1, Fig. 1a-c
+    python experiments/reproduce.py postprocess MASKS/ TRUTH/ -o out/  # Fig. 4, before and after
+    python experiments/reproduce.py runtime MASKS/ -o out/             # Fig. 1d, from the JSON files
+    python experiments/reproduce.py ablation PAIRS/ -o out/            # prompt x threshold x stage
+
+SCORES.csv is made by `etsam evaluate`; the paper's own numbers are such a table too. PAIRS holds
+NAME.mrc and NAME_membrane.mrc. The robustness set is compare_methods.py on the held-out suite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from etsam.compare import compare
+from etsam.evaluate import SWEEP, EvaluateOptions, evaluate
+from etsam.figures import FORMATS, figures, save
+from etsam.options import LOGIT_THRESHOLD, SegmentOptions
+from etsam.pairing import Pairing, find_pairings
+from etsam.plots import tomogram_bars
+from etsam.postprocess import postprocess
+from etsam.predictions import Prediction
+from etsam.tables import Score, csv_text, read_table, variants, write_records, write_table
+
+METRICS = ("dice", "iou", "precision", "recall")
+STAGE1_PROMPTS = ("zero", "grid_zero", "grid")  # paper, section 4.4
+STAGE2_PROMPTS = (*STAGE1_PROMPTS, "etsam_stage1_partial")
+
+
+def table1(given: argparse.Namespace) -> None:
+    """Means, tests and figures of a table of scores."""
+    rows = read_table(given.scores)
+    found = compare(rows)
+    records = found.summary_records()
+    write_records(given.output / "means.csv", list(records[0]), records)
+    tests = found.test_records()
+    if tests:
+        write_records(given.output / "tests.csv", list(tests[0]), tests)
+        print(csv_text(("metric", "first", "second", "p", "mark"), tests))
+    print(csv_text(("method", "metric", "n", "mean", "sd"), records))
+    figures(rows, given.output / "figures")
+
+
+def clean(given: argparse.Namespace) -> None:
+    """Scores of masks before and after post-processing, and the mean differences."""
+    rows = []
+    for pairing in find_pairings([given.masks], [given.truth]):
+        before = pairing.prediction
+        cleaned = given.output / f"{before.path.stem}_postprocessed.mrc"
+        postprocess(before.path, cleaned, min_slices=given.min_slices, overwrite=True)
+        for name, path in (("before", before.path), ("after", cleaned)):
+            what = Prediction(path, name, "final", "mask")
+            rows += evaluate([replace(pairing, prediction=what)])[0].rows
+    write_table(given.output / "postprocess.csv", rows)
+    table = variants(rows)
+    for metric in METRICS:
+        before, after = (
+            np.mean(list(table[name][metric].values())) for name in ("before", "after")
+        )
+        print(f"{metric:<10}{before:8.4f}{after:8.4f}{100 * (after - before):+8.2f} %")
+    for metric in METRICS:
+        save(tomogram_bars(table, metric), given.output / f"postprocess_{metric}", FORMATS)
+
+
+def runtime(given: argparse.Namespace) -> None:
+    """Time and memory from the JSON files that `etsam segment` and `etsam baseline` write."""
+    rows = []
+    for path in sorted(given.masks.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for metric, key in (("seconds", "seconds"), ("ram_mb", "peak_rss_mb")):
+            if isinstance(record, dict) and record.get(key) is not None:
+                run = path.stem.removesuffix("_membrane").removesuffix("_ridge")
+                name = record.get("command", "etsam")
+                rows.append(Score(given.masks.name, run, name, "final", None, metric, record[key]))
+    if not rows:
+        raise SystemExit(f"{given.masks} holds no JSON of a segmentation")
+    write_table(given.output / "runtime.csv", rows)
+    table = variants(rows)
+    for metric in ("seconds", "ram_mb"):
+        for name, series in table.items():
+            values = list(series[metric].values())
+            print(f"{name:<10}{metric:<10}{np.mean(values):10.1f} ± {np.std(values):.1f}")
+        save(tomogram_bars(table, metric), given.output / f"runtime_{metric}", FORMATS)
+
+
+def ablation(given: argparse.Namespace) -> None:
+    """Every prompt of either stage at nine thresholds, on every pair of a folder.
+
+    Prompts a network was not trained with are asked for all the same: that is the question.
+    """
+    from stage_logits import write_stage_logits
+
+    from etsam.stages import load_stages
+
+    stages = load_stages(SegmentOptions(model=given.model))
+    rows: list[Score] = []
+    thresholds = EvaluateOptions(thresholds=SWEEP, surface=False)
+    masks = sorted(given.pairs.glob("*_membrane.mrc"))[: given.limit]
+    plans = [("grid_zero", second) for second in STAGE2_PROMPTS]
+    plans += [(first, "zero") for first in STAGE1_PROMPTS if first != "grid_zero"]
+    for mask, (first, second) in product(masks, plans):
+        name = mask.name.removesuffix("_membrane.mrc")
+        folder = given.output / f"{first}-{second}"
+        folder.mkdir(parents=True, exist_ok=True)
+        options = SegmentOptions(stage1_prompt=first, stage2_prompt=second, polarity="dark")
+        files = write_stage_logits(mask.with_name(f"{name}.mrc"), stages, options, folder)
+        wanted = [(files[1], f"{first} > {second}", "stage2")]
+        if second == "zero":
+            wanted.append((files[0], first, "stage1"))
+        for path, method, stage in wanted:
+            what = Prediction(path, method, stage, "logits", LOGIT_THRESHOLD, clip=True)
+            rows += evaluate([Pairing(what, mask, given.pairs.name, name)], thresholds)[0].rows
+    write_table(given.output / "ablation.csv", rows)
+    for method, stage in dict.fromkeys((row.method, row.stage) for row in rows):
+        line = []
+        for threshold in SWEEP:
+            picked = (method, stage, "dice", threshold)
+            values = [r.value for r in rows if (r.method, r.stage, r.metric, r.threshold) == picked]
+            line.append(f"{np.nanmean(values):7.3f}")
+        print(f"{stage} {method:<36}{''.join(line)}")
+
+
+def main() -> None:
+    """Read the options and make one of the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(required=True)
+    for name, run, places in (
+        ("table1", table1, ("scores",)),
+        ("postprocess", clean, ("masks", "truth")),
+        ("runtime", runtime, ("masks",)),
+        ("ablation", ablation, ("pairs",)),
+    ):
+        verb = verbs.add_parser(name, help=run.__doc__)
+        for place in places:
+            verb.add_argument(place, type=Path)
+        verb.add_argument("-o", "--output", type=Path, default=Path(name))
+        verb.set_defaults(run=run)
+        if name == "postprocess":
+            verb.add_argument("--min-slices", type=int, default=10)
+        if name == "ablation":
+            verb.add_argument("--model", default="compact")
+            verb.add_argument("--limit", type=int, help="first pairs only")
+    given = parser.parse_args()
+    given.output.mkdir(parents=True, exist_ok=True)
+    given.run(given)
+
+
+if __name__ == "__main__":
+    main()

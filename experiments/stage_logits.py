@@ -1,0 +1,65 @@
+"""Logits of both stages of a model on one tomogram, kept as files: what the comparisons score."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+
+from etsam.intensity import measure_intensity
+from etsam.logits import ScratchLogits
+from etsam.options import SegmentOptions
+from etsam.pipeline import DEFAULT_PROMPTS, StageRun, Volume, run_stage
+from etsam.polarity import settle_polarity
+from etsam.prompts import LEAD_IN
+from etsam.stages import Stage
+from etsam.volume import create_volume, open_tomogram, output_path
+
+
+def logits_path(path: Path, method: str, folder: Path) -> Path:
+    """Name of the logits of a method on a tomogram."""
+    return output_path(path, f"_{method}_logits", folder)
+
+
+def polarity_of(path: Path, stages: list[Stage], options: SegmentOptions) -> SegmentOptions:
+    """Options with the polarity that the first stage finds, where it is to be found."""
+    with closing(open_tomogram(path)) as tomogram:
+        return settle_polarity(Volume(tomogram, tomogram.voxel_spacing), stages[0], options)
+
+
+def write_stage_logits(
+    path: Path, stages: list[Stage], options: SegmentOptions, folder: Path
+) -> list[Path]:
+    """Write NAME_stage1_logits.mrc and NAME_stage2_logits.mrc, unless both are there.
+
+    `options` give the prompts and the polarity ("auto" counts as dark).
+    """
+    targets = [logits_path(path, f"stage{n}", folder) for n in range(1, len(stages) + 1)]
+    if all(target.exists() for target in targets):
+        return targets
+    asked = (options.stage1_prompt, options.stage2_prompt)
+    with ExitStack() as stack:
+        tomogram = stack.enter_context(closing(open_tomogram(path)))
+        volume = Volume(tomogram, tomogram.voxel_spacing)
+        feedback: ScratchLogits | None = None
+        for number, (stage, target) in enumerate(zip(stages, targets, strict=True)):
+            spec = stage.spec
+            invert = (options.polarity == "bright") != spec.invert
+            run = StageRun(
+                stage,
+                volume,
+                asked[number] or spec.prompt or DEFAULT_PROMPTS[number],
+                lead_in=LEAD_IN,
+                scaling=measure_intensity(tomogram, spec.normalisation, invert=invert),
+            )
+            scratch = stack.enter_context(ScratchLogits(tomogram.shape))
+            label = f"etsam {options.model} stage {number + 1}"
+            with (
+                create_volume(target, tomogram, dtype="float32", label=label) as writer,
+                closing(run_stage(replace(run, feedback=feedback))) as slices,
+            ):
+                for z, logits in enumerate(slices):
+                    writer.write_slice(z, logits)
+                    scratch.write_slice(z, logits)
+            feedback = scratch
+    return targets

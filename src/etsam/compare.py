@@ -1,0 +1,147 @@
+"""Compare methods by a table of scores: means with intervals, paired tests, significance marks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from etsam.statistics import PairedTest, Summary, paired_test, summarise
+from etsam.tables import Score, Series, variants
+
+METRICS = ("dice", "iou", "precision", "recall")
+"""What the paper tests (section 2.1)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of two methods on the tomograms both were scored on."""
+
+    metric: str
+    first: str
+    second: str
+    test: PairedTest
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """All methods of a table: a summary of each metric, and a test of each pair."""
+
+    methods: tuple[str, ...]
+    metrics: tuple[str, ...]
+    summaries: dict[tuple[str, str], Summary]  # (method, metric)
+    tests: list[Comparison]
+
+    def summary_records(self) -> list[dict[str, Any]]:
+        """Rows of means."""
+        return [
+            {"method": method, "metric": metric, **vars(summary)}
+            for (method, metric), summary in self.summaries.items()
+        ]
+
+    def test_records(self) -> list[dict[str, Any]]:
+        """Rows of tests."""
+        return [
+            {
+                "metric": item.metric,
+                "first": item.first,
+                "second": item.second,
+                "n": item.test.n,
+                "difference": item.test.difference.mean,
+                "low": item.test.difference.low,
+                "high": item.test.difference.high,
+                "normality_p": item.test.normality,
+                "test": item.test.test,
+                "statistic": item.test.statistic,
+                "p": item.test.p,
+                "alpha": item.test.alpha,
+                "mark": item.test.mark,
+                "cohen_d": item.test.effect,
+                "rank_biserial": item.test.rank_effect,
+            }
+            for item in self.tests
+        ]
+
+    def mark(self, metric: str, first: str, second: str) -> str | None:
+        """Significance mark of a pair in any order; None where it was not tested."""
+        for item in self.tests:
+            if item.metric == metric and {item.first, item.second} == {first, second}:
+                return item.test.mark
+        return None
+
+
+def compare(
+    rows: Sequence[Score],
+    *,
+    metrics: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    thresholds: dict[str, float] | None = None,
+) -> Comparisons:
+    """Compare the methods of a table, each pair on the tomograms that both have a score for.
+
+    The level of significance is 0.05 over the number of pairs of methods (Bonferroni), as in the
+    paper, for each metric on its own.
+
+    Parameters
+    ----------
+    rows
+        Scores; see `variants` for how methods are named and thresholds chosen.
+    metrics, methods
+        Which (default: Dice, IoU, precision and recall; all methods in the table's order).
+    thresholds
+        method -> threshold, where a method has several.
+
+    Raises
+    ------
+    ValueError
+        If a method or metric is not in the table, or there are fewer than three tomograms.
+    """
+    table = variants(rows, thresholds)
+    chosen = tuple(methods) or tuple(table)
+    for name in chosen:
+        if name not in table:
+            raise ValueError(f"no method {name!r}: the table has {', '.join(table)}")
+    available = [name for name in METRICS if any(name in table[method] for method in chosen)]
+    wanted = tuple(metrics) or tuple(available)
+    for metric in wanted:
+        for method in chosen:
+            if metric not in table[method]:
+                have = ", ".join(table[method])
+                raise ValueError(f"{method} has no {metric!r} in the table: it has {have}")
+    summaries = {
+        (method, metric): summarise(list(table[method][metric].values()))
+        for metric in wanted
+        for method in chosen
+    }
+    pairs = list(combinations(chosen, 2))
+    tests = [
+        Comparison(metric, first, second, _test(table, metric, first, second, len(pairs)))
+        for metric in wanted
+        for first, second in pairs
+    ]
+    return Comparisons(chosen, wanted, summaries, tests)
+
+
+def _test(
+    table: dict[str, dict[str, Series]], metric: str, first: str, second: str, comparisons: int
+) -> PairedTest:
+    ours, theirs = table[first][metric], table[second][metric]
+    both = [
+        key for key in ours if key in theirs and np.isfinite(ours[key]) and np.isfinite(theirs[key])
+    ]
+    left_out = len(set(ours) | set(theirs)) - len(both)
+    if left_out:
+        warnings.warn(
+            f"{metric}, {first} and {second}: {left_out} tomograms without a score of both left out",
+            stacklevel=3,
+        )
+    try:
+        return paired_test(
+            [ours[key] for key in both], [theirs[key] for key in both], comparisons=comparisons
+        )
+    except ValueError as error:
+        raise ValueError(f"{metric}, {first} and {second}: {error}") from error

@@ -1,0 +1,175 @@
+"""Which prediction is scored against which ground truth: from names, folders or a table."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from etsam.predictions import TIFF_SUFFIXES, Prediction, recognise, stem
+from etsam.volume import KNOWN_SUFFIXES
+
+TRUTH_SUFFIX = re.compile(
+    r"_(target_mask|partial_labels|ground_truth|membrane|labels?|mask|gt|truth)$", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """A prediction, the truth it is scored against, and what the table calls them."""
+
+    prediction: Prediction
+    truth: Path
+    dataset: str
+    run: str
+
+
+def find_pairings(
+    predictions: Sequence[Path],
+    truths: Sequence[Path],
+    *,
+    dataset: str | None = None,
+    method: str | None = None,
+    stage: str | None = None,
+) -> list[Pairing]:
+    """Pair files or folders of predictions with files or folders of truths, by name.
+
+    In a folder of predictions only names that a program is known to give are taken, unless a
+    `method` is given; where there are scores, the mask made from them is left out. The dataset
+    is the folder of the truth unless it is given.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Nothing is there, or names do not tell what belongs together.
+    """
+    truth_files = [path for place in truths for path in _truths_in(place)]
+    files = [
+        path for place in predictions for path in _predictions_in(place, truth_files, bool(method))
+    ]
+    pairings, scored = [], set()
+    matched = match(files, truth_files)
+    for path, truth in sorted(matched, key=lambda pair: recognise(pair[0]).kind == "mask"):
+        seen = recognise(path)
+        seen = replace(seen, method=method or seen.method, stage=stage or seen.stage)
+        key = seen.method, seen.stage, truth, path.parent
+        if seen.kind == "mask" and key in scored:
+            continue
+        if seen.kind != "mask":
+            scored.add(key)
+        folder = truth.resolve().parent.name
+        pairings.append(Pairing(seen, truth, dataset or folder, truth_name(truth)))
+    return sorted(pairings, key=lambda pairing: (pairing.dataset, pairing.run))
+
+
+def read_pairings(path: Path) -> list[Pairing]:
+    """Read pairings from a CSV table: prediction, truth and, if wanted, dataset, run, method, stage.
+
+    Paths are relative to the table.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        There is no such table, or it lacks a column.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give a CSV with columns prediction, truth")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        records = list(csv.DictReader(file))
+    pairings = []
+    for number, record in enumerate(records, 1):
+        missing = [name for name in ("prediction", "truth") if not record.get(name)]
+        if missing:
+            raise ValueError(f"{path}, row {number}: no {missing[0]}; expected prediction, truth")
+        truth = path.parent / record["truth"]
+        found = recognise(path.parent / record["prediction"])
+        found = replace(
+            found,
+            method=record.get("method") or found.method,
+            stage=record.get("stage") or found.stage,
+        )
+        dataset = record.get("dataset") or truth.resolve().parent.name
+        pairings.append(Pairing(found, truth, dataset, record.get("run") or truth_name(truth)))
+    if not pairings:
+        raise ValueError(f"{path} names no pairs: expected rows of prediction, truth")
+    return pairings
+
+
+def truth_name(path: Path) -> str:
+    """Return the run's name from that of its ground truth: `TS_1_membrane.mrc` is of run `TS_1`."""
+    name = stem(path)
+    shortened = TRUTH_SUFFIX.sub("", name)
+    return shortened or name
+
+
+def match(predictions: Sequence[Path], truths: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Find the ground truth of each prediction: the one whose run's name begins the prediction's.
+
+    One prediction and one truth belong together whatever their names.
+
+    Raises
+    ------
+    ValueError
+        If a prediction has no truth, or several.
+    """
+    if len(predictions) == 1 and len(truths) == 1:
+        return [(predictions[0], truths[0])]
+    pairs = []
+    for path in predictions:
+        found = [truth for truth in truths if _belongs(stem(path), truth_name(truth))]
+        longest = max((len(truth_name(truth)) for truth in found), default=0)
+        best = [truth for truth in found if len(truth_name(truth)) == longest]
+        if len(best) != 1:
+            what = "several truths" if best else "no truth"
+            listed = ", ".join(sorted(truth_name(truth) for truth in (best or truths))[:5])
+            raise ValueError(
+                f"{path}: {what} for it (runs: {listed}); name it RUN_..., or use --pairs"
+            )
+        pairs.append((path, best[0]))
+    return pairs
+
+
+def _belongs(name: str, run: str) -> bool:
+    return name == run or (name.startswith(run) and not name[len(run)].isalnum())
+
+
+def _truths_in(place: Path) -> list[Path]:
+    if not _is_folder(place):
+        if not place.exists():
+            raise FileNotFoundError(
+                f"{place} does not exist: give ground truth, a file or a folder"
+            )
+        return [place]
+    found = [path for path in _volumes_in(place) if truth_name(path) != stem(path)]
+    if not found:
+        raise FileNotFoundError(
+            f"{place} holds no ground truth: expected names such as RUN_membrane.mrc"
+        )
+    return found
+
+
+def _predictions_in(place: Path, truths: Sequence[Path], any_name: bool) -> list[Path]:
+    if not _is_folder(place):
+        if not place.exists():
+            raise FileNotFoundError(f"{place} does not exist: give predictions, files or folders")
+        return [place]
+    others = {path.resolve() for path in truths}
+    volumes = [path for path in _volumes_in(place) if path.resolve() not in others]
+    known = [path for path in volumes if any_name or recognise(path).kind is not None]
+    if not known:
+        raise FileNotFoundError(f"{place} holds no prediction of a known name: give --method NAME")
+    return known
+
+
+def _volumes_in(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if KNOWN_SUFFIXES.search(path.name) or path.suffix.lower() in TIFF_SUFFIXES
+    )
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and path.suffix.lower() != ".zarr"

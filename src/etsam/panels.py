@@ -1,0 +1,137 @@
+"""Slices of a tomogram beside its ground truth and each method's mask, differences in colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from etsam.metrics import IGNORE
+from etsam.plots import styled
+from etsam.volume import Tomogram
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FOUND, EXTRA, MISSED = "#56B4E9", "#D55E00", "#F0E442"
+"""Colours of membrane found, of what is not membrane, and of membrane missed."""
+
+OPACITY = 0.75
+SMOOTHING = 1.2  # voxels
+CONTRAST = (0.5, 99.5)  # percentiles shown black and white
+PANEL = 1.65  # inches
+FADED = 0.45  # brightness left where nobody annotated
+
+Masks = Sequence[tuple[str, Tomogram, float]]
+"""Name, volume and threshold of each method; scores above are membrane."""
+
+
+@styled
+def slice_panels(
+    tomogram: Tomogram, truth: Tomogram | None, masks: Masks, slices: Sequence[int]
+) -> Figure:
+    """Draw a row per slice: the tomogram, the truth, and each method coloured by right and wrong.
+
+    Where the truth is -1 (not annotated) the picture is faded and masks are white, neither right nor
+    wrong. Without a truth all masks have one colour.
+
+    Raises
+    ------
+    ValueError
+        If a shape differs or a slice is not in the volume.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    _check(tomogram, truth, masks, slices)
+    names = ["tomogram", *(["ground truth"] if truth is not None else []), *(m[0] for m in masks)]
+    ratio = tomogram.shape[1] / tomogram.shape[2]
+    size = PANEL * len(names), (PANEL * ratio + 0.06) * len(slices) + 0.42
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0.01, hspace=0.01)  # type: ignore[union-attr]
+    grid = figure.subplots(len(slices), len(names), squeeze=False)
+    for row, z in zip(grid, slices, strict=True):
+        _draw_row(row, tomogram, truth, masks, z)
+    for axes, name in zip(grid[0], names, strict=True):
+        axes.set_title(name, pad=3)
+    _scale_bar(grid[0][0], tomogram)
+    _legend(figure, truth is not None)
+    return figure
+
+
+def coloured(mask: NDArray[np.bool_], labels: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Return RGBA (Y, X, 4) of a mask against labels: found, extra, missed; clear elsewhere."""
+    from matplotlib.colors import to_rgb
+
+    picture = np.zeros((*mask.shape, 4), np.float32)
+    annotated = np.ones_like(mask) if labels is None else labels != IGNORE
+    true = mask if labels is None else labels == 1
+    for colour, where in (
+        (FOUND, mask & true),
+        (EXTRA, mask & ~true & annotated),
+        (MISSED, ~mask & true),
+    ):
+        picture[where] = (*to_rgb(colour), OPACITY)
+    picture[mask & ~annotated] = (1, 1, 1, 0.5 * OPACITY)
+    return picture
+
+
+def _check(tomogram: Tomogram, truth: Tomogram | None, masks: Masks, slices: Sequence[int]) -> None:
+    volumes = [("the ground truth", truth)] if truth is not None else []
+    for name, volume in [*volumes, *((m[0], m[1]) for m in masks)]:
+        if volume.shape != tomogram.shape:
+            raise ValueError(f"{name} has shape {volume.shape}, the tomogram {tomogram.shape}")
+    outside = [z for z in slices if not 0 <= z < tomogram.shape[0]]
+    if outside or not slices:
+        raise ValueError(f"slices {list(slices)}: expected some of 0 to {tomogram.shape[0] - 1}")
+
+
+def _draw_row(
+    row: NDArray[np.object_], tomogram: Tomogram, truth: Tomogram | None, masks: Masks, z: int
+) -> None:
+    smooth = gaussian_filter(tomogram.read_slice(z), SMOOTHING)
+    low, high = np.percentile(smooth, CONTRAST)
+    grey = np.clip((smooth - low) / max(float(high - low), 1e-12), 0, 1)
+    labels = None if truth is None else truth.read_slice(z)
+    pictures = [] if labels is None else [coloured(labels == 1, labels)]
+    pictures += [coloured(v.read_slice(z) > threshold, labels) for _, v, threshold in masks]
+    faded = grey if labels is None else np.where(labels == IGNORE, FADED * grey, grey)
+    for axes, picture in zip(row, [None, *pictures], strict=True):
+        shown = grey if picture is None else faded
+        axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
+        if picture is not None:
+            axes.imshow(picture, interpolation="nearest")
+        axes.set_axis_off()
+    row[0].text(
+        0.03, 0.97, f"z = {z}", transform=row[0].transAxes, va="top", color="white", fontsize=6.5,
+        bbox={"facecolor": "black", "alpha": 0.5, "pad": 1, "lw": 0},
+    )  # fmt: skip
+
+
+def _scale_bar(axes: Axes, tomogram: Tomogram) -> None:
+    """Draw a bar of a round length, about a quarter of the width."""
+    step = None if tomogram.voxel_spacing is None else tomogram.voxel_spacing[2] / 10
+    wanted = 0.25 * tomogram.shape[2] * (step or 1)
+    power = 10.0 ** np.floor(np.log10(wanted))
+    length = max(factor for factor in (1, 2, 5) if factor * power <= wanted) * power
+    share = length / (step or 1) / tomogram.shape[2]
+    axes.plot([0.05, 0.05 + share], [0.05, 0.05], "w-", lw=2, transform=axes.transAxes)
+    unit = "voxels" if step is None else "nm"
+    axes.text(
+        0.05, 0.075, f"{length:g} {unit}", transform=axes.transAxes, color="white", fontsize=6.5,
+        bbox={"facecolor": "black", "alpha": 0.5, "pad": 1, "lw": 0},
+    )  # fmt: skip
+
+
+def _legend(figure: Figure, with_truth: bool) -> None:
+    from matplotlib.patches import Patch
+
+    entries = [(FOUND, "membrane, found"), (EXTRA, "not membrane"), (MISSED, "membrane, missed")]
+    handles = [Patch(color=colour, label=text) for colour, text in entries]
+    if with_truth:
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)

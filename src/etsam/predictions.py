@@ -1,0 +1,132 @@
+"""Outputs of segmentation programs: whose file it is, what its numbers mean, which run it shows."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from etsam.options import LOGIT_THRESHOLD
+from etsam.volume import KNOWN_SUFFIXES, Tomogram, open_tomogram, tomogram_from_array
+
+ScoreKind = Literal["mask", "logits", "probability"]
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+TYPICAL_THRESHOLD: dict[ScoreKind, float] = {"mask": 0.0, "logits": 0.0, "probability": 0.5}
+PEEKED = 16  # slices looked at to tell probabilities from logits
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How one program names one kind of output, and what it means.
+
+    `clip`: AUPRC is computed from clipped logits (paper, section 4.5: for ETSAM's own).
+    """
+
+    method: str
+    stage: str
+    suffix: re.Pattern[str]  # of the name without file type
+    kind: ScoreKind
+    threshold: float
+    clip: bool = False
+
+
+def _named(pattern: str) -> re.Pattern[str]:
+    return re.compile(f"{pattern}$", re.IGNORECASE)
+
+
+CONVENTIONS = (
+    Convention("ETSAM", "stage2", _named("_membrane_logits"), "logits", LOGIT_THRESHOLD, True),
+    Convention("ETSAM", "postprocessed", _named("_membrane_postprocessed"), "mask", 0.0),
+    Convention("ETSAM", "stage2", _named("_membrane"), "mask", 0.0),
+    # ETSAM as released
+    Convention(
+        "ETSAM", "stage2", _named("_etsam_predicted_logits"), "logits", LOGIT_THRESHOLD, True
+    ),
+    Convention("ETSAM", "stage2", _named("_etsam_predicted_mask"), "mask", 0.0),
+    Convention(
+        "ETSAM", "postprocessed", _named("_etsam_predicted_post_processed_mask"), "mask", 0.0
+    ),
+    Convention("ridge", "final", _named("_ridge_logits"), "logits", 0.0),
+    Convention("ridge", "final", _named("_ridge"), "mask", 0.0),
+    # MemBrain-seg: "probabilities" are logits, averaged over eight mirrors; > 0 is membrane
+    Convention("MemBrain-seg", "final", _named("_scores"), "logits", 0.0),
+    Convention("MemBrain-seg", "final", _named("_segmented"), "mask", 0.0),
+    # TARDIS: a TIFF of probabilities (--cnn_threshold 0), or a mask
+    Convention("TARDIS", "final", _named("_CNN"), "probability", 0.5),
+    Convention("TARDIS", "final", _named("_semantic"), "mask", 0.0),
+)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A file of scores or of a mask, and how it is to be read.
+
+    `kind` None means: integers are a mask, fractions from 0 to 1 probabilities, others logits.
+    `threshold` None means -0.25 for ETSAM's logits, 0 for others', 0.5 for probabilities.
+    """
+
+    path: Path
+    method: str
+    stage: str = "final"
+    kind: ScoreKind | None = None
+    threshold: float | None = None
+    clip: bool = False
+
+    def open(self) -> Tomogram:
+        """Open the volume (MRC, OME-Zarr, or TIFF); see `open_tomogram`."""
+        return open_prediction(self.path)
+
+
+def stem(path: Path) -> str:
+    """Return the name of a volume without its file type."""
+    name = path.name
+    if path.suffix.lower() in TIFF_SUFFIXES:
+        return path.stem
+    return KNOWN_SUFFIXES.sub("", name) or name
+
+
+def recognise(path: Path) -> Prediction:
+    """Tell from its name which program wrote a file; others become a method named after the folder."""
+    for rule in CONVENTIONS:
+        if rule.suffix.search(stem(path)):
+            return Prediction(path, rule.method, rule.stage, rule.kind, rule.threshold, rule.clip)
+    return Prediction(path, path.parent.name or "prediction")
+
+
+def open_prediction(path: Path) -> Tomogram:
+    """Open a volume of scores: MRC, OME-Zarr, or an uncompressed TIFF stack, which has no voxel size.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at `path`.
+    ValueError
+        If it cannot be read as a volume.
+    """
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return open_tomogram(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give a volume of scores")
+    import tifffile
+
+    try:
+        stack = tifffile.memmap(path, mode="r")
+    except (tifffile.TiffFileError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read slice by slice ({error}): save an uncompressed TIFF, or MRC"
+        ) from error
+    return tomogram_from_array(stack)
+
+
+def score_kind(volume: Tomogram) -> ScoreKind:
+    """Guess from type and range what a volume holds; looks at some slices."""
+    if volume.dtype.kind in "biu":
+        return "mask"
+    depth = volume.shape[0]
+    planes = (volume.read_slice(int(z)) for z in np.linspace(0, depth - 1, min(depth, PEEKED)))
+    inside = all(plane.min() >= 0 and plane.max() <= 1 for plane in planes)
+    return "probability" if inside else "logits"

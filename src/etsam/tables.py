@@ -1,0 +1,212 @@
+"""The tidy table of scores: one row a number, read and written as CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from etsam.options import LOGIT_THRESHOLD
+
+OTHER_NAMES = {"dataset_id": "dataset", "run_id": "run"}
+"""Column names that other tables use, the paper's among them."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number: `metric` of a method's stage on one run of a dataset, at a threshold or at none."""
+
+    dataset: str
+    run: str
+    method: str
+    stage: str
+    threshold: float | None
+    metric: str
+    value: float
+
+    @property
+    def tomogram(self) -> tuple[str, str]:
+        """Dataset and run."""
+        return self.dataset, self.run
+
+
+COLUMNS = tuple(field.name for field in fields(Score))
+
+Series = dict[tuple[str, str], float]
+"""One metric of one method, by (dataset, run)."""
+
+
+def read_table(path: Path | str) -> list[Score]:
+    """Read a table of scores from a CSV file with a header, or from a JSON list of objects.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If a column is missing, a number cannot be read, or the table is empty.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give a table made by `etsam evaluate`")
+    records = _json_records(path) if path.suffix.lower() == ".json" else _csv_records(path)
+    rows = [_score(record, f"{path}, row {number}") for number, record in enumerate(records, 1)]
+    if not rows:
+        raise ValueError(f"{path} holds no scores: expected rows of {', '.join(COLUMNS)}")
+    return rows
+
+
+def write_table(path: Path | str, rows: Iterable[Score]) -> None:
+    """Write a table as CSV, or as JSON where `path` ends so; it appears only when complete."""
+    write_records(path, COLUMNS, [asdict(row) for row in rows])
+
+
+def write_records(
+    path: Path | str, columns: Sequence[str], records: Sequence[dict[str, Any]]
+) -> None:
+    """Write records as CSV, or as JSON where `path` ends so; the file appears only when complete.
+
+    None and NaN are empty fields in CSV and null in JSON.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".json":
+        text = json.dumps([_without_nan(record) for record in records], indent=1) + "\n"
+    else:
+        text = csv_text(columns, records)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def csv_text(columns: Sequence[str], records: Iterable[dict[str, Any]]) -> str:
+    """Return records as CSV; numbers keep 6 digits."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    for record in records:
+        writer.writerow([_cell(record[name]) for name in columns])
+    return buffer.getvalue()
+
+
+def variants(
+    rows: Iterable[Score], thresholds: dict[str, float] | None = None
+) -> dict[str, dict[str, Series]]:
+    """Sort scores by method and metric, one threshold a method.
+
+    A method is called by its name, or "name stage" where the table holds several stages of it.
+    Where there are several thresholds, `thresholds` says which counts; without a word of it the
+    paper's -0.25 does, if it is there.
+
+    Returns
+    -------
+    dict
+        method -> metric -> (dataset, run) -> value.
+
+    Raises
+    ------
+    ValueError
+        If the threshold to use is not clear, a method is unknown, or a score comes twice.
+    """
+    rows = list(rows)
+    wanted = dict(thresholds or {})
+    stages: dict[str, set[str]] = {}
+    for row in rows:
+        stages.setdefault(row.method, set()).add(row.stage)
+    result: dict[str, dict[str, Series]] = {}
+    grouped: dict[str, list[Score]] = {}
+    for row in rows:
+        name = row.method if len(stages[row.method]) == 1 else f"{row.method} {row.stage}"
+        grouped.setdefault(name, []).append(row)
+    unknown = set(wanted) - set(grouped)
+    if unknown:
+        raise ValueError(f"no method {sorted(unknown)[0]!r}: the table has {', '.join(grouped)}")
+    for name, members in grouped.items():
+        chosen = _threshold(name, members, wanted.get(name))
+        result[name] = _by_metric(row for row in members if row.threshold in (None, chosen))
+    return result
+
+
+def _threshold(name: str, rows: list[Score], wanted: float | None) -> float | None:
+    found = sorted({row.threshold for row in rows if row.threshold is not None})
+    if wanted is None and len(found) > 1 and LOGIT_THRESHOLD in found:
+        return LOGIT_THRESHOLD
+    if wanted is None and len(found) > 1:
+        listed = ", ".join(f"{value:g}" for value in found)
+        raise ValueError(
+            f"{name} has thresholds {listed}: say which, as in --at {name}={found[0]:g}"
+        )
+    if wanted is not None and wanted not in found:
+        listed = ", ".join(f"{value:g}" for value in found) or "none"
+        raise ValueError(f"{name} has no threshold {wanted:g}: the table has {listed}")
+    return wanted if wanted is not None else (found[0] if found else None)
+
+
+def _by_metric(rows: Iterable[Score]) -> dict[str, Series]:
+    result: dict[str, Series] = {}
+    for row in rows:
+        series = result.setdefault(row.metric, {})
+        if row.tomogram in series:
+            place = f"{row.method} {row.stage} on {row.dataset}/{row.run}".replace("  ", " ")
+            raise ValueError(f"{row.metric} of {place} is in the table twice: keep one")
+        series[row.tomogram] = row.value
+    return result
+
+
+def _csv_records(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a CSV table: {error}") from error
+
+
+def _json_records(path: Path) -> list[dict[str, Any]]:
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a JSON table: {error}") from error
+    if not isinstance(records, list) or not all(isinstance(item, dict) for item in records):
+        raise ValueError(f"{path} is not a table: expected a list of objects, one per score")
+    return records
+
+
+def _score(record: dict[str, Any], place: str) -> Score:
+    named = {OTHER_NAMES.get(name, name): value for name, value in record.items()}
+    missing = [name for name in COLUMNS if name not in named]
+    if missing:
+        raise ValueError(f"{place}: no column {missing[0]!r}; expected {', '.join(COLUMNS)}")
+    texts = {name: str(named[name] if named[name] is not None else "") for name in COLUMNS}
+    value = _number(texts.pop("value"), f"{place}, value")
+    threshold = _number(texts.pop("threshold"), f"{place}, threshold")
+    return Score(**texts, threshold=threshold, value=math.nan if value is None else value)
+
+
+def _number(text: str, place: str) -> float | None:
+    text = text.strip()
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{place}: {text!r} is not a number") from None
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return value
+
+
+def _without_nan(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }

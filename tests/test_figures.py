@@ -1,0 +1,119 @@
+"""Figures: what is drawn, in which colours, and that files are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from matplotlib.colors import to_rgb
+
+from etsam.compare import compare
+from etsam.panels import EXTRA, FOUND, MISSED, coloured
+from etsam.plots import box_plots, precision_recall, threshold_sweep, tomogram_bars
+from etsam.tables import Score, variants, write_table
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def scores() -> list[Score]:
+    random = np.random.default_rng(0)
+    base = random.random(8) / 3
+    methods = {"ours": base + 0.5 + random.random(8) / 50, "theirs": base, "same": base}
+    return [
+        Score("d", f"r{number}", method, "final", None, "dice", float(value))
+        for method, values in methods.items()
+        for number, value in enumerate(values)
+    ]
+
+
+def test_boxes_carry_the_marks_of_the_tests() -> None:
+    rows = scores()
+    figure = box_plots(variants(rows), compare(rows))
+    axes = figure.axes[0]
+    marks = [text.get_text() for text in axes.texts]
+    assert sorted(marks) == ["***", "***", "ns"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["Dice"]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["ours", "theirs", "same"]
+
+
+def test_bars_end_with_the_mean() -> None:
+    rows = scores()
+    axes = tomogram_bars(variants(rows), "dice").axes[0]
+    assert axes.get_xticklabels()[-1].get_text() == "mean"
+    bars = axes.containers[0]
+    heights = [bar.get_height() for bar in bars]
+    assert heights[-1] == pytest.approx(np.mean(heights[:-1]))
+    assert len(heights) == 9
+
+
+def test_curves_are_averaged_over_tomograms() -> None:
+    rows = [
+        Score("d", run, "m", "final", recall, "precision_at_recall", value)
+        for run, value in (("a", 0.8), ("b", 0.6))
+        for recall in (0.0, 0.5, 1.0)
+    ]
+    axes = precision_recall(rows, {"m": 0.7}).axes[0]
+    assert axes.lines[0].get_ydata() == pytest.approx([0.7, 0.7, 0.7])
+    legend = axes.get_legend()
+    assert legend is not None
+    assert legend.get_texts()[0].get_text() == "m (0.700)"
+
+
+def test_a_sweep_marks_the_best_dice() -> None:
+    rows = [
+        Score("d", "r", "m", "s", level, "dice", value)
+        for level, value in ((-1.0, 0.5), (0.0, 0.9), (1.0, 0.6))
+    ]
+    axes = threshold_sweep(rows, "m", ("dice",)).axes[0]
+    assert "0.900\nat 0" in axes.texts[0].get_text()
+
+
+def test_colours_tell_right_from_wrong() -> None:
+    labels = np.array([[1, 1, 0, 0, -1, -1]], np.float32)
+    mask = np.array([[True, False, True, False, True, False]])
+    picture = coloured(mask, labels)[0]
+    for place, colour in ((0, FOUND), (1, MISSED), (2, EXTRA), (4, "white")):
+        assert picture[place, :3] == pytest.approx(to_rgb(colour))
+    assert picture[[3, 5], 3].tolist() == [0, 0]
+    assert np.array_equal(coloured(mask, None)[0, :, 3] > 0, mask[0])
+
+
+def test_the_commands_write_whole_files(tmp_path: Path, run: Run) -> None:
+    write_table(tmp_path / "t.csv", scores())
+    code, out, err = run(
+        "figures", "scores", tmp_path / "t.csv", "-o", tmp_path / "f", "--format", "pdf"
+    )
+    assert code == 0, err
+    assert {path.name for path in (tmp_path / "f").iterdir()} == {"boxes.pdf", "bars_dice.pdf"}
+    assert (tmp_path / "f" / "boxes.pdf").read_bytes()[-6:].strip() == b"%%EOF"
+    assert len(out.splitlines()) == 2
+    volume = np.random.default_rng(0).normal(size=(4, 20, 30)).astype(np.float32)
+    for name, data in (
+        ("a", volume),
+        ("a_membrane", (volume > 0).astype(np.int8)),
+        ("b", volume[:2]),
+    ):
+        with mrcfile.new(tmp_path / f"{name}.mrc") as mrc:
+            mrc.set_data(data)
+            mrc.voxel_size = 10.0
+    both = (tmp_path / "a.mrc", "-t", tmp_path / "a_membrane.mrc", "-o", tmp_path / "s")
+    mask = f"guess={tmp_path / 'a_membrane.mrc'}"
+    code, out, err = run("figures", "slices", *both, "-m", mask, "-z", 1, "--format", "png")
+    assert code == 0, err
+    assert Path(out.strip()).read_bytes().startswith(b"\x89PNG")
+    for args, part in (
+        ((*both, "-z", 9), "expected some of 0 to 3"),
+        ((*both, "-m", tmp_path / "b.mrc"), "has shape (2, 20, 30)"),
+    ):
+        code, _, err = run("figures", "slices", *args)
+        assert code == 1
+        assert part in err
+    assert "no method 'x'" in run("figures", "scores", tmp_path / "t.csv", "--method", "x")[2]

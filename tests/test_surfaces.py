@@ -1,0 +1,87 @@
+"""Surface distances against geometry and an independent library."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from etsam.surfaces import SurfaceCollector, SurfaceDistances, surface_distances
+
+
+def surface(mask: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
+    collector = SurfaceCollector()
+    for z, plane in enumerate(mask):
+        collector.add(plane, None if counted is None else counted[z])
+    return collector.points()
+
+
+def distances(
+    prediction: np.ndarray, truth: np.ndarray, spacing: tuple[float, float, float]
+) -> SurfaceDistances:
+    return surface_distances(surface(prediction), surface(truth), spacing)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning:monai")  # inside of it
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.02, 0.7))
+def test_agrees_with_monai_on_random_masks(seed: int, density: float) -> None:
+    metrics = pytest.importorskip("monai.metrics")
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(seed)
+    first, second = random.random((2, 7, 9, 8)) < density
+    first[3, 4, 4] = second[2, 3, 3] = True
+    spacing = (20.0, 10.0, 15.0)
+    ours = distances(first, second, spacing)
+    step = [value / 10 for value in spacing]
+    volumes = [torch.from_numpy(mask[None, None].astype(np.float32)) for mask in (first, second)]
+    both = {"y_pred": volumes[0], "y": volumes[1], "include_background": True, "spacing": step}
+    mean = metrics.compute_average_surface_distance(symmetric=True, **both)
+    assert ours.mean == pytest.approx(float(mean), rel=1e-5)
+    far = metrics.compute_hausdorff_distance(percentile=95, **both)
+    assert ours.percentile(95) == pytest.approx(float(far), rel=1e-5)
+    near = metrics.compute_surface_dice(class_thresholds=[1.5001], **both)
+    assert ours.dice(1.5001) == pytest.approx(float(near), rel=1e-5)
+
+
+def test_two_planes_are_their_distance_apart() -> None:
+    first, second = np.zeros((2, 12, 6, 6), bool)
+    first[2], second[7] = True, True
+    found = distances(first, second, (13.0, 10.0, 10.0))
+    assert found.mean == pytest.approx(6.5)
+    assert found.percentile(95) == pytest.approx(6.5)
+    assert (found.dice(6.4), found.dice(6.6)) == (0.0, 1.0)
+
+
+def test_a_solid_ball_has_only_its_shell() -> None:
+    z, y, x = np.indices((21, 21, 21)) - 10
+    ball = z**2 + y**2 + x**2 <= 64
+    radius = np.linalg.norm(surface(ball) - 10, axis=1)
+    assert radius.min() > 6.5
+    assert radius.max() <= 8
+    assert len(radius) < ball.sum() / 2
+    assert distances(ball, ball, (10.0, 10.0, 10.0)).mean == 0
+
+
+def test_only_annotated_border_voxels_count() -> None:
+    mask = np.zeros((5, 8, 8), bool)
+    mask[2] = True
+    counted = np.zeros_like(mask)
+    counted[:, :, :4] = True
+    points = surface(mask, counted)
+    assert len(points) == 32
+    assert points[:, 2].max() == 3
+
+
+def test_empty_surfaces() -> None:
+    empty, full = np.zeros((3, 4, 4), bool), np.ones((3, 4, 4), bool)
+    neither = distances(empty, empty, (10.0, 10.0, 10.0))
+    assert math.isnan(neither.dice(2))
+    assert math.isnan(neither.mean)
+    one = distances(empty, full, (10.0, 10.0, 10.0))
+    assert one.dice(2) == 0
+    assert math.isnan(one.mean)
+    assert math.isnan(one.percentile(95))
