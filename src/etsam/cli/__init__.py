@@ -15,6 +15,7 @@ from etsam.cli.compare import compare
 from etsam.cli.evaluate import evaluate
 from etsam.cli.export import export
 from etsam.cli.figures import figures
+from etsam.cli.inspect import inspect, verify
 from etsam.cli.postprocess import postprocess
 from etsam.cli.segment import segment
 from etsam.cli.simulate import simulate
@@ -51,8 +52,10 @@ def etsam(ctx: click.Context) -> None:
 
 
 for _verb in (
+    inspect,
     segment,
     status,
+    verify,
     postprocess,
     export,
     evaluate,

@@ -104,6 +104,8 @@ def run_segment(
     show: Callable[[SegmentResult], None],
 ) -> int:
     """Segment tomograms as the options of the command say; returns the exit code."""
+    if params["engine"] is None and (params["workers"] or params["engine_options"]):
+        raise click.UsageError("--workers and --engine-options need --engine")
     recorded = params["manifest"] or params["shard"] or params["engine"] or len(paths) > 1
     if not paths:
         click.echo("etsam: nothing to do: this shard has no tomogram", err=True)
@@ -142,6 +144,16 @@ def _outcomes(
             for outcome in run_batch(plan, display.begin):
                 display.end(outcome)
                 yield outcome
+        return
+    from etsam.engine import Engine, run_on_engine
+
+    engine = Engine(params["engine"], params["workers"], params["engine_options"])
+    with StageProgress("tomograms") as progress:
+        progress("batch", 0, len(plan.paths))
+        stream = run_on_engine(plan, engine, signals.check, lambda line: click.echo(line, err=True))
+        for number, outcome in enumerate(stream, 1):
+            progress("batch", number, len(plan.paths))
+            yield outcome
 
 
 def _report(outcome: Outcome) -> None:

@@ -1,0 +1,209 @@
+"""A batch on several processes: dask.distributed on this machine, dask-jobqueue on a cluster."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any, Literal
+
+from etsam.batch import BatchPlan, ModelOnce, Outcome, segment_one
+from etsam.inputs import refuse_same_results
+from etsam.manifest import Entry, Manifest, here, now
+from etsam.options import SegmentOptions
+from etsam.results import result_names
+from etsam.weights import resolve_model
+
+EngineKind = Literal["local", "slurm", "pbs", "sge", "lsf"]
+
+JOB_CLUSTERS = {
+    "slurm": "SLURMCluster",
+    "pbs": "PBSCluster",
+    "sge": "SGECluster",
+    "lsf": "LSFCluster",
+}
+TOPIC = "etsam"
+TICK_SECONDS = 0.5
+MISSING = "several processes need dask: pip install 'etsam[cluster]'"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where the processes run, how many, and a TOML file with the options of their cluster."""
+
+    kind: EngineKind = "local"
+    workers: int | None = None
+    options: Path | None = None
+
+
+def run_on_engine(
+    plan: BatchPlan,
+    engine: Engine,
+    tick: Callable[[], None],
+    say: Callable[[str], None],
+) -> Generator[Outcome, None, None]:
+    """Segment the tomograms in any order, and yield what became of each.
+
+    One process keeps the manifest. A tomogram whose worker is lost goes to another one, which goes
+    on where the first one saved. `tick` is called at least every half second, and an exception in
+    it interrupts the batch; `say` gets lines for the user.
+
+    Raises
+    ------
+    ValueError, OSError
+        As `etsam.batch.run_batch`; or dask is not installed, or does not take the options.
+    """
+    masks = {path: result_names(path, plan.options).mask for path in plan.paths}
+    refuse_same_results(masks)
+    if None in (plan.options.stage1_checkpoint, plan.options.stage2_checkpoint):
+        resolve_model(plan.options.model)  # fetched once, before the workers want it
+    with Manifest(plan.manifest) as manifest, _client(engine, say) as client:
+        entries = manifest.begin(masks.items())
+        events: Queue[Any] = Queue()
+        client.subscribe_topic(TOPIC, lambda event: events.put(event[1]))
+        waiting: dict[Any, tuple[Path, str]] = {}
+        for number, (path, entry) in enumerate(zip(plan.paths, entries, strict=True)):
+            future = client.submit(_work, path, entry, plan, key=f"{plan.run}-{number}")
+            waiting[future] = path, entry.mask
+            future.add_done_callback(events.put)
+        try:
+            while waiting:
+                tick()
+                try:
+                    event = events.get(timeout=TICK_SECONDS)
+                except Empty:
+                    continue
+                if isinstance(event, dict):
+                    _note_start(manifest, event, {mask for _, mask in waiting.values()})
+                    continue
+                path, mask = waiting.pop(event)
+                outcome = _outcome(event, path, manifest.entries[mask])
+                manifest.put(outcome.entry)
+                yield outcome
+                if plan.fail_fast and outcome.error is not None:
+                    return
+        finally:
+            client.cancel(list(waiting))
+            manifest.interrupted()
+
+
+def _note_start(manifest: Manifest, event: dict[str, Any], waiting: set[str]) -> None:
+    """Record that a worker began a tomogram, unless its end is known already."""
+    if event["mask"] in waiting:
+        entry = manifest.entries[event["mask"]]
+        manifest.started(replace(entry, host=event["host"], pid=event["pid"]))
+
+
+def _outcome(future: Any, path: Path, known: Entry) -> Outcome:
+    """What a worker returned, or that it could not return anything."""
+    error = future.exception()
+    if error is None:
+        outcome: Outcome = future.result()
+        counted = {"attempts": max(1, known.attempts), "started": known.started}
+        return replace(outcome, entry=replace(outcome.entry, **counted))
+    text = f"its process died again and again ({type(error).__name__}): is there too little memory?"
+    failed = replace(known, state="failed", ended=now(), error=text)
+    return Outcome(path, failed, error=RuntimeError(text))
+
+
+def _work(path: Path, entry: Entry, plan: BatchPlan) -> Outcome:
+    """Segment one tomogram in a worker."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    worker.log_event(TOPIC, {"mask": entry.mask, **here()})
+    plan = replace(plan, options=replace(plan.options, device=_device(plan.options, worker.name)))
+    return segment_one(path, replace(entry, **here()), plan, _model(plan.options))
+
+
+@lru_cache(maxsize=1)
+def _model(options: SegmentOptions) -> ModelOnce:
+    return ModelOnce(options)
+
+
+def _device(options: SegmentOptions, name: object) -> str:
+    """Give each worker of this machine a GPU of its own, where there are several."""
+    if options.device not in ("auto", "cuda") or not isinstance(name, int):
+        return options.device
+    import torch
+
+    count = torch.cuda.device_count()
+    return f"cuda:{name % count}" if count else options.device
+
+
+@contextmanager
+def _client(engine: Engine, say: Callable[[str], None]) -> Iterator[Any]:
+    """Start the workers, and stop them in the end."""
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ValueError(MISSING) from error
+
+    workers = engine.workers or max(1, _gpus())
+    options = _read_options(engine.options)
+    try:
+        cluster = _local(workers, options) if engine.kind == "local" else _jobs(engine, options)
+    except TypeError as error:
+        raise ValueError(f"{engine.options}: {error}") from error
+    with cluster, Client(cluster) as client:
+        if engine.kind != "local":
+            cluster.adapt(minimum=min(1, workers), maximum=workers)
+        if client.dashboard_link:
+            say(f"{workers} workers, see {client.dashboard_link}")
+        yield client
+
+
+def _local(workers: int, options: dict[str, Any]) -> Any:
+    """Processes of this machine, which share its cores; each does one tomogram at a time."""
+    from distributed import LocalCluster
+
+    threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // workers)
+    chosen = {
+        "n_workers": workers,
+        "threads_per_worker": 1,
+        "processes": True,
+        "memory_limit": 0,
+        "dashboard_address": ":0",
+        "env": {"OMP_NUM_THREADS": str(threads)},
+    }
+    return LocalCluster(**(chosen | options))
+
+
+def _jobs(engine: Engine, options: dict[str, Any]) -> Any:
+    """Jobs of a cluster, one process each, as dask-jobqueue submits them."""
+    try:
+        import dask_jobqueue
+    except ImportError as error:
+        raise ValueError(MISSING) from error
+
+    kind = getattr(dask_jobqueue, JOB_CLUSTERS[engine.kind])
+    return kind(**({"processes": 1, "worker_extra_args": ["--nthreads", "1"]} | options))
+
+
+def _read_options(path: Path | None) -> dict[str, Any]:
+    """Read keyword arguments of the cluster's class.
+
+    Raises
+    ------
+    ValueError
+        The file is not TOML.
+    """
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+
+
+def _gpus() -> int:
+    """NVIDIA devices of this machine that may be used, without asking torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))

@@ -1,0 +1,96 @@
+"""VERB verify: whether two volumes lie in the same place, field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from etsam.mrc_header import parse_header
+from etsam.volume import Tomogram, open_tomogram
+
+SPACING_TOLERANCE = 1e-4  # relative; float32 headers and rounded metadata differ by less
+PLACE_TOLERANCE = 0.01  # voxels
+MRC_FIELDS = (
+    *("nxstart", "nystart", "nzstart", "mx", "my", "mz", "cella", "cellb"),
+    *("mapc", "mapr", "maps", "ispg", "origin"),
+)
+DECISIVE = ("nxstart", "nystart", "nzstart", "mapc", "mapr", "maps")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One property of two volumes.
+
+    ``decisive`` ones must agree for the volumes to overlay in every program; the others are told
+    because some program may read them.
+    """
+
+    field: str
+    first: Any
+    second: Any
+    same: bool
+    decisive: bool
+
+
+def verify(first: str | Path, second: str | Path) -> list[Comparison]:
+    """Compare shape, spacing, origin and, of two MRC files, every geometric header field.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        A volume is not there or cannot be read.
+    """
+    with closing(open_tomogram(first)) as a, closing(open_tomogram(second)) as b:
+        return [*_geometry(a, b), *_headers(a, b)]
+
+
+def overlays(comparisons: Sequence[Comparison]) -> bool:
+    """Whether all that is decisive agrees."""
+    return all(item.same for item in comparisons if item.decisive)
+
+
+def _geometry(a: Tomogram, b: Tomogram) -> Iterator[Comparison]:
+    yield Comparison("shape_zyx", list(a.shape), list(b.shape), a.shape == b.shape, True)
+    known = a.voxel_spacing is not None and b.voxel_spacing is not None
+    same = a.voxel_spacing == b.voxel_spacing
+    if known:
+        same = bool(
+            np.allclose(_array(a.voxel_spacing), _array(b.voxel_spacing), SPACING_TOLERANCE, 0)
+        )
+    yield Comparison(
+        "voxel_spacing_zyx_angstrom", _list(a.voxel_spacing), _list(b.voxel_spacing), same, True
+    )
+    step = _array(a.voxel_spacing or b.voxel_spacing or (1.0, 1.0, 1.0))
+    apart = np.abs(_array(a.origin) - _array(b.origin)) / step
+    near = bool((apart <= PLACE_TOLERANCE).all())
+    yield Comparison("origin_zyx_angstrom", list(a.origin), list(b.origin), near, True)
+
+
+def _headers(a: Tomogram, b: Tomogram) -> Iterator[Comparison]:
+    if a.info.mrc_header is None or b.info.mrc_header is None:
+        return
+    one, two = (
+        parse_header(tomogram.info.mrc_header or b"", tomogram.path or Path())[1]
+        for tomogram in (a, b)
+    )
+    for name in MRC_FIELDS:
+        first, second = _plain(one[name]), _plain(two[name])
+        yield Comparison(f"MRC {name}", first, second, first == second, name in DECISIVE)
+
+
+def _plain(value: Any) -> Any:
+    item = value.item()
+    return list(item) if isinstance(item, tuple) else item
+
+
+def _list(values: Sequence[float] | None) -> list[float] | None:
+    return None if values is None else [float(value) for value in values]
+
+
+def _array(values: Sequence[float] | None) -> np.ndarray:
+    return np.asarray(values, np.float64)

@@ -1,0 +1,103 @@
+"""Several processes: nothing is lost with a worker, nothing is recorded twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from etsam import engine
+from etsam.batch import BatchPlan
+from etsam.engine import Engine, run_on_engine
+from etsam.manifest import read_manifest
+from etsam.options import SegmentOptions
+from etsam.results import how_far
+from etsam.sam2 import save_checkpoint
+from etsam.segmentation import segment_file
+from test_cli import Run, assert_one_line, write_mrc
+from tiny_model import SPEC, tiny_network
+
+SHAPE = (40, 32, 32)
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> SegmentOptions:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    for stage in (1, 2):
+        path = folder / f"stage{stage}.safetensors"
+        save_checkpoint(path, tiny_network(stage), {"frame_spec": SPEC.to_dict()}, half=False)
+    return SegmentOptions(model=folder, device="cpu", preview=False, polarity="dark")
+
+
+def write_tomograms(folder: Path, count: int) -> list[Path]:
+    random = np.random.default_rng(5)
+    volumes = random.normal(size=(count, *SHAPE)).astype(np.float32)
+    return [write_mrc(folder / f"TS_{n}.mrc", data) for n, data in enumerate(volumes)]
+
+
+def test_wrong_engine_options_are_one_line(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("dask_jobqueue")
+    (path,) = write_tomograms(tmp_path, 1)
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text("queue = \n")
+    odd = tmp_path / "odd.toml"
+    odd.write_text('colour = "red"\n')
+    for file in (wrong, odd, tmp_path / "absent.toml"):
+        code, out, err = run("segment", path, "--engine", "slurm", "--engine-options", file)
+        assert (code, out) == (1, "")
+        assert_one_line(err, str(file))
+    code, _, err = run("segment", path, "--workers", "2")
+    assert code == 2
+    assert_one_line(err, "--engine")
+
+
+def test_workers_get_a_device_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+    assert engine._gpus() == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert engine._gpus() == 0
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    auto = SegmentOptions()
+    assert [engine._device(auto, n) for n in (0, 1, 2, "job-1")] == [
+        *("cuda:0", "cuda:1", "cuda:0"),
+        "auto",
+    ]
+    assert engine._device(replace(auto, device="cpu"), 1) == "cpu"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_lost_worker_loses_nothing(options: SegmentOptions, tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    paths = write_tomograms(tmp_path, 4)
+    manifest = tmp_path / "out" / "m.jsonl"
+    plan = BatchPlan(paths, replace(options, output=tmp_path / "out"), manifest=manifest)
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        for entry in read_manifest(manifest):
+            begun = how_far(Path(entry.mask))
+            if entry.state == "running" and begun and begun[1] > 0 and not killed and entry.pid:
+                killed.append(entry.pid)
+                os.kill(entry.pid, signal.SIGKILL)
+
+    begun = time.monotonic()
+    outcomes = list(run_on_engine(plan, Engine(workers=2), kill_one, print))
+    print(f"{time.monotonic() - begun:.1f} s")
+    assert killed
+    assert sorted(outcome.path for outcome in outcomes) == paths
+    entries = read_manifest(manifest)
+    assert [entry.state for entry in entries] == ["done"] * 4
+    assert sum(entry.attempts for entry in entries) == 5
+    assert len({entry.pid for entry in entries}) >= 2
+    for path in paths:
+        alone = segment_file(path, replace(options, output=tmp_path / "alone"))
+        assert alone.mask.read_bytes() == (tmp_path / "out" / alone.mask.name).read_bytes()
+    assert not list((tmp_path / "out").rglob("*.partial*"))
