@@ -15,6 +15,7 @@ from etsam.manifest import MANIFEST_NAME, SUFFIX, Entry, Manifest, here, now
 from etsam.options import SegmentOptions
 from etsam.provenance import peak_rss_mb, reset_peak_rss
 from etsam.results import request_of, result_names
+from etsam.volume import KNOWN_SUFFIXES
 
 if TYPE_CHECKING:
     from etsam.results import SegmentResult
@@ -90,7 +91,7 @@ def default_manifest(paths: list[Path], output: Path | None, shard: str | None =
     if output is None:
         folder = Path(os.path.commonpath([path.resolve().parent for path in paths]))
     else:
-        folder = output.parent if output.is_file() or output.suffix else output
+        folder = output.parent if KNOWN_SUFFIXES.search(output.name) else output
     part = f".{shard.replace('/', 'of')}" if shard else ""
     return folder / f"{MANIFEST_NAME}{part}{SUFFIX}"
 

@@ -29,6 +29,7 @@ JOB_CLUSTERS = {
 }
 TOPIC = "etsam"
 TICK_SECONDS = 0.5
+MESSAGE_LENGTH = 160
 MISSING = "several processes need dask: pip install 'etsam[cluster]'"
 
 
@@ -148,8 +149,9 @@ def _client(engine: Engine, say: Callable[[str], None]) -> Iterator[Any]:
     options = _read_options(engine.options)
     try:
         cluster = _local(workers, options) if engine.kind == "local" else _jobs(engine, options)
-    except TypeError as error:
-        raise ValueError(f"{engine.options}: {error}") from error
+    except (TypeError, ValueError) as error:
+        place = engine.options or "--engine-options is missing"
+        raise ValueError(f"{place}: {str(error)[:MESSAGE_LENGTH]}") from error
     with cluster, Client(cluster) as client:
         if engine.kind != "local":
             cluster.adapt(minimum=min(1, workers), maximum=workers)

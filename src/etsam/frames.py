@@ -21,6 +21,9 @@ from etsam.logits import LOGIT_LIMIT, LogitRange
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+MAX_SIDE = 1 << 16  # pixels; a larger frame in a checkpoint is damage or malice
+MAX_OFFSET = 256  # slices
+
 PromptKind = Literal["zero", "grid_zero", "grid", "etsam_stage1_partial", "none"]
 
 
@@ -101,9 +104,18 @@ class FrameSpec:
         plain: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
-        if slices is not None:  # checkpoints of version 0.1
-            plain["offsets"] = tuple(range(-(slices // 2), slices // 2 + 1))
-        return cls(**plain)
+        try:
+            if slices is not None:  # checkpoints of version 0.1
+                reach = min(slices // 2, MAX_OFFSET)
+                plain["offsets"] = tuple(range(-reach, reach + 1))
+            spec = cls(**plain)
+            sizes = (spec.image_size, spec.multiple, spec.offsets[-1] + 1)
+            sound = all(1 <= size <= MAX_SIDE for size in sizes) and spec.offsets[-1] <= MAX_OFFSET
+        except (TypeError, ArithmeticError, LookupError) as error:
+            raise ValueError(f"frame settings make no sense: {error}") from None
+        if not sound:
+            raise ValueError(f"frame settings make no sense: sizes {sizes}")
+        return spec
 
 
 REFERENCE_SPEC = FrameSpec(

@@ -95,13 +95,13 @@ class ScratchLogits:
 class NpyWriter:
     """Float32 .npy of shape (Z, Y, X), written slice by slice in order.
 
-    Written to ``<name>.partial`` and renamed on a clean exit; an error leaves nothing behind.
+    Written to ``<name>.<process>.partial`` and renamed on a clean exit; an error leaves nothing behind.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
         self.path = path
         self._shape = shape
-        self._partial = path.with_name(path.name + ".partial")
+        self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         self._written = 0
         require_space(path.parent, 4 * math.prod(shape), f"writing {path.name}")
         self._file = self._partial.open("wb", buffering=0)

@@ -147,14 +147,26 @@ def read_manifest(path: Path) -> list[Entry]:
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             values = json.loads(line)
-            if values["state"] not in STATES or not isinstance(values["attempts"], int):
-                raise ValueError(f"state {values['state']!r}")
-            entries.append(Entry(**{key: values[key] for key in known & set(values)}))
+            entry = Entry(**{key: values[key] for key in known & set(values)})
+            if not _is_sound(entry):
+                raise ValueError("a value of another kind")
+            entries.append(entry)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f"{path}, line {number} is not what etsam wrote ({error}): move the file away"
             ) from None
     return entries
+
+
+def _is_sound(entry: Entry) -> bool:
+    """Whether an entry holds the kinds of values that are shown and counted."""
+    texts = (entry.input, entry.mask, entry.error or "")
+    numbers = (entry.attempts, entry.pid or 0, entry.seconds or 0, entry.peak_rss_mb or 0)
+    return (
+        entry.state in STATES
+        and all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, int | float) for number in numbers)
+    )
 
 
 def find_manifests(place: Path) -> list[Path]:

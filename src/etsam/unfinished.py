@@ -66,17 +66,19 @@ class Unfinished:
             with safe_open(path, framework="pt") as file:
                 state = json.loads(file.metadata()["etsam"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, TypeError, ValueError):
+            if state["identity"] != _plain(self.identity):
+                return False
+            recent = tuple(
+                (_recent(tensors, f"{n}.spatial"), _recent(tensors, f"{n}.pointer"))
+                for n in range(state["regions"])
+            )
+            position = Position(state["stage"], state["done"], recent)
+            extremes = {n: LogitRange(*pair) for n, pair in enumerate(state["extremes"])}
+            settled = dict(state["settled"])
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError):
             return False
-        if state["identity"] != _plain(self.identity):
-            return False
-        recent = tuple(
-            (_recent(tensors, f"{n}.spatial"), _recent(tensors, f"{n}.pointer"))
-            for n in range(state["regions"])
-        )
-        self.position = self._saved = Position(state["stage"], state["done"], recent)
-        self.settled = state["settled"]
-        self._extremes = {n: LogitRange(*pair) for n, pair in enumerate(state["extremes"])}
+        self.position = self._saved = position
+        self._extremes, self.settled = extremes, settled
         return True
 
     def logits(self, stage: int, shape: tuple[int, int, int]) -> ScratchLogits:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import struct
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,7 @@ def _to_config(values: Any, source: Path) -> SAM2Config:
 
 
 def _read_pickle(path: Path) -> State:
+    _refuse_packed(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as wrong:
@@ -174,6 +176,20 @@ def _read_pickle(path: Path) -> State:
     ):
         raise ValueError(f'{path} has no "model" entry with tensors; expected {{"model": ...}}')
     return state
+
+
+def _refuse_packed(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it holds: torch.save packs nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, *UNREADABLE):
+        return
+    if unpacked > path.stat().st_size:
+        raise ValueError(
+            f"{path} unpacks to {unpacked:,} bytes, more than it holds: expected a file saved by "
+            "torch.save"
+        )
 
 
 def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:

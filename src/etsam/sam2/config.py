@@ -8,6 +8,9 @@ from typing import Any, Literal
 LEVELS = 4
 """Feature levels of every trunk (strides 1, 2, 4 and 8 times ``patch_stride``)."""
 
+MAX_SIZE = 1 << 16  # larger numbers in a checkpoint are damage or malice
+MAX_BLOCKS = 256
+
 
 @dataclass(frozen=True)
 class SAM2Config:
@@ -75,6 +78,8 @@ class SAM2Config:
         return [
             ("trunk", self.trunk, self.trunk in ("hiera", "conv")),
             ("stages", self.stages, len(self.stages) == LEVELS and min(self.stages) > 0),
+            ("stages", self.stages, sum(self.stages) <= MAX_BLOCKS),
+            ("memory_layers", self.memory_layers, self.memory_layers <= MAX_BLOCKS),
             ("widths", self.widths, len(self.widths) == (LEVELS if self.trunk == "conv" else 0)),
             ("context_width", self.context_width, self.context_width >= 0),
             ("image_size", self.image_size, self.image_size % (8 * self.patch_stride) == 0),
@@ -116,7 +121,17 @@ class SAM2Config:
         sizes: dict[str, Any] = {
             key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
         }
+        for key, value in sizes.items():
+            if key != "trunk" and not _is_size(value, least=0 if key == "context_width" else 1):
+                raise ValueError(f"SAM2Config.{key} = {str(value)[:60]} is no size of a network")
         return cls(**sizes)
+
+
+def _is_size(value: Any, least: int) -> bool:
+    """Whether a value read from a file is a whole number, or several, that a network may have."""
+    if isinstance(value, tuple):
+        return len(value) <= MAX_BLOCKS and all(_is_size(item, 0) for item in value)
+    return type(value) is int and least <= value <= MAX_SIZE
 
 
 TINY = SAM2Config(

@@ -1,0 +1,435 @@
+"""A corpus of damaged, lying and malicious files: each a right result, or one line and exit code 1.
+
+More than 500 files a run, the same ones every time.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import os
+import pickle
+import struct
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mrcfile.dtypes import HEADER_DTYPE
+
+from etsam.frames import FrameSpec
+from etsam.manifest import Entry, read_manifest
+from etsam.mrc_header import MODES
+from etsam.sam2 import SAM2Config, load_checkpoint, save_checkpoint
+from etsam.stages import stage_spec
+from etsam.volume import create_volume, open_tomogram, tomogram_from_array
+from test_cli import Run, assert_one_line, write_mrc
+from tiny_model import SPEC, tiny_network
+
+SHAPE = (4, 5, 6)
+DAMAGED_HEADERS, CUT_SHORT, ARCHIVES, ZARRS, CHECKPOINTS, RECORDS = 160, 80, 90, 90, 80, 60
+
+
+def corpus(files: int) -> Callable[[Any], Any]:
+    """Let a test see so many generated files, the same ones at every run."""
+    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    return settings(
+        max_examples=files,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=checks,
+    )
+
+
+def look(run: Run, path: Path) -> dict[str, Any] | None:
+    """Inspect a file as a user would: what is found, or None after one line of complaint."""
+    code, out, err = run("inspect", "--no-timing", "--json", path)
+    if code == 0:
+        assert err == "" or all(line.startswith("etsam: warning") for line in err.splitlines())
+        found: dict[str, Any] = json.loads(out)
+        return found
+    assert (code, out) == (1, "")
+    assert_one_line(err)
+    return None
+
+
+INTEGERS = st.one_of(
+    st.integers(-(2**31), 2**31 - 1), st.sampled_from([0, 1, -1, 2, 3, 65535, 65536, 2**31 - 1])
+)
+FLOATS = st.one_of(
+    st.floats(width=32), st.sampled_from([0.0, 1.0, -10.0, 1e-30, 1e30, float("nan"), float("inf")])
+)
+HEADERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "mode": st.one_of(st.sampled_from([0, 1, 2, 3, 4, 6, 12, 16, 101]), INTEGERS),
+        "nx": INTEGERS,
+        "nz": INTEGERS,
+        "mx": INTEGERS,
+        "nsymbt": INTEGERS,
+        "ispg": st.one_of(st.sampled_from([0, 1, 401]), INTEGERS),
+        "nlabl": INTEGERS,
+        "nzstart": INTEGERS,
+        "mapc": st.integers(-1, 4),
+        "maps": st.integers(-1, 4),
+        "cella": st.tuples(FLOATS, FLOATS, FLOATS),
+        "origin": st.tuples(FLOATS, FLOATS, FLOATS),
+        "dmin": FLOATS,
+        "dmax": FLOATS,
+        "map": st.binary(min_size=4, max_size=4),
+        "machst": st.lists(st.integers(0, 255), min_size=4, max_size=4).map(tuple),
+    },
+)
+
+
+def mrc_bytes(data: np.ndarray, fields: dict[str, Any], order: str = "<") -> bytes:
+    """An MRC file with any fields of its header wrong."""
+    header = np.zeros((), HEADER_DTYPE.newbyteorder(order))
+    modes = {kind: mode for mode, kind in MODES.items()}
+    header["mode"] = modes.get(data.dtype.str[1:], 0)
+    header["nz"], header["ny"], header["nx"] = data.shape
+    header["mz"], header["my"], header["mx"] = data.shape
+    header["cella"] = tuple(10.0 * side for side in data.shape[::-1])
+    header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
+    header["ispg"], header["map"] = 1, b"MAP "
+    header["machst"] = (0x44, 0x44, 0, 0) if order == "<" else (0x11, 0x11, 0, 0)
+    for name, value in fields.items():
+        header[name] = value
+    return header.tobytes() + data.astype(data.dtype.newbyteorder(order)).tobytes()
+
+
+def values(seed: int, kind: str) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    if np.dtype(kind).kind != "f":
+        limits = np.iinfo(kind)
+        return random.integers(limits.min, limits.max, SHAPE, kind, endpoint=True)
+    data = random.normal(size=SHAPE).astype(kind)
+    if seed % 3 == 0:
+        data.reshape(-1)[random.integers(0, data.size, 9)] = [np.nan, np.inf, -np.inf] * 3
+    return data
+
+
+@corpus(DAMAGED_HEADERS)
+@given(HEADERS, st.sampled_from(sorted(MODES.values())), st.sampled_from("<>"), st.integers(0, 99))
+def test_headers_that_lie(
+    run: Run, tmp_path: Path, fields: dict[str, Any], kind: str, order: str, seed: int
+) -> None:
+    data = values(seed, kind)
+    path = tmp_path / "a.mrc"
+    path.write_bytes(mrc_bytes(data, fields, order))
+    found = look(run, path)
+    decisive = {"mode", "nx", "nz", "nsymbt", "ispg", "dmin", "dmax"} & set(fields)
+    if not decisive:
+        assert found is not None
+    if found is None or decisive:
+        return
+    assert tuple(found["shape_zyx"]) == SHAPE
+    with open_tomogram(path) as tomogram:
+        read = tomogram.read_slices(0, SHAPE[0])
+    assert np.isfinite(read).all()
+    finite = np.isfinite(data)
+    np.testing.assert_array_equal(read[finite], data[finite].astype(np.float32))
+
+
+@corpus(CUT_SHORT)
+@given(st.integers(0, 1024 + 4 * 120 - 1), st.sampled_from("<>"))
+def test_files_cut_anywhere(run: Run, tmp_path: Path, length: int, order: str) -> None:
+    path = tmp_path / "cut.mrc"
+    path.write_bytes(mrc_bytes(values(1, "f4"), {}, order)[:length])
+    assert look(run, path) is None
+
+
+@corpus(ARCHIVES)
+@given(
+    st.sampled_from([gzip, bz2]),
+    st.sampled_from(["cut", "flipped", "junk after", "promises", "whole"]),
+    st.integers(0, 2**20),
+)
+def test_archives(run: Run, tmp_path: Path, codec: Any, damage: str, place: int) -> None:
+    data = values(2, "i2")
+    fields = {"nx": 60000, "ny": 60000, "nz": 60000} if damage == "promises" else {}
+    packed = bytearray(codec.compress(mrc_bytes(data, fields)))
+    if damage == "cut":
+        del packed[place % len(packed) :]
+    elif damage == "flipped":
+        packed[place % len(packed)] ^= 1 << place % 8
+    elif damage == "junk after":
+        packed += bytes(range(256))
+    path = tmp_path / "a.mrc.gz"
+    path.write_bytes(packed)
+    found = look(run, path)
+    if damage == "whole":
+        assert found is not None
+    if damage in ("cut", "promises"):
+        assert found is None
+    if found is not None:
+        with open_tomogram(path) as tomogram:
+            np.testing.assert_array_equal(tomogram.read_slices(0, SHAPE[0]), data)
+
+
+@pytest.mark.parametrize("codec", [gzip, bz2])
+def test_an_archive_that_unpacks_to_too_much_is_left_packed(
+    run: Run, tmp_path: Path, codec: Any
+) -> None:
+    content = mrc_bytes(np.zeros(SHAPE, np.int16), {}) + bytes(40 << 20)
+    path = tmp_path / "bomb.mrc.gz"
+    path.write_bytes(codec.compress(content))
+    tracemalloc.start()
+    try:
+        look(run, path)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+NASTY = st.one_of(
+    st.none(),
+    st.booleans(),
+    INTEGERS,
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["../../etc", "/etc/passwd", "..", "", "\0", 10**30, -1, [], {}, [[]] * 3]),
+    st.lists(st.integers(-5, 70000), max_size=4),
+)
+
+
+def places(content: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where values stand in JSON."""
+    pairs = (
+        content.items()
+        if isinstance(content, dict)
+        else enumerate(content)
+        if isinstance(content, list)
+        else ()
+    )
+    below = [place for key, value in pairs for place in places(value, (*prefix, key))]
+    return [*([prefix] if prefix else []), *below]
+
+
+def spoiled(content: Any, place: int, value: Any, *, remove: bool) -> Any:
+    """JSON with one value replaced or removed."""
+    content = json.loads(json.dumps(content))
+    known = places(content)
+    *path, last = known[place % len(known)]
+    owner = content
+    for key in path:
+        owner = owner[key]
+    if remove:
+        del owner[last]
+    else:
+        owner[last] = value
+    return content
+
+
+@corpus(ZARRS)
+@given(
+    st.sampled_from(["0.4", "0.5"]), st.integers(0, 99), st.integers(0, 99), NASTY, st.booleans()
+)
+def test_zarr_metadata(
+    run: Run, tmp_path: Path, version: str, file: int, place: int, value: Any, remove: bool
+) -> None:
+    folder = tmp_path / f"{version}.zarr"
+    if not folder.exists():
+        with (
+            tomogram_from_array(values(1, "f4"), voxel_spacing=10.0) as like,
+            create_volume(folder, like, dtype="float32", label="x", ngff_version=version) as writer,
+        ):
+            for z in range(SHAPE[0]):
+                writer.write_slice(z, like.read_slice(z))
+    names = {".zattrs", ".zarray", ".zgroup", "zarr.json"}
+    found = sorted(path for path in folder.rglob("*") if path.name in names)
+    chosen = found[file % len(found)]
+    good = chosen.read_text()
+    try:
+        bad = spoiled(json.loads(good), place, value, remove=remove)
+        chosen.write_text(json.dumps(bad))
+        seen = look(run, folder)
+        assert seen is None or np.prod(seen["shape_zyx"]) < 1e9
+        chosen.write_text(good[: place % len(good)])
+        look(run, folder)
+    finally:
+        chosen.write_text(good)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+    """Our format and the published one."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    model = tiny_network(1)
+    save_checkpoint(folder / "a.safetensors", model, {"frame_spec": SPEC.to_dict()}, half=True)
+    torch.save({"model": {"x": torch.zeros(3)}}, folder / "a.pt")
+    return (folder / "a.safetensors").read_bytes(), (folder / "a.pt").read_bytes()
+
+
+@corpus(CHECKPOINTS)
+@given(
+    st.booleans(),
+    st.sampled_from(["cut", "flipped", "length", "header"]),
+    st.integers(0, 2**20),
+    NASTY,
+)
+def test_checkpoints(
+    checkpoints: tuple[bytes, bytes],
+    tmp_path: Path,
+    ours: bool,
+    damage: str,
+    place: int,
+    value: Any,
+) -> None:
+    content = bytearray(checkpoints[0 if ours else 1])
+    (length,) = struct.unpack_from("<Q", content)
+    early = place % min(len(content), 8 + length if ours else len(content))
+    if damage == "cut":
+        del content[place % len(content) :]
+    elif damage == "flipped" or not ours:
+        content[early] ^= 1 << place % 8
+    elif damage == "length":
+        struct.pack_into("<Q", content, 0, 1 << place % 64)
+    else:
+        header = json.loads(content[8 : 8 + length])
+        described = json.loads(header["__metadata__"]["etsam"])
+        described = spoiled(described, place, value, remove=place % 5 == 0)
+        header["__metadata__"]["etsam"] = json.dumps(described)
+        packed = json.dumps(header).encode()
+        content = bytearray(struct.pack("<Q", len(packed)) + packed) + content[8 + length :]
+    path = tmp_path / ("a.safetensors" if ours else "a.pt")
+    path.write_bytes(content)
+    try:
+        model, metadata = load_checkpoint(path)
+        stage_spec(model, metadata)
+    except ValueError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize("modern", [True, False])
+def test_a_malicious_checkpoint_is_not_run(run: Run, tmp_path: Path, modern: bool) -> None:
+    class Malice:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    path = tmp_path / "stage1.pt"
+    torch.save({"model": Malice()}, path, _use_new_zipfile_serialization=modern)
+    tomogram = write_mrc(
+        tmp_path / "a.mrc", np.random.default_rng(0).normal(size=SHAPE).astype("f4")
+    )
+    checkpoint = ["--stage1-checkpoint", path, "--stage2-checkpoint", path]
+    code, out, err = run("segment", tomogram, *checkpoint)
+    assert (code, out) == (1, "")
+    assert_one_line(err, "stage1.pt")
+    path.write_bytes(pickle.dumps({"model": Malice()}))
+    assert run("segment", tomogram, *checkpoint)[0] == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mrc", "stage1.pt"]
+
+
+def test_a_checkpoint_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": {"x": torch.zeros(1 << 20)}}, tmp_path / "plain.pt")
+    bomb = tmp_path / "bomb.pt"
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(ValueError, match="unpacks to"):
+        load_checkpoint(bomb)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"memory_layers": 10**9},
+        {"stages": [1, 10**9, 1, 1]},
+        {"patch_stride": 0},
+        {"decoder_heads": 0},
+        {"d_model": 2.5},
+        {"image_size": "1024"},
+        {"num_heads": True},
+        {"widths": [[1]] * 4},
+    ],
+)
+def test_sizes_of_no_network_are_refused(sizes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="SAM2Config"):
+        SAM2Config.from_dict(sizes)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"slices": 10**12},
+        {"slices": "5"},
+        {"offsets": 3},
+        {"offsets": ["a"]},
+        {"offsets": []},
+        {"multiple": 0},
+        {"image_size": 10**12},
+        {"min_spacing": "8"},
+    ],
+)
+def test_settings_of_no_frames_are_refused(settings: dict[str, Any]) -> None:
+    try:
+        spec = FrameSpec.from_dict(settings)
+    except ValueError:
+        return
+    assert len(spec.offsets) <= 513
+
+
+@corpus(RECORDS)
+@given(st.integers(0, 99), NASTY, st.booleans(), st.integers(0, 400))
+def test_manifests_and_earlier_results(
+    run: Run, tmp_path: Path, place: int, value: Any, remove: bool, cut: int
+) -> None:
+    good = asdict(Entry("/in.mrc", "/out.mrc", "done", 1, seconds=1.0))
+    path = tmp_path / "etsam_manifest.jsonl"
+    path.write_text(json.dumps(spoiled(good, place, value, remove=remove)) + "\n", "utf-8")
+    code, _, err = run("status", tmp_path)
+    assert code in (0, 1)
+    if code:
+        assert_one_line(err, "line 1")
+    path.write_text(json.dumps(good)[: cut % len(json.dumps(good))] + "\n", "utf-8")
+    with pytest.raises(ValueError, match="line 1"):
+        read_manifest(path)
+
+
+NAMES = [
+    "a b.mrc",
+    "é 膜.mrc",
+    "TS.1.2.mrc",
+    "-x.mrc",
+    "no_suffix",
+    "a'b\"c.mrc",
+    "x" * 200 + ".mrc",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_odd_names_and_links(run: Run, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(mrc_bytes(values(1, "f4"), {}))
+    assert look(run, path) is not None
+    link = tmp_path / "link.mrc"
+    link.symlink_to(path)
+    found = look(run, link)
+    assert found is not None and tuple(found["shape_zyx"]) == SHAPE
+    path.unlink()
+    assert look(run, link) is None
+
+
+def test_what_is_no_file_is_refused(run: Run, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mrc")
+    (tmp_path / "folder.mrc").mkdir()
+    (tmp_path / "loop.mrc").symlink_to(tmp_path / "loop.mrc")
+    for name in ("pipe.mrc", "folder.mrc", "loop.mrc"):
+        assert look(run, tmp_path / name) is None
+
+
+def test_there_are_more_than_500_files() -> None:
+    assert DAMAGED_HEADERS + CUT_SHORT + ARCHIVES + ZARRS + CHECKPOINTS + RECORDS > 500
