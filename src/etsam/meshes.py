@@ -105,7 +105,7 @@ def binning_for(shape: list[int]) -> int:
     return binning
 
 
-def _binned(data: NDArray, binning: int, scale: float) -> NDArray[np.float32]:
+def _binned(data: np.ndarray, binning: int, scale: float) -> NDArray[np.float32]:
     """Return means over cubes of voxels, times `scale`; the last cubes repeat the last voxels."""
     if binning == 1:
         return np.asarray(data, np.float32) * np.float32(scale)
@@ -123,7 +123,7 @@ def _binned(data: NDArray, binning: int, scale: float) -> NDArray[np.float32]:
     return result
 
 
-def _finished(frame: Frame, voxels: NDArray, faces: NDArray, max_faces: int) -> Mesh:
+def _finished(frame: Frame, voxels: np.ndarray, faces: np.ndarray, max_faces: int) -> Mesh:
     """Bring a mesh into Å, smooth it and keep it below the limit."""
     vertices = frame.to_angstrom(voxels)
     faces = np.asarray(faces, np.int64)  # outward in xyz: the way from zyx turns them round once

@@ -58,7 +58,7 @@ class MidSurface:
     def __len__(self) -> int:
         return len(self.voxels)
 
-    def take(self, chosen: NDArray) -> MidSurface:
+    def take(self, chosen: np.ndarray) -> MidSurface:
         """Return some of the points, by index or by truth value."""
         return MidSurface(*(values[chosen] for values in vars(self).values()))
 
@@ -140,7 +140,9 @@ def thickness(membrane: Membrane, surface: MidSurface) -> NDArray[np.float32]:
     return np.asarray(total * fine, np.float32)
 
 
-def turned(points: NDArray, normals: NDArray, groups: NDArray[np.integer]) -> NDArray[np.float32]:
+def turned(
+    points: np.ndarray, normals: np.ndarray, groups: NDArray[np.integer]
+) -> NDArray[np.float32]:
     """Turn normals to one side of each group's sheet, away from the inside where it is curved.
 
     Signs are carried along a minimum spanning tree over neighbours that favours parallel normals
@@ -172,7 +174,7 @@ def turned(points: NDArray, normals: NDArray, groups: NDArray[np.integer]) -> ND
     return np.asarray(result * np.where(away[part] < 0, -1.0, 1.0)[:, None], np.float32)
 
 
-def _outward(points: NDArray, normals: NDArray, part: NDArray) -> NDArray[np.float64]:
+def _outward(points: np.ndarray, normals: np.ndarray, part: np.ndarray) -> NDArray[np.float64]:
     """Return, for each connected part, whether normals point away from its centre (positive) or to it."""
     size = np.bincount(part).astype(float)
     centre = np.stack([np.bincount(part, points[:, axis]) for axis in range(3)], 1) / size[:, None]
@@ -180,7 +182,7 @@ def _outward(points: NDArray, normals: NDArray, part: NDArray) -> NDArray[np.flo
     return np.asarray(np.bincount(part, away))
 
 
-def _carried(tree: coo_matrix, normals: NDArray) -> NDArray[np.float64]:
+def _carried(tree: coo_matrix, normals: np.ndarray) -> NDArray[np.float64]:
     """Return signs that make neighbours in a forest agree."""
     count = len(normals)
     sign = np.zeros(count)
@@ -204,7 +206,7 @@ def _field(membrane: Membrane, low: int, high: int) -> NDArray[np.float32]:
     return membrane.field[low:high].astype(np.float32) * np.float32(LOGIT_STEP)
 
 
-def _ridge(field: NDArray[np.float32], voxels: NDArray, spacing: NDArray) -> MidSurface:
+def _ridge(field: NDArray[np.float32], voxels: np.ndarray, spacing: np.ndarray) -> MidSurface:
     """Return the ridge points of some voxels of a field that is padded by one."""
     strides = np.array(field.strides) // field.itemsize
     flat = (voxels + 1) @ strides
@@ -227,8 +229,8 @@ def _ridge(field: NDArray[np.float32], voxels: NDArray, spacing: NDArray) -> Mid
 
 
 def _derivatives(
-    values: dict[tuple[int, int, int], NDArray], spacing: NDArray
-) -> tuple[NDArray, NDArray]:
+    values: dict[tuple[int, int, int], np.ndarray], spacing: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Return slopes (n, 3) and second derivatives (n, 3, 3) per Å by central differences."""
     count = len(values[0, 0, 0])
     slope, curve = np.empty((count, 3)), np.empty((count, 3, 3))
@@ -244,7 +246,7 @@ def _derivatives(
     return slope, curve
 
 
-def _most_negative(curve: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+def _most_negative(curve: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return of symmetric matrices (n, 3, 3) the lowest eigenvalue, the one with the next
     largest magnitude, and the unit eigenvector of the lowest.
 
@@ -268,7 +270,7 @@ def _most_negative(curve: NDArray) -> tuple[NDArray, NDArray, NDArray]:
     return lowest, other, direction
 
 
-def _reach(membrane: Membrane, points: NDArray, direction: NDArray) -> NDArray[np.float32]:
+def _reach(membrane: Membrane, points: np.ndarray, direction: np.ndarray) -> NDArray[np.float32]:
     """Return how far [finest voxels] the mask goes on from points in a direction; NaN beyond reach."""
     level = 0.5 if membrane.field is None else 0.0
     volume = membrane.mask.view(np.uint8) if membrane.field is None else membrane.field

@@ -26,7 +26,7 @@ PALETTE = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#c
 
 
 def write_volume(
-    path: Path, data: NDArray, like: Tomogram, *, dtype: OutputType, label: str
+    path: Path, data: np.ndarray, like: Tomogram, *, dtype: OutputType, label: str
 ) -> None:
     """Write a volume (Z, Y, X) with the geometry of another."""
     with create_volume(path, like, dtype=dtype, label=label) as writer:
@@ -145,7 +145,8 @@ def write_copick(
         "description": "Membranes found by etsam",
         "version": "1.0.0",
         "pickable_objects": [
-            {"name": "membrane", "is_particle": False, "label": 1, "color": MEMBRANE_COLOUR}
+            {"name": name, "is_particle": False, "label": label, "color": MEMBRANE_COLOUR}
+            for label, name in enumerate(("membrane", "membranes"), 1)
         ],
         "overlay_root": f"local://{home.resolve()}",
         "overlay_fs_args": {"auto_mkdir": True},

@@ -8,7 +8,6 @@ from typing import Literal, get_args
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
-from numpy.typing import NDArray
 
 from etsam.meshes import Mesh
 
@@ -51,7 +50,7 @@ def _vtp(mesh: Mesh) -> str:
     )
 
 
-def _array(values: NDArray, kind: str, attribute: str) -> str:
+def _array(values: np.ndarray, kind: str, attribute: str) -> str:
     """Return a binary DataArray element."""
     data = values.tobytes()
     text = base64.b64encode(np.uint64(len(data)).tobytes() + data).decode("ascii")

@@ -76,7 +76,7 @@ def _thinned(
     return np.asarray(order[np.searchsorted(cell[order], np.arange(len(count)))])
 
 
-def relion_angles(normals: NDArray[np.floating]) -> tuple[NDArray, NDArray]:
+def relion_angles(normals: NDArray[np.floating]) -> tuple[np.ndarray, np.ndarray]:
     """Return tilt and psi [degrees] that bring the z axis onto normals (n, 3) zyx."""
     z, y, x = normals.astype(np.float64).T
     tilt = np.degrees(np.arctan2(np.hypot(x, y), z))

@@ -1,0 +1,66 @@
+"""``etsam report``: a page to look at for each segmented tomogram, and an index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from etsam.cli.command import VerbCommand, run_each
+from etsam.cli.options import finite, overwrite_option
+from etsam.cli.progress import StageProgress
+
+
+@click.command(cls=VerbCommand, short_help="A page to look at, for one tomogram or many.")
+@click.argument(
+    "tomograms", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TOMOGRAM..."
+)
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the masks and logits.  [default: beside the tomogram]",
+)
+@click.option("--mask", type=click.Path(path_type=Path), help="A mask of another name.")
+@click.option("--logits", type=click.Path(path_type=Path), help="Logits of another name.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the pages.  [default: beside the tomogram]",
+)
+@click.option(
+    "--logit-threshold",
+    "threshold",
+    type=float,
+    callback=finite,
+    help="For logits.  [default: the one recorded beside the mask, else -0.25]",
+)
+@click.option(
+    "--voxel-spacing", type=float, callback=finite, metavar="Å", help="Instead of the header's."
+)
+@overwrite_option
+def report(params: dict[str, Any]) -> int:
+    """Write TS_001_report.html for each segmented TOMOGRAM, and index.html for several.
+
+    A page is one file that needs no network: slices with the mask and a threshold to move, sections, surface,
+    numbers, what to look at twice, and how it was made.
+    """
+    tomograms = params["tomograms"]
+    if len(tomograms) > 1 and (params["mask"] or params["logits"]):
+        raise ValueError("--mask and --logits go with one tomogram: use --results for several")
+
+    from etsam.report import IndexRow, ReportOptions, page_path, report_file, write_index
+
+    options = ReportOptions(**{key: params[key] for key in params if key != "tomograms"})
+    rows: list[IndexRow] = []
+
+    def run(path: Path) -> None:
+        with StageProgress(unit="steps") as progress:
+            rows.append(report_file(path, options, progress))
+        click.echo(page_path(path, options.output))
+
+    code = run_each(tomograms, run)
+    if len(rows) > 1:
+        click.echo(write_index(rows, options.output or tomograms[0].parent))
+    return code

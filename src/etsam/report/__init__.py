@@ -1,0 +1,169 @@
+"""A page to look at before trusting a mask: one HTML file per tomogram, and an index of many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from etsam.frame import frame_of
+from etsam.membrane import THRESHOLD, load_membrane, stem_of
+from etsam.report.numbers import measure
+from etsam.report.pack import pack_mesh, pack_volume, thumbnail
+from etsam.report.page import IndexRow, PageSource, index_html, page_html
+from etsam.volume import Tomogram, open_tomogram, output_path
+
+SUFFIX = "_report.html"
+INDEX = "index.html"
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Where results are and the report goes; None is beside the tomogram.
+
+    `threshold` None is the recorded one. `mask` and `logits` name files that do not have the usual names.
+    """
+
+    results: Path | None = None
+    output: Path | None = None
+    threshold: float | None = None
+    mask: Path | None = None
+    logits: Path | None = None
+    voxel_spacing: float | None = None
+    overwrite: bool = False
+
+
+def report_file(
+    path: Path | str, options: ReportOptions | None = None, progress: Progress | None = None
+) -> IndexRow:
+    """Write the page of a segmented tomogram, and return its row for an index.
+
+    The logits are shown where there are any, with a threshold to move, otherwise the mask.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the tomogram or its segmentation is not there.
+    FileExistsError
+        If the page is there already.
+    ValueError
+        If the shapes differ or the voxel spacing is unknown.
+    """
+    options = options or ReportOptions()
+    tomogram_path = Path(path)
+    target = page_path(tomogram_path, options.output)
+    if target.exists() and not options.overwrite:
+        raise FileExistsError(f"{target} is there already: give --overwrite or another --output")
+    with closing(open_tomogram(tomogram_path, voxel_spacing=options.voxel_spacing)) as tomogram:
+        source_path = _segmentation(tomogram_path, options)
+        recorded = _recorded(tomogram_path, options)
+        threshold = _threshold(options, recorded)
+        spacing = None if tomogram.voxel_spacing is None else tomogram.voxel_spacing[0]
+        _check_shape(source_path, tomogram)
+        _say(progress, 0)
+        membrane = load_membrane(
+            source_path,
+            threshold=threshold,
+            voxel_spacing=options.voxel_spacing or _missing_spacing(source_path, spacing),
+        )
+        measured = measure(membrane, tomogram)
+        _say(progress, 1)
+        volume = pack_volume(tomogram, membrane)
+        mesh = None
+        if measured.mesh is not None:
+            mesh = pack_mesh(measured.mesh, measured.vertex_membranes)
+        source = PageSource(
+            tomogram_path.name,
+            frame_of(tomogram),
+            threshold,
+            membrane.field is not None,
+            recorded,
+        )
+        _say(progress, 2)
+        write_text(target, page_html(source, measured, volume, mesh))
+        picture = thumbnail(tomogram, membrane)
+        _say(progress, 3)
+    return IndexRow(stem_of(tomogram_path), target.name, picture, measured.rows, measured.flags)
+
+
+def write_index(rows: Sequence[IndexRow], folder: Path | str) -> Path:
+    """Write the index of pages in a folder."""
+    path = Path(folder) / INDEX
+    write_text(path, index_html(rows, "Membranes: what to look at"))
+    return path
+
+
+def page_path(tomogram: Path, output: Path | None) -> Path:
+    """Return the name of a tomogram's page."""
+    return (output or tomogram.parent) / f"{stem_of(tomogram)}{SUFFIX}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears only when complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _segmentation(tomogram: Path, options: ReportOptions) -> Path:
+    """Return the logits of a tomogram, or its mask."""
+    given = options.logits or options.mask
+    if given is not None:
+        return given
+    mask = output_path(tomogram, "_membrane", options.results)
+    found = (output_path(mask, "_logits"), mask, mask.with_suffix(".mrc"))
+    for path in found:
+        if path.exists():
+            return path
+    raise FileNotFoundError(
+        f"{tomogram} has no segmentation {mask.name} in {mask.parent}: run `etsam segment --store-logits`, "
+        "or say where with --results"
+    )
+
+
+def _recorded(tomogram: Path, options: ReportOptions) -> dict[str, Any] | None:
+    """Return the JSON that `etsam segment` wrote, where there is one."""
+    given = options.mask or output_path(tomogram, "_membrane", options.results)
+    path = given.with_name(f"{stem_of(given)}.json")
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: remove it or segment again") from error
+    return content if isinstance(content, dict) else None
+
+
+def _threshold(options: ReportOptions, recorded: dict[str, Any] | None) -> float:
+    if options.threshold is not None:
+        return options.threshold
+    value = ((recorded or {}).get("parameters") or {}).get("logit_threshold", THRESHOLD)
+    return float(value)
+
+
+def _check_shape(path: Path, tomogram: Tomogram) -> None:
+    with closing(open_tomogram(path)) as segmentation:
+        if segmentation.shape != tomogram.shape:
+            raise ValueError(
+                f"{path} has shape {segmentation.shape}, the tomogram {tomogram.shape}: not its segmentation"
+            )
+
+
+def _missing_spacing(path: Path, spacing: float | None) -> float | None:
+    """Return the tomogram's spacing where the segmentation does not know its own."""
+    with closing(open_tomogram(path)) as segmentation:
+        return spacing if segmentation.voxel_spacing is None else None
+
+
+def _say(progress: Progress | None, done: int) -> None:
+    if progress is not None:
+        progress("report", done, 3)

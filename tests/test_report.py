@@ -1,0 +1,218 @@
+"""The page of a tomogram: what it holds, what it says, and that it runs in a browser without a network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+from PIL import Image
+
+from etsam.membrane import Membrane, load_membrane
+from etsam.report import ReportOptions, report_file, write_index
+from etsam.report.numbers import measure
+from etsam.report.pack import pack_volume
+from etsam.volume import open_tomogram, tomogram_from_array
+
+pytest.importorskip("fast_simplification")
+
+SHAPE = (24, 48, 56)
+SPACING = 10.0
+
+
+def shell(shape: tuple[int, int, int] = SHAPE, radius: float = 15.0) -> np.ndarray:
+    """Logits of a spherical membrane that the top and bottom of the volume cut, 5 voxels thick."""
+    axes = [np.arange(side) - side / 2 + 0.5 for side in shape]
+    z, y, x = np.meshgrid(*axes, indexing="ij")
+    return (2.5 - np.abs(np.sqrt(z**2 + y**2 + x**2) - radius)).astype(np.float32)
+
+
+def write(path: Path, data: np.ndarray) -> Path:
+    with mrcfile.new(path) as mrc:
+        mrc.set_data(data)
+        mrc.voxel_size = SPACING
+        mrc.header.origin = (300.0, 200.0, 100.0)
+    return path
+
+
+@pytest.fixture(scope="module")
+def segmented(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    logits = shell()
+    noise = np.random.default_rng(0).normal(0, 1, SHAPE)
+    write(folder / "a&b.mrc", (noise - 2 * (logits > -0.25)).astype(np.float32))
+    write(folder / "a&b_membrane_logits.mrc", logits)
+    recorded = {"etsam": "0", "parameters": {"logit_threshold": -0.25}, "note": "</script><b>"}
+    (folder / "a&b_membrane.json").write_text(json.dumps(recorded))
+    report_file(folder / "a&b.mrc")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(segmented: Path) -> str:
+    return (segmented / "a&b_report.html").read_text(encoding="utf-8")
+
+
+def script(page: str, name: str) -> dict:
+    found = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', page, re.S)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_page_is_one_file_without_addresses(page: str) -> None:
+    assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', page)
+    assert not re.findall(r"https?://", page)
+    assert "default-src 'none'" in page
+    assert "a&amp;b.mrc" in page and "</script><b>" not in page
+
+
+def test_levels_give_back_the_mask(page: str) -> None:
+    meta = script(page, "meta")
+    mask = shell() > -0.25
+    assert meta["shape"] == list(SHAPE) and meta["above"][64] == mask.sum()
+    for z in range(SHAPE[0]):
+        texts = re.search(rf'id="s{z}">([^|]*)\|([^<]*)<', page)
+        assert texts is not None
+        grey, level = (
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("L"))
+            for text in texts.groups()
+        )
+        assert grey.shape == SHAPE[1:]
+        np.testing.assert_array_equal(level > 64, mask[z])
+        np.testing.assert_array_equal(level > 68, shell()[z] >= -0.25 + 5 * meta["levelStep"])
+
+
+def test_mesh_lies_in_the_box(page: str) -> None:
+    meta, mesh = script(page, "meta"), script(page, "mesh")
+    np.testing.assert_allclose(meta["box"][0], [300, 200, 100])
+    np.testing.assert_allclose(meta["box"][1], [300 + 550, 200 + 470, 100 + 230])
+    assert (np.array(mesh["low"]) >= np.array(meta["box"][0]) - SPACING).all()
+    assert mesh["count"][1] > 1000
+
+
+def test_numbers_are_those_of_the_shell(segmented: Path) -> None:
+    membrane = load_membrane(segmented / "a&b_membrane_logits.mrc")
+    with open_tomogram(segmented / "a&b.mrc") as tomogram:
+        measured = measure(membrane, tomogram)
+    height = SHAPE[0] * SPACING  # of the zone of the sphere that is inside
+    zone = 2 * math.pi * 15 * SPACING * height / 1e8
+    assert measured.rows["membrane_area_um2"] == pytest.approx(zone, rel=0.08)
+    assert measured.rows["thickness_nm"] == pytest.approx(5.5, abs=0.3)
+    assert measured.rows["membranes"] == 1
+    assert measured.rows["membrane_volume_um3"] == pytest.approx(membrane.mask.sum() * 1e3 / 1e12)
+    assert measured.membranes[0]["slices"] == [0, SHAPE[0] - 1]
+
+
+def flags(mask: np.ndarray, grey: np.ndarray | None = None) -> set[str]:
+    from etsam.frame import Frame
+
+    membrane = Membrane(mask, None, Frame(mask.shape, (SPACING,) * 3))
+    data = np.zeros(mask.shape, np.float32) if grey is None else grey
+    return {flag.name for flag in measure(membrane, tomogram_from_array(data)).flags}
+
+
+def test_flags() -> None:
+    whole = shell((44, 48, 56)) > -0.25
+    assert flags(np.zeros(SHAPE, bool)) == {"empty"}
+    assert flags(whole) == set()
+    assert flags(whole[:, :, 12:]) == {"touches border"}
+    specks = whole.copy()
+    specks[2:-2:6, 2:-2:6, 2:-2:6] = True
+    assert "noisy" in flags(specks)
+    noise = np.random.default_rng(1).normal(0, 1, whole.shape).astype(np.float32)
+    assert "bright membranes" in flags(whole, noise + 2 * whole)
+    assert "bright membranes" not in flags(whole, noise - 2 * whole)
+    slab = np.zeros_like(whole)
+    slab[-2:, 8:40, 8:40] = True
+    assert "top of volume" in flags(whole | slab)
+
+
+def test_large_tomograms_are_binned_into_the_budget() -> None:
+    rng = np.random.default_rng(2)
+    grey = rng.normal(0, 1, (4, 700, 650)).astype(np.float32)
+    from etsam.frame import Frame
+
+    field = np.clip(np.rint(rng.normal(-10, 20, grey.shape)), -127, 127).astype(np.int8)
+    membrane = Membrane(field > 0, field, Frame(grey.shape, (SPACING,) * 3))
+    packed = pack_volume(tomogram_from_array(grey), membrane, budget=150_000)
+    assert packed.binning == (1, 2, 2) and packed.shape == (4, 350, 325)
+    assert sum(len(text) for text in packed.grey) * 3 / 4 < 150_000
+    assert packed.above[64] == membrane.mask.sum()
+
+
+def test_masks_without_logits_and_an_index(segmented: Path, tmp_path: Path, run) -> None:
+    for name in ("one", "two"):
+        write(tmp_path / f"{name}.mrc", shell())
+        write(tmp_path / f"{name}_membrane.mrc", (shell() > 0).astype(np.int8))
+    code, out, err = run("report", tmp_path / "one.mrc", tmp_path / "two.mrc")
+    assert code == 0, err
+    assert [Path(line).name for line in out.split()] == [
+        "one_report.html",
+        "two_report.html",
+        "index.html",
+    ]
+    index = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert index.count("<tr>") == 3 and 'href="two_report.html"' in index
+    assert not script((tmp_path / "one_report.html").read_text(encoding="utf-8"), "meta")["logits"]
+    code, _, err = run("report", tmp_path / "one.mrc")
+    assert code == 1 and "--overwrite" in err
+
+
+def test_refusals(segmented: Path, tmp_path: Path) -> None:
+    write(tmp_path / "bare.mrc", shell())
+    with pytest.raises(FileNotFoundError, match="etsam segment"):
+        report_file(tmp_path / "bare.mrc")
+    write(tmp_path / "bare_membrane.mrc", np.zeros((8, 8, 8), np.int8))
+    with pytest.raises(ValueError, match="shape"):
+        report_file(tmp_path / "bare.mrc")
+    assert not list(tmp_path.glob("*.html*"))
+
+
+def test_index_of_nothing_is_a_page(tmp_path: Path) -> None:
+    assert "0 tomograms" in write_index([], tmp_path).read_text(encoding="utf-8")
+
+
+def test_options_name_the_page(segmented: Path, tmp_path: Path) -> None:
+    row = report_file(
+        segmented / "a&b.mrc", ReportOptions(output=tmp_path, threshold=0.5, results=segmented)
+    )
+    page = (tmp_path / row.page).read_text(encoding="utf-8")
+    assert script(page, "meta")["threshold"] == 0.5
+    assert script(page, "meta")["above"][64] == (shell() > 0.5).sum()
+
+
+def test_page_runs_in_a_browser(segmented: Path, tmp_path: Path) -> None:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium here")
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--use-gl=angle",
+        "--use-angle=swiftshader",
+        "--enable-unsafe-swiftshader",
+        f"--user-data-dir={tmp_path}",
+        "--virtual-time-budget=20000",
+        "--dump-dom",
+    ]
+    page = (segmented / "a&b_report.html").as_uri()
+    done = subprocess.run(
+        [chromium, *options, page], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert 'data-loaded="all"' in done.stdout
+    assert re.search(r'data-surface="\d{4,}"', done.stdout)
+    voxels = f"{(shell() > -0.25).sum():,} voxels above the threshold"
+    assert voxels in done.stdout
