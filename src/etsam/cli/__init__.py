@@ -17,6 +17,7 @@ from etsam.cli.export import export
 from etsam.cli.figures import figures
 from etsam.cli.inspect import inspect, verify
 from etsam.cli.postprocess import postprocess
+from etsam.cli.report import report
 from etsam.cli.segment import segment
 from etsam.cli.simulate import simulate
 from etsam.cli.status import status
@@ -56,7 +57,7 @@ for _verb in (
     segment,
     status,
     verify,
-    postprocess,
+    postprocess, report,
     export,
     evaluate,
     compare,
