@@ -210,7 +210,7 @@ def test_page_runs_in_a_browser(segmented: Path, tmp_path: Path) -> None:
     ]
     page = (segmented / "a&b_report.html").as_uri()
     done = subprocess.run(
-        [chromium, *options, page], capture_output=True, text=True, timeout=300, check=True
+        [chromium, *options, page], capture_output=True, text=True, timeout=900, check=True
     )
     assert 'data-loaded="all"' in done.stdout
     assert re.search(r'data-surface="\d{4,}"', done.stdout)
