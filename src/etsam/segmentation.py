@@ -151,74 +151,80 @@ def segment_file(
     """Segment a tomogram and write mask, JSON and what else the options ask for.
 
     ``TS_1.mrc`` gives ``TS_1_membrane.mrc`` and, beside it, ``.json``, ``.png``, ``_logits.mrc``
-    and ``_postprocessed.mrc``. Everything is made in a hidden folder there and renamed at the end.
-    A failure leaves nothing, an interruption or a lost disk what a later call can go on with.
+    and ``_postprocessed.mrc``, made in a hidden folder there and renamed at the end. A failure
+    leaves nothing, an interruption what a later call can go on with.
 
     Parameters
     ----------
-    path, options, progress
-        The tomogram, the choices, and what is called with (fraction in 0..1, message).
     load
         Loads the networks (default: those of the options), so that many tomograms share them.
     resume
-        Keep a result made from the same input, weights and parameters; replace one that was not;
-        go on where an interrupted run stopped.
+        Keep a result of the same input, weights and parameters, else go on where a run stopped.
     run
         A name for this run: what the same run has done already counts as with `resume`.
 
     Raises
     ------
-    FileNotFoundError, FileExistsError, ValueError, OSError
-        The tomogram is missing or unfit, a result is there already, another process is at work on
-        it, or the disk is full.
-    MemoryError
-        The memory of the machine or of the device is too small.
+    FileNotFoundError, FileExistsError, ValueError, OSError, MemoryError
+        Input missing or unfit, results there or being made already, disk or memory used up.
     """
-    options = options or SegmentOptions()
-    clock = Clock()
+    options, clock = options or SegmentOptions(), Clock()
     with closing(open_tomogram(path, voxel_spacing=options.voxel_spacing)) as tomogram:
         result = result_names(Path(path), options)
         earlier = earlier_result(result)
-        counts = earlier is not None and (resume or (run and earlier.get("run") == run))
-        refuse_existing(result, Path(path), replaceable=options.overwrite or bool(counts))
+        ours = earlier is not None and (resume or bool(run and earlier.get("run") == run))
+        refuse_existing(result, Path(path), replaceable=options.overwrite or ours)
         with _memory_errors():
             stages = (load or partial(_load, options))(progress)
         task = Task(input_record(tomogram), [s.sha256 for s in stages], request_of(options))
-        if earlier is not None and counts and is_finished(result, earlier, task):
+        if earlier is not None and ours and is_finished(result, earlier, task):
             return replace(result, details=earlier, reused=True)
         with work_folder(result) as folder, HashInBackground(Path(path)) as hashed:
+            staged = result.staged(folder)
             with _memory_errors(), _unfinished(folder, task, stages, resume, run) as unfinished:
                 options = _settled(tomogram, stages, options, progress, unfinished)
                 with clock.stage("segment"):
                     slices = _slices(tomogram, stages, options, progress, unfinished)
-                    voxels = _write_volumes(tomogram, slices, options, result.staged(folder))
+                    voxels = _write_volumes(tomogram, slices, options, staged)
                 with clock.stage("finish"):
-                    cleaning = _finish(tomogram, options, result.staged(folder))
+                    cleaning = _finish(tomogram, options, staged)
             _refuse_changed(task.source, input_record(tomogram))
-            notes = list(tomogram.notes)
-            if not voxels:
-                notes.append(EMPTY.format(path=path))
             result.details.update(
-                provenance(
-                    "segment",
-                    parameters=asdict(options),
-                    results={
-                        "membrane_voxels": voxels,
-                        "membrane_fraction": voxels / math.prod(tomogram.shape),
-                        "cleaning": cleaning,
-                    },
-                    inputs=[dict(task.source) | {"sha256": hashed.result()}],
-                    compute=_compute(stages, options),
-                    clock=clock,
-                    warnings=notes,
-                ),
+                _details(tomogram, stages, options, voxels, cleaning, clock),
+                inputs=[dict(task.source) | {"sha256": hashed.result()}],
                 request=task.request,
                 run=run or None,
             )
-            write_json(folder / result.provenance.name, result.details)
-    for note in notes:
+            write_json(staged.provenance, result.details)
+    for note in result.details["warnings"]:
         warnings.warn(note, stacklevel=2)
     return result
+
+
+def _details(
+    tomogram: Tomogram,
+    stages: list[Stage],
+    options: SegmentOptions,
+    voxels: int,
+    cleaning: dict[str, Any] | None,
+    clock: Clock,
+) -> dict[str, Any]:
+    """What the JSON beside the mask says, but for the input."""
+    notes = list(tomogram.notes)
+    if not voxels:
+        notes.append(EMPTY.format(path=tomogram.path))
+    return provenance(
+        "segment",
+        parameters=asdict(options),
+        results={
+            "membrane_voxels": voxels,
+            "membrane_fraction": voxels / math.prod(tomogram.shape),
+            "cleaning": cleaning,
+        },
+        compute=_compute(stages, options),
+        clock=clock,
+        warnings=notes,
+    )
 
 
 def _load(options: SegmentOptions, progress: Progress | None) -> list[Stage]:

@@ -72,7 +72,7 @@ for _verb in (
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run the command and exit: 0 done, else as docs/facilities.md says."""
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         code = etsam.main(args=args, prog_name="etsam", standalone_mode=False)
