@@ -69,7 +69,8 @@ def run_on_engine(
         client.subscribe_topic(TOPIC, lambda event: events.put(event[1]))
         waiting: dict[Any, tuple[Path, str]] = {}
         for number, (path, entry) in enumerate(zip(plan.paths, entries, strict=True)):
-            future = client.submit(_work, path, entry, plan, key=f"{plan.run}-{number}")
+            alone = replace(plan, paths=[path])
+            future = client.submit(_work, path, entry, alone, key=f"{plan.run}-{number}")
             waiting[future] = path, entry.mask
             future.add_done_callback(events.put)
         try:

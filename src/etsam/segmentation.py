@@ -46,9 +46,7 @@ Progress = Callable[[float, str], None]
 Load = Callable[[Progress | None], "list[Stage]"]
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # as torch says it
-LESS_MEMORY = (
-    "give --resume with --split-processing, --dtype bfloat16 or --device cpu, or a larger machine"
-)
+LESS_MEMORY = "try --split-processing, --dtype bfloat16, --device cpu, or a larger machine"
 
 EMPTY = (
     "no membrane found in {path}: look at the preview; try --logit-threshold -1, --polarity bright, "
