@@ -35,6 +35,12 @@ ACROSS = 0.5
 SMALLEST_SHEET = 30
 """Points; a smaller sheet is part of the nearest larger one of its blob."""
 
+SCRAP = 400
+"""Points; a smaller sheet that lies along a larger one belongs to it."""
+
+SCRAP_CONTACT = 0.15
+"""Least share of a scrap's points that have the larger sheet within reach."""
+
 CHUNK = 2_000_000
 
 
@@ -84,12 +90,12 @@ def link_sheets(surface: MidSurface, blob: NDArray[np.integer], frame: Frame) ->
         return np.zeros(0, np.int64)
     places = surface.points * np.array(frame.spacing, np.float32)
     reach = LINK * min(frame.spacing)
-    first, second = cKDTree(places).query_pairs(reach, output_type="ndarray").T
-    good = _same_sheet(places, surface.normals, first, second)
-    first, second = first[good], second[good]
+    pairs = cKDTree(places).query_pairs(reach, output_type="ndarray").T
+    first, second = pairs[:, _same_sheet(places, surface.normals, *pairs)]
     count = len(surface)
     links = coo_matrix((np.ones(len(first), bool), (first, second)), (count, count))
     number, sheet = connected_components(links, directed=False)
+    number, sheet = _with_scraps(sheet, pairs)
     size = np.bincount(sheet, minlength=number)
     home = np.zeros(number, np.int64)
     home[sheet] = blob
@@ -100,8 +106,30 @@ def link_sheets(surface: MidSurface, blob: NDArray[np.integer], frame: Frame) ->
     return np.asarray(renamed[sheet], np.int64)
 
 
+def _with_scraps(sheet: NDArray[np.int32], pairs: np.ndarray) -> tuple[int, NDArray[np.int64]]:
+    """Join scraps to the larger sheet that most of their points touch; `pairs` (2, n) are near points."""
+    size = np.bincount(sheet)
+    one, other = sheet[pairs[0]], sheet[pairs[1]]
+    point = np.concatenate([pairs[0], pairs[1]])
+    scrap, large = np.concatenate([one, other]), np.concatenate([other, one])
+    # a scrap's points, each counted once for every larger sheet beside it
+    good = (size[scrap] < SCRAP) & (size[large] > size[scrap])
+    touches = np.unique(np.stack([scrap[good], large[good], point[good]]), axis=1)
+    contacts, count = np.unique(touches[:2], axis=1, return_counts=True)
+    joined = count >= SCRAP_CONTACT * size[contacts[0]]
+    contacts, count = contacts[:, joined], count[joined]
+    best = np.lexsort([-count, contacts[0]])
+    scraps, first = np.unique(contacts[0][best], return_index=True)
+    every = np.arange(len(size))
+    target = every.copy()
+    target[scraps] = contacts[1][best][first]
+    links = coo_matrix((np.ones(len(size), bool), (every, target)), (len(size), len(size)))
+    number, group = connected_components(links, directed=False)
+    return int(number), np.asarray(group[sheet], np.int64)
+
+
 def _same_sheet(
-    places: NDArray, normals: NDArray, first: NDArray, second: NDArray
+    places: np.ndarray, normals: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> NDArray[np.bool_]:
     """Say which pairs of points go on in one sheet."""
     good = np.empty(len(first), bool)

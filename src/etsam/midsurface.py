@@ -123,7 +123,7 @@ def _without_faint(surface: MidSurface) -> MidSurface:
     clear = surface.strength[surface.sheetness > CLEAR_SHEET]
     if not len(clear):
         return surface
-    return surface.take(surface.strength >= FAINT * np.median(clear))
+    return surface.take(surface.strength * surface.sheetness >= FAINT * np.median(clear))
 
 
 def thickness(membrane: Membrane, surface: MidSurface) -> NDArray[np.float32]:
