@@ -1,0 +1,137 @@
+"""Volumes as napari layers, scale and translate in Å, and layers as volumes with their geometry."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from etsam.arrays import ArraySource
+from etsam.membrane import stem_of
+from etsam.mrc_header import HEADER_BYTES
+from etsam.storage import Zyx, known_spacing
+from etsam.volume import KNOWN_SUFFIXES, OutputType, Tomogram, create_volume, open_tomogram
+
+LayerData = tuple[Any, dict[str, Any], str]
+
+LABEL_NAMES = re.compile(r"(membrane|mask|labels|postprocessed|seg)$", re.IGNORECASE)
+"""Ends of the names of volumes that open as labels where they hold integers."""
+
+SOURCE = "etsam_source"
+"""Key of a layer's metadata under which the path of its volume is kept."""
+
+
+class LazyVolume:
+    """A volume that looks like an array (Z, Y, X) and reads the slices that are asked for."""
+
+    ndim = 3
+
+    def __init__(self, volume: Tomogram) -> None:
+        self._volume = volume
+        self.shape = volume.shape
+        self.dtype = np.dtype(np.float32)
+
+    def __getitem__(self, key: tuple[slice, slice, slice]) -> np.ndarray:
+        start, stop, _ = key[0].indices(self.shape[0])
+        return self._volume.read_slices(start, stop)[(slice(None), *key[1:])]
+
+
+def get_reader(path: str | list[str]) -> Callable[[str | list[str]], list[LayerData]] | None:
+    """Return a reader for a volume, None for anything else."""
+    first = path[0] if isinstance(path, list) else path
+    return read_layers if KNOWN_SUFFIXES.search(str(first).rstrip("/\\")) else None
+
+
+def read_layers(path: str | list[str]) -> list[LayerData]:
+    """Open volumes as layers; tomograms are read slice by slice, as they are looked at.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `open_tomogram`.
+    """
+    return [_layer(Path(one)) for one in (path if isinstance(path, list) else [path])]
+
+
+def _layer(path: Path) -> LayerData:
+    volume = open_tomogram(path)
+    metadata: dict[str, Any] = {
+        "name": stem_of(path),
+        "scale": volume.voxel_spacing or (1.0, 1.0, 1.0),
+        "translate": volume.origin,
+        "metadata": {SOURCE: str(path)},
+    }
+    if volume.dtype.kind in "iub" and LABEL_NAMES.search(stem_of(path)):
+        with volume:
+            kind = np.uint8 if volume.dtype.itemsize == 1 else np.int32
+            data = np.empty(volume.shape, kind)
+            for z in range(volume.shape[0]):
+                data[z] = np.maximum(volume.read_slice(z), 0)
+        return data, metadata, "labels"
+    import dask.array
+
+    chunks = (1, *volume.shape[1:])
+    lazy = dask.array.from_array(LazyVolume(volume), chunks=chunks, asarray=True)
+    middle = volume.read_slice(volume.shape[0] // 2)
+    low, high = np.percentile(middle, [0.5, 99.5])
+    metadata["contrast_limits"] = (float(low), float(max(high, low + 1e-6)))
+    return lazy, metadata, "image"
+
+
+def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Write a layer as MRC or OME-Zarr: labels as int8 or int16, images as float32.
+
+    The header of the volume it came from is kept, otherwise scale and translate become spacing and origin.
+
+    Raises
+    ------
+    ValueError
+        If it is not a volume, or its labels do not fit 16 bits.
+    """
+    array = data[0] if isinstance(data, list | tuple) else data
+    like = layer_volume(array, meta)
+    kind = np.dtype(array.dtype).kind
+    dtype: OutputType = "float32"
+    if kind in "iub":
+        highest = max(int(np.asarray(plane).max()) for plane in array)
+        if highest > np.iinfo(np.int16).max:
+            raise ValueError(f"labels reach {highest}: at most 32767 fit, merge or drop some")
+        dtype = "int8" if highest <= 127 else "int16"
+    with like, create_volume(path, like, dtype=dtype, label="etsam napari") as writer:
+        for z in range(like.shape[0]):
+            writer.write_slice(z, np.asarray(array[z]))
+    return [path]
+
+
+def layer_volume(data: Any, meta: dict[str, Any]) -> Tomogram:
+    """Return a layer's array (the finest of several) as a volume with spacing and origin in Å.
+
+    Raises
+    ------
+    ValueError
+        If it is not a (Z, Y, X) array of real numbers.
+    """
+    source = ArraySource(data)
+    scale, translate = _triple(meta.get("scale"), 1.0), _triple(meta.get("translate"), 0.0)
+    info = replace(source.info, voxel_spacing=known_spacing(scale), origin=translate)
+    path = (meta.get("metadata") or {}).get(SOURCE)
+    if path is not None and Path(path).exists():
+        with open_tomogram(path) as opened:
+            same = opened.shape == info.shape and np.allclose(opened.origin, info.origin)
+            header = opened.info.mrc_header
+            if same and header is not None and len(header) == HEADER_BYTES:
+                order = opened.info.header_order
+                info = replace(info, mrc_header=header, header_order=order)
+    return Tomogram(source, None, info)
+
+
+def _triple(values: Any, default: float) -> Zyx:
+    """Return the last three numbers of a layer's scale or translate."""
+    if values is None:
+        return (default,) * 3
+    z, y, x = (float(value) for value in list(values)[-3:])
+    return z, y, x
