@@ -23,6 +23,7 @@ FRAME = Frame(SHAPE, SPACING, ORIGIN)
 CENTRE = np.array([19.3, 24.8, 31.2])
 RADIUS = 170.0
 TENTH = 0.1 * min(SPACING)
+SHELL = ("points", "midsurface", "labels", "ply", "chimerax")
 MESHES = ("ply", "stl", "obj", "glb", "vtp")
 
 trimesh = pytest.importorskip("trimesh")
@@ -55,7 +56,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     logits = ((30.0 - np.abs(away - RADIUS)) / 10.0 - 0.25).astype(np.float32)
     shell = write(folder / "shell_logits.mrc", logits)
     export_file(ball, ExportOptions((*MESHES, "labels", "membrain-pick", "morphometrics")))
-    export_file(shell, ExportOptions(("points", "labels", "ply", "chimerax"), point_spacing=60.0))
+    export_file(shell, ExportOptions(SHELL, point_spacing=60.0))
     return folder
 
 
@@ -150,6 +151,18 @@ def test_points_lie_on_the_mid_surface_and_point_outwards(exported: Path) -> Non
     centred = table[[f"rlnCenteredCoordinate{axis}Angst" for axis in "ZYX"]].to_numpy()
     np.testing.assert_allclose(centred, (voxels - np.array(SHAPE) // 2) * SPACING, atol=0.02)
     assert set(table["rlnTomoName"]) == {"shell"}
+
+
+def test_mid_surface_table(exported: Path) -> None:
+    table = np.genfromtxt(exported / "shell_logits_midsurface.csv", delimiter=",", names=True)
+    places = np.column_stack([table[f"{axis}_A"] for axis in "xyz"])
+    centre = FRAME.to_angstrom(CENTRE[None])[0]
+    assert_sphere(places, centre, RADIUS, TENTH)
+    normals = np.column_stack([table[f"normal_{axis}"] for axis in "xyz"])
+    outward = (places - centre) / np.linalg.norm(places - centre, axis=1)[:, None]
+    assert ((normals * outward).sum(axis=1) > 0.99).all()
+    assert np.median(table["thickness_nm"]) == pytest.approx(6.0, abs=0.05)
+    assert set(table["label"]) == {1.0}
 
 
 def test_relion_angles_at_the_poles() -> None:

@@ -19,6 +19,7 @@ FORMATS = [
     "vtp",
     "labels",
     "points",
+    "midsurface",
     "membrain-pick",
     "morphometrics",
     "copick",

@@ -11,17 +11,18 @@ from pathlib import Path
 
 from etsam.export import layouts
 from etsam.export.mesh_files import MESH_FORMATS, write_mesh
-from etsam.export.points import SPACING, oriented_points, write_star
+from etsam.export.points import SPACING, oriented_points, write_mid_surface, write_star
 from etsam.instances import Instances, plain_components, separate_membranes
 from etsam.membrane import THRESHOLD, Membrane, load_membrane, stem_of
 from etsam.meshes import MAX_FACES, Mesh, surface_mesh
-from etsam.midsurface import MidSurface, mid_surface
+from etsam.midsurface import MidSurface, mid_surface, thickness
 from etsam.volume import Tomogram, open_tomogram
 
 FORMATS = (
     *MESH_FORMATS,
     "labels",
     "points",
+    "midsurface",
     "membrain-pick",
     "morphometrics",
     "copick",
@@ -147,6 +148,7 @@ def _name(kind: str, source: Path) -> str:
     names = {
         "labels": f"{stem}_labels.mrc",
         "points": f"{stem}_points.star",
+        "midsurface": f"{stem}_midsurface.csv",
         "membrain-pick": f"{stem}_membranes",
         "morphometrics": f"{stem}_morphometrics",
         "copick": f"{stem}_copick",
@@ -169,6 +171,11 @@ def _export(kind: str, work: _Work, home: Path) -> None:
         named = work.instances().labels[tuple(surface.voxels.T)]
         points = oriented_points(surface, named, work.membrane.frame, work.options.point_spacing)
         write_star(target, points, work.membrane.frame, work.tomogram_stem)
+    elif kind == "midsurface":
+        surface = work.surface()
+        named = work.instances().labels[tuple(surface.voxels.T)]
+        local = thickness(work.membrane, surface)
+        write_mid_surface(target, surface, named, local, work.membrane.frame)
     elif kind == "membrain-pick":
         layouts.write_membranes(target, work.instances(), work.like)
     elif kind == "morphometrics":

@@ -76,6 +76,25 @@ def _thinned(
     return np.asarray(order[np.searchsorted(cell[order], np.arange(len(count)))])
 
 
+def write_mid_surface(
+    path: Path,
+    surface: MidSurface,
+    membranes: NDArray[np.integer],
+    thickness: NDArray[np.floating],
+    frame: Frame,
+) -> None:
+    """Write a table of all points of the mid-surface: place and normal xyz, thickness, membrane.
+
+    Places are in Å with the MRC origin, thickness in nm (nan where it is not known), membranes labels from 1.
+    """
+    places = surface.points * np.array(frame.spacing, np.float32)
+    normals = turned(places, surface.normals, membranes)[:, ::-1]
+    table = np.column_stack([frame.to_angstrom(surface.points), normals, thickness / 10, membranes])
+    header = "x_A,y_A,z_A,normal_x,normal_y,normal_z,thickness_nm,label"
+    formats = ["%.2f"] * 3 + ["%.4f"] * 3 + ["%.2f", "%d"]
+    np.savetxt(path, table, formats, delimiter=",", header=header, comments="")
+
+
 def relion_angles(normals: NDArray[np.floating]) -> tuple[np.ndarray, np.ndarray]:
     """Return tilt and psi [degrees] that bring the z axis onto normals (n, 3) zyx."""
     z, y, x = normals.astype(np.float64).T
