@@ -37,14 +37,14 @@ def simulating(folder: Path, volumes: int) -> Record:
     return {"slices/s": volumes * SHAPE[0] / seconds, "MB": peak_rss_mb()}
 
 
-def training(folder: Path, given: argparse.Namespace, thrifty: bool) -> Record:
+def training(folder: Path, given: argparse.Namespace, checkpointing: bool) -> Record:
     """Train for some steps and count clips and slices."""
     import torch
 
     from etsam.provenance import peak_rss_mb
     from etsam.train import TrainOptions, from_checkpoint, train
 
-    options = TrainOptions(folder / "pairs", folder / f"run_{thrifty}", device=given.device)
+    options = TrainOptions(folder / "pairs", folder / f"run_{checkpointing}", device=given.device)
     if given.start is not None:
         options = from_checkpoint(options, given.start)
     elif given.network != "compact":
@@ -53,7 +53,7 @@ def training(folder: Path, given: argparse.Namespace, thrifty: bool) -> Record:
     spec = options.spec
     if spec.size == "square":
         spec = replace(spec, image_size=sizes[0])
-    options = replace(options, sizes=sizes, spec=spec, thrifty=thrifty)
+    options = replace(options, sizes=sizes, spec=spec, checkpointing=checkpointing)
     if given.frames:
         options = replace(options, frames=given.frames)
     marks: list[Record] = []
@@ -129,11 +129,11 @@ def main() -> None:
         show("simulate 64 x 256 x 256", simulated)
         kept = measured(training, folder, given, False)
         show("train", kept)
-        thrifty = measured(training, folder, given, True)
-        show("train, checkpointing", thrifty)
+        checkpointing = measured(training, folder, given, True)
+        show("train, checkpointing", checkpointing)
     print(
-        f"checkpointing: {thrifty['MB'] / kept['MB']:.2f} of the memory, "
-        f"{kept['clips/s'] / thrifty['clips/s']:.2f} times the time"
+        f"checkpointing: {checkpointing['MB'] / kept['MB']:.2f} of the memory, "
+        f"{kept['clips/s'] / checkpointing['clips/s']:.2f} times the time"
     )
     print(
         f"simulation makes {simulated['slices/s'] / kept['slices/s']:.2f} slices for each trained on"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,3 +91,9 @@ def write_seed(folder: Path, seed: int) -> None:
     made = write_pairs(folder / "made", 1, (4, 32, 32))
     for name in ("t0_membrane.mrc", "t0.mrc"):
         (made / name).replace(folder / name)
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The log without times."""
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in entries]

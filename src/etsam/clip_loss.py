@@ -39,15 +39,16 @@ def _forget(part: Call, *arguments: Any) -> Any:
 
 
 def run_clips(
-    model: SAM2, clips: Clips, plan: Plan, *, anchored: bool = True, thrifty: bool = False
+    model: SAM2, clips: Clips, plan: Plan, *, anchored: bool = True, checkpointing: bool = False
 ) -> Iterator[tuple[int, Output]]:
     """Answer the conditioned frames, then track the others; yields frame number and answer.
 
     Frames that are conditioned by a mask return it and are not yielded; corrected ones are yielded
-    once more after each click. ``thrifty`` keeps no intermediate values for the gradients.
+    once more after each click. ``checkpointing`` keeps no intermediate values for the gradients, and
+    encodes slice by slice.
     """
-    call = _forget if thrifty else _keep
-    features = _encode(model, clips.frames, call, each=thrifty)
+    call = _forget if checkpointing else _keep
+    features = _encode(model, clips.frames, call, each=checkpointing)
     count = len(features)
     # frame 0 of anchored clips lies ``away`` slices before the others
     place = [-plan.away, *range(count - 1)] if anchored else list(range(count))
@@ -155,15 +156,22 @@ class ClipLoss(nn.Module):
     """Mean loss over the answers of a batch of clips, a scalar; a module so that it can be shared out."""
 
     def __init__(
-        self, model: SAM2, weights: LossWeights, *, anchored: bool = True, thrifty: bool = False
+        self,
+        model: SAM2,
+        weights: LossWeights,
+        *,
+        anchored: bool = True,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.weights = model, weights
-        self.anchored, self.thrifty = anchored, thrifty
+        self.anchored, self.checkpointing = anchored, checkpointing
 
     def forward(self, clips: Clips, plan: Plan) -> Tensor:
-        call = _forget if self.thrifty else _keep
-        answers = run_clips(self.model, clips, plan, anchored=self.anchored, thrifty=self.thrifty)
+        call = _forget if self.checkpointing else _keep
+        answers = run_clips(
+            self.model, clips, plan, anchored=self.anchored, checkpointing=self.checkpointing
+        )
         losses = [
             call(frame_loss, output.decoded, clips.labels[:, index], self.weights)
             for index, output in answers

@@ -132,7 +132,9 @@ class _Setting:
 def _loop(run: Run, drawn: Iterator[Task], setting: _Setting) -> None:
     """Train on every task; log, validate and save."""
     options, scribe = setting.options, setting.scribe
-    module = ClipLoss(run.model, options.losses, anchored=options.anchored, thrifty=options.thrifty)
+    module = ClipLoss(
+        run.model, options.losses, anchored=options.anchored, checkpointing=options.checkpointing
+    )
     shared = setting.team.wrap(module)
     began = time.perf_counter()
     for task in drawn:

@@ -147,7 +147,7 @@ def _options(params: dict[str, Any]) -> TrainOptions:
         "frames": params["frames"],
         "sizes": params["sizes"] or None,
         "spec": _spec(options, params["sizes"]),
-        "thrifty": params["checkpointing"],
+        "checkpointing": params["checkpointing"],
     }
     timing = {
         "steps": params["steps"],

@@ -66,7 +66,7 @@ class TrainOptions:
         Clips; see `ClipShape`. One of the sizes in pixels is drawn for each step.
     prompts
         None for those of the compact model.
-    thrifty
+    checkpointing
         Compute intermediate values again for the gradients instead of keeping them.
     memory_gb
         Of slices kept in memory; the others are read from disk each time.
@@ -89,7 +89,7 @@ class TrainOptions:
     anchored: bool = True
     prompts: PromptMix | None = None
     augmentation: Augmentation = "strong"
-    thrifty: bool = False
+    checkpointing: bool = False
     memory_gb: float = 4.0
     device: str = "cpu"
     bfloat16: bool = True
@@ -158,5 +158,5 @@ def from_checkpoint(options: TrainOptions, start: Path) -> TrainOptions:
         sizes=(spec.image_size,),
         anchored=False,
         augmentation="sam2",
-        thrifty=True,
+        checkpointing=True,
     )

@@ -46,7 +46,7 @@ def validate(
         clips = sampler.batch(0, [index], shape).to(device)
         plan = mix.plan(shape.frames + 1, own_random(sampler.seed, 0, -1))
         logits = torch.zeros(0)
-        for frame, output in run_clips(model, clips, plan):
+        for frame, output in run_clips(model, clips, plan, checkpointing=square):
             logits = _full(output.logits, clips.labels)
             counts += confusion((logits[0] > 0).numpy(), clips.labels[0, frame].cpu().numpy())
         rows.append(row(clips, len(sampler.spec.offsets), logits[0]))

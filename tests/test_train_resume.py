@@ -1,0 +1,163 @@
+"""Training that is interrupted, resumed and shared: the same result as in one go."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import multiprocessing
+
+from etsam import train as module
+from etsam.frames import FrameSpec
+from etsam.sam2 import load_checkpoint, save_checkpoint
+from etsam.train import Schedule, TrainOptions, train
+from tiny_training import TINY, network, options, read_log, write_pairs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether nested states are equal to the last bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def weights(path: Path) -> list[Any]:
+    """Weights and what the file says of itself; the bytes also depend on the order of its header."""
+    model, metadata = load_checkpoint(path)
+    return [dict(model.state_dict()), metadata]
+
+
+def test_resumed_training_equals_an_uninterrupted_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every tensor, torch's own random numbers and the log; here each step consumes such numbers."""
+    step, left = module._step, [100]
+
+    class Killed(Exception):
+        pass
+
+    def noisy(run: Any, *others: Any) -> float:
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        loss = step(run, *others)
+        with torch.no_grad():
+            for parameter in run.model.parameters():
+                parameter += 1e-3 * torch.randn(parameter.shape)
+        return loss
+
+    monkeypatch.setattr(module, "_step", noisy)
+    monkeypatch.setattr(module, "LOG_EVERY", 3)
+    whole, halves = (options(folder, tmp_path / name, steps=7) for name in ("whole", "halves"))
+    train(whole)
+    left[0] = 3  # one step after the last saved state, none after the last line of the log
+    with pytest.raises(Killed):
+        train(halves)
+    left[0] = 100
+    train(halves)
+    one, other = (torch.load(run.output / "state.pt", weights_only=True) for run in (whole, halves))
+    assert one["step"] == 7
+    assert same(one, other)
+    assert same(weights(whole.weights), weights(halves.weights))
+    assert read_log(whole.output) == read_log(halves.output)
+
+
+def test_a_run_of_another_network_is_not_taken_up(folder: Path, tmp_path: Path) -> None:
+    given = options(folder, tmp_path, steps=1)
+    train(given)
+    with pytest.raises(ValueError, match="another network, stage or seed"):
+        train(replace(given, config=replace(TINY, d_model=64)))
+    (tmp_path / "state.pt").write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(ValueError, match=r"state\.pt cannot be read"):
+        train(given)
+
+
+COMMAND = "from etsam.cli import main; main()"
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
+    """SIGKILL at any moment, then the same command."""
+    start = tmp_path / "start.safetensors"
+    save_checkpoint(start, network(TINY), {"frame_spec": FrameSpec().to_dict()}, half=False)
+    given = ["train", folder, "--start", start, "--steps", 30, "--batch", 1, "--frames", 2]
+    given += ["--size", 64, "--save-every", 10, "--device", "cpu", "--float32"]
+
+    def start_process(name: str) -> subprocess.Popen[bytes]:
+        arguments = [str(part) for part in [*given, "-o", tmp_path / name]]
+        return subprocess.Popen(
+            [sys.executable, "-c", COMMAND, *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+    whole, killed = start_process("whole"), start_process("killed")
+    while not (tmp_path / "killed/state.pt").is_file():
+        assert killed.poll() is None
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() != 0
+    assert whole.wait() == 0
+    assert start_process("killed").wait() == 0
+    one, other = (tmp_path / name / "stage1.safetensors" for name in ("whole", "killed"))
+    assert same(weights(one), weights(other))
+    assert read_log(tmp_path / "whole") == read_log(tmp_path / "killed")
+
+
+def train_as(rank: int, size: int, port: int, given: TrainOptions) -> None:
+    """One of the processes torchrun would start."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    train(given)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
+    """The same global batches of 3 clips, shared as 2 and 1: losses to 1e-5, weights to 1e-5.
+
+    AdamW divides a gradient by its size, so where it is all but 0 its rounding makes a step: such
+    weights may differ by more, and there are few.
+    """
+    schedule = Schedule(steps=3, batch=3, warmup=2)
+    one, two = (
+        options(folder, tmp_path / name, schedule=schedule, every=1, start=None)
+        for name in ("one", "two")
+    )
+    train(one)
+    multiprocessing.spawn(train_as, (2, free_port(), two), nprocs=2)
+    first, second = (read_log(given.output)[-1]["loss"] for given in (one, two))
+    assert second == pytest.approx(first, rel=1e-5)
+    before, after = (load_checkpoint(given.weights)[0].state_dict() for given in (one, two))
+    apart = torch.cat([(before[name] - after[name]).abs().flatten() for name in before])
+    assert (apart > 1e-5).float().mean() < 1e-3
+    assert apart.max() < 2 * 3 * 1e-3
