@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -163,7 +164,9 @@ def _to_config(values: Any, source: Path) -> SAM2Config:
 def _read_pickle(path: Path) -> State:
     _refuse_packed(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that are refused anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as wrong:
         reason = str(wrong).strip().splitlines()[0] if str(wrong).strip() else "it is empty"
         raise ValueError(
