@@ -11,7 +11,6 @@ one that stage 1 finds, or --polarity.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +133,7 @@ def main() -> None:
     parser.add_argument("--polarity", choices=["auto", "dark", "bright"], default="auto")
     given = parser.parse_args()
     methods = ["stage1", "stage2", "ridge", *(["unet3d"] if given.unet else [])]
-    stages = load_stages(replace(SegmentOptions(), model=given.model))
+    stages = load_stages(SegmentOptions(model=given.model))
     found = score(given, methods, stages)
     write_table(given.output / "scores.csv", [row for item in found for row in item.rows])
     write_table(given.output / "curves.csv", [row for item in found for row in curve_rows(item)])

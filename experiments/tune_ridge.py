@@ -14,14 +14,17 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import minimize
 
-from etsam.baselines.ridge import TINY, RidgeOptions, ridge_features
+from etsam.baselines.ridge import RidgeOptions, ridge_features
 from etsam.metrics import ScoreHistogram
 from etsam.volume import open_tomogram, tomogram_from_array
 
 CHOICES = (
     RidgeOptions(scales=(12.0, 20.0), votes=40.0),
+    RidgeOptions(scales=(12.0, 20.0), votes=25.0),
+    RidgeOptions(scales=(9.0, 15.0), votes=30.0),
+    RidgeOptions(scales=(16.0,), votes=30.0),
+    RidgeOptions(scales=(20.0,), votes=40.0),
     RidgeOptions(scales=(18.0, 26.0), votes=60.0),
-    RidgeOptions(scales=(12.0, 20.0), votes=80.0),
 )
 SAMPLE = 40_000  # voxels of a pair used for the fit
 
@@ -41,8 +44,8 @@ def load(folder: Path, pairs: int, crop: int, options: RidgeOptions) -> list[Sam
             spacing = tomogram.voxel_spacing
             assert spacing is not None
         features = ridge_features(tomogram_from_array(data, voxel_spacing=spacing[0]), options)
-        both = np.stack([features.ridge, features.votes], -1)[labels >= 0]
-        found.append((np.log(both + TINY), labels[labels >= 0] == 1))
+        both = np.stack(features.logarithms(), -1)[labels >= 0]
+        found.append((both, labels[labels >= 0] == 1))
     return found
 
 
@@ -52,7 +55,7 @@ def fit(samples: list[Sample]) -> np.ndarray:
     places = [random.choice(len(labels), min(SAMPLE, len(labels)), False) for _, labels in samples]
     features = np.concatenate([x[at] for (x, _), at in zip(samples, places, strict=True)])
     labels = np.concatenate([y[at] for (_, y), at in zip(samples, places, strict=True)])
-    design = np.column_stack([np.clip(features, -6, None), np.ones(len(features))])
+    design = np.column_stack([features, np.ones(len(features))])
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         logits = design @ weights

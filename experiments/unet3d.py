@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
 from monai.networks.nets import DynUNet
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -183,8 +183,7 @@ def _save(
     state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
     torch.save(state, partial)
     partial.replace(folder / "state.pt")
-    weights = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
-    save_file(weights, folder / "unet3d.safetensors.partial")
+    save_model(network, str(folder / "unet3d.safetensors.partial"))  # its parts share tensors
     (folder / "unet3d.safetensors.partial").replace(folder / "unet3d.safetensors")
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
         log.write(json.dumps(entry) + "\n")
@@ -226,7 +225,7 @@ def predict_slices(network: nn.Module, path: Path, *, invert: bool = False) -> I
 def load_network(path: Path, device: str = "cpu") -> nn.Module:
     """Return the network with trained weights."""
     network = make_network()
-    network.load_state_dict(load_file(path))
+    load_model(network, path)
     return network.to(device).eval()
 
 

@@ -53,7 +53,7 @@ def slice_panels(
     size = PANEL * len(names), (PANEL * ratio + 0.06) * len(slices) + 0.42
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0.01, hspace=0.01)  # type: ignore[union-attr]
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0.01, hspace=0.01)
     grid = figure.subplots(len(slices), len(names), squeeze=False)
     for row, z in zip(grid, slices, strict=True):
         _draw_row(row, tomogram, truth, masks, z)

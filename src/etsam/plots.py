@@ -196,8 +196,16 @@ def threshold_sweep(
                 points.setdefault(row.threshold, []).append(row.value)
         levels = sorted(points)
         means = [float(np.nanmean(points[level])) for level in levels]
-        style = {"color": COLOURS[number % len(COLOURS)], "ls": DASHES[number % len(DASHES)]}
-        axes.plot(levels, means, marker=MARKERS[number], ms=3, lw=1, label=label(metric), **style)
+        axes.plot(
+            levels,
+            means,
+            color=COLOURS[number % len(COLOURS)],
+            ls=DASHES[number % len(DASHES)],
+            lw=1,
+            marker=MARKERS[number % len(MARKERS)],
+            ms=3,
+            label=label(metric),
+        )
         if metric == "dice" and means:
             best = int(np.argmax(means))
             axes.axvline(levels[best], color="0.6", lw=0.6, ls=":")

@@ -32,7 +32,8 @@ SLAB = 32  # slices found at once
 TILE = 256  # voxels along Y and X computed at once
 SAMPLED = 9  # blocks looked at to measure the noise
 BLOCK = (0, 24, 24)  # voxels of them on either side of their middle
-TINY = np.float32(1e-6)
+QUARTILE = 0.75  # of the features; half of noise is no ridge at all
+FLOOR = np.float32(2.5e-3)  # of the features; less is nothing
 
 
 @dataclass(frozen=True)
@@ -57,22 +58,26 @@ class RidgeOptions:
     voxel_spacing: float | None = None
 
 
-RIDGE_GAIN, VOTE_GAIN, OFFSET = 1.0, 1.0, 0.0
+RIDGE_GAIN, VOTE_GAIN, OFFSET = 0.111, 2.072, -0.550
 """Logit = RIDGE_GAIN ln(ridge) + VOTE_GAIN ln(votes) + OFFSET, fitted on simulated tomograms."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Ridge strength and agreement of votes of each voxel, in units of the volume's medians."""
+    """Ridge strength and agreement of votes of each voxel, in units of the volume's upper quartiles."""
 
     ridge: Planes
     votes: Planes
 
     def logits(self) -> Planes:
         """Combine both into one score, above 0 where membrane is likely."""
-        ridge, votes = np.log(self.ridge + TINY), np.log(self.votes + TINY)
+        ridge, votes = self.logarithms()
         logits: Planes = (RIDGE_GAIN * ridge + VOTE_GAIN * votes + OFFSET).astype(np.float32)
         return logits
+
+    def logarithms(self) -> tuple[Planes, Planes]:
+        """Return the logarithms of both, no feature below `FLOOR`."""
+        return np.log(np.maximum(self.ridge, FLOOR)), np.log(np.maximum(self.votes, FLOOR))
 
 
 def ridge_slices(
@@ -105,7 +110,7 @@ def ridge_features(tomogram: Tomogram, options: RidgeOptions | None = None) -> F
     ridge = _RidgeFilter(tomogram, options or RidgeOptions())
     depth, height, width = tomogram.shape
     found = ridge.features((slice(0, depth), slice(0, height), slice(0, width)), (1.0, 1.0))
-    units = _medians([found])
+    units = _units([found])
     return Features(found.ridge / np.float32(units[0]), found.votes / np.float32(units[1]))
 
 
@@ -147,7 +152,7 @@ class _RidgeFilter:
                 yield slice(y, min(y + TILE, height)), slice(x, min(x + TILE, width))
 
     def measure(self) -> tuple[float, float]:
-        """Return the medians of both features over a few small blocks: the noise and clutter."""
+        """Return the upper quartiles of both features over a few small blocks: noise and clutter."""
         places = (np.arange(SAMPLED) + 0.5) / SAMPLED
         orders = places, np.roll(places, SAMPLED // 3), np.roll(places[::-1], SAMPLED // 4)
         found = []
@@ -161,7 +166,7 @@ class _RidgeFilter:
                 for b, n in zip(block, self.tomogram.shape, strict=True)
             ]
             found.append(self.features((clipped[0], clipped[1], clipped[2]), (1.0, 1.0)))
-        return _medians(found)
+        return _units(found)
 
     def features(self, block: tuple[slice, slice, slice], units: tuple[float, float]) -> Features:
         """Compute the features of a block from itself and what is round it."""
@@ -205,16 +210,16 @@ class _RidgeFilter:
         return (-data if self.options.invert else data), (core[0], core[1], core[2])
 
 
-def _medians(found: list[Features]) -> tuple[float, float]:
-    """Return the medians of both features.
+def _units(found: list[Features]) -> tuple[float, float]:
+    """Return the upper quartiles of both features: noise's, since membranes are rarer than that.
 
     Raises
     ------
     ValueError
-        If one is 0: nothing to be told from nothing.
+        If one is 0: there is nothing to be told from nothing.
     """
-    ridge = float(np.median(np.concatenate([each.ridge.ravel() for each in found])))
-    votes = float(np.median(np.concatenate([each.votes.ravel() for each in found])))
+    ridge = float(np.quantile(np.concatenate([each.ridge.ravel() for each in found]), QUARTILE))
+    votes = float(np.quantile(np.concatenate([each.votes.ravel() for each in found]), QUARTILE))
     if not ridge or not votes:
         raise ValueError("the ridge filter finds no structure: the volume is nearly constant")
     return ridge, votes

@@ -1,0 +1,144 @@
+"""The ridge filter: sheets against other shapes, invariances, seams, and its command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+
+from etsam.baselines import ridge
+from etsam.baselines.ridge import RidgeOptions, ridge_features, ridge_slices
+from etsam.metrics import ScoreHistogram, confusion
+from etsam.volume import tomogram_from_array
+
+Run = Callable[..., tuple[int, str, str]]
+
+SMALL = RidgeOptions(scales=(12.0,), votes=15.0)
+
+
+def vesicle(
+    shape: tuple[int, int, int] = (24, 48, 52), noise: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """A dark shell 3 voxels thick in noise, and its mask."""
+    z, y, x = np.indices(shape)
+    radius = np.sqrt((z - 12) ** 2 + (y - 24) ** 2 + (x - 24) ** 2)
+    mask = np.abs(radius - 16) < 1.5
+    volume = np.random.default_rng(0).normal(0, noise, shape) - mask
+    return volume.astype(np.float32), mask
+
+
+def logits(volume: np.ndarray, options: RidgeOptions = SMALL, spacing: float = 10.0) -> np.ndarray:
+    return np.stack(list(ridge_slices(tomogram_from_array(volume, voxel_spacing=spacing), options)))
+
+
+def test_eigenvalues_are_numpys() -> None:
+    tensors = np.random.default_rng(1).normal(size=(500, 3, 3))
+    tensors = tensors + tensors.transpose(0, 2, 1)
+    tensors[:3] = np.eye(3), np.zeros((3, 3)), np.diag([2, 2, -1])
+    parts = [
+        tensors[:, a, b].astype(np.float32)
+        for a, b in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+    ]
+    found = np.stack(ridge._eigenvalues(parts), -1)
+    assert np.allclose(found, np.linalg.eigvalsh(tensors)[:, ::-1], atol=2e-3)
+
+
+def test_a_shell_in_noise_is_found() -> None:
+    volume, mask = vesicle(noise=0.9)
+    histogram = ScoreHistogram()
+    found = logits(volume)
+    histogram.add(found, mask)
+    assert histogram.curve().average_precision > 0.7
+    raw = ScoreHistogram()
+    raw.add(-volume, mask)
+    assert histogram.curve().average_precision > 1.5 * raw.curve().average_precision
+    assert confusion(logits(-volume) > 0, mask).recall < 0.5  # bright: not without invert
+
+
+def test_sheets_before_rods_and_balls() -> None:
+    z, y, x = np.indices((24, 24, 24)) - 12
+    strengths = {}
+    for name, distance in (
+        ("sheet", np.abs(y)),
+        ("rod", np.hypot(y, x)),
+        ("ball", np.sqrt(z**2 + y**2 + x**2)),
+    ):
+        volume = -np.exp(-(distance**2) / 4.0).astype(np.float32)
+        noise = np.random.default_rng(2).normal(0, 0.02, volume.shape).astype(np.float32)
+        features = ridge.Features(*_raw(volume + noise))
+        strengths[name] = features.ridge[12, 12, 12]
+    assert strengths["sheet"] > 3 * strengths["rod"]
+    assert strengths["sheet"] > 3 * strengths["ball"]
+
+
+def _raw(volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    tomogram = tomogram_from_array(volume, voxel_spacing=10.0)
+    whole = (slice(0, 24), slice(0, 24), slice(0, 24))
+    found = ridge._RidgeFilter(tomogram, SMALL).features(whole, (1.0, 1.0))
+    return found.ridge, found.votes
+
+
+def test_grey_scale_and_polarity_do_not_matter() -> None:
+    volume, _ = vesicle()
+    wanted = logits(volume)
+    assert np.allclose(logits(40 * volume + 7), wanted, atol=0.05)
+    inverted = RidgeOptions(SMALL.scales, SMALL.votes, invert=True)
+    assert np.allclose(logits(-volume, inverted), wanted, atol=1e-4)
+
+
+def test_slabs_and_tiles_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    volume, _ = vesicle()
+    wanted = logits(volume)
+    monkeypatch.setattr(ridge, "SLAB", 7)
+    monkeypatch.setattr(ridge, "TILE", 20)
+    assert np.allclose(logits(volume), wanted, atol=1e-3)
+
+
+def test_features_come_in_units_of_their_upper_quartiles() -> None:
+    volume, _ = vesicle()
+    found = ridge_features(tomogram_from_array(volume, voxel_spacing=10.0), SMALL)
+    assert np.quantile(found.ridge, 0.75) == pytest.approx(1, rel=1e-4)
+    assert np.quantile(found.votes, 0.75) == pytest.approx(1, rel=1e-4)
+    assert np.isfinite(found.logits()).all()
+
+
+def test_odd_input_is_refused() -> None:
+    flat = tomogram_from_array(np.ones((6, 12, 12), np.float32), voxel_spacing=10.0)
+    with pytest.raises(ValueError, match="nearly constant"):
+        next(ridge_slices(flat, SMALL))
+    with pytest.raises(ValueError, match="expected positive numbers"):
+        next(ridge_slices(flat, RidgeOptions(scales=(0.0,))))
+    volume, _ = vesicle()
+    with pytest.warns(UserWarning, match="voxel size unknown"):
+        next(ridge_slices(tomogram_from_array(volume), SMALL))
+
+
+def test_the_command_writes_mask_scores_and_json(tmp_path: Path, run: Run) -> None:
+    volume, mask = vesicle((12, 40, 40), 0.2)
+    path = tmp_path / "TS_1_10.00Apx.mrc"
+    with mrcfile.new(path) as mrc:
+        mrc.set_data(volume)
+        mrc.voxel_size = 10.0
+        mrc.header.origin.x = 42.0
+    code, out, err = run("baseline", path, "--store-logits", "-o", tmp_path / "out")
+    assert code == 0, err
+    target = tmp_path / "out" / "TS_1_10.00Apx_ridge.mrc"
+    assert out.strip() == str(target)
+    with (
+        mrcfile.open(target) as found,
+        mrcfile.open(tmp_path / "out" / "TS_1_10.00Apx_ridge_logits.mrc") as scores,
+    ):
+        assert found.header.origin.x == 42.0
+        assert np.array_equal(found.data, scores.data > 0)
+        assert confusion(found.data, mask).recall > 0.5
+        record = json.loads((tmp_path / "out" / "TS_1_10.00Apx_ridge.json").read_text())
+        assert record["results"]["membrane_voxels"] == int(found.data.sum())
+    code, _, err = run("baseline", path, "-o", tmp_path / "out")
+    assert code == 1
+    assert "is there already" in err
+    code, _, err = run("baseline", tmp_path / "none.mrc")
+    assert (code, err.count("\n")) == (1, 1)
