@@ -46,6 +46,9 @@ def test_oddities_are_found(tmp_path: Path) -> None:
     assert unknown.flags == ["--voxel-spacing Å"]
     flat = inspect(write_mrc(tmp_path / "flat.mrc", np.ones(SHAPE, np.float32)))
     assert "constant" in flat.remarks[0] and flat.constant_slices == 8
+    padded = smooth()
+    padded[:2] = 0
+    assert "2 of 8 slices looked at are constant" in remarks(write_mrc(tmp_path / "p.mrc", padded))
     clipped = np.clip(smooth(), -0.3, 0.3)
     assert "smallest or the largest" in remarks(write_mrc(tmp_path / "clipped.mrc", clipped))
     hot = smooth()

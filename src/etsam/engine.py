@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tomllib
 from collections.abc import Callable, Generator, Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from queue import Empty, Queue
+from types import ModuleType
 from typing import Any, Literal
 
 from etsam.batch import BatchPlan, ModelOnce, Outcome, segment_one
@@ -106,7 +108,7 @@ def _outcome(future: Any, path: Path, known: Entry) -> Outcome:
     error = future.exception()
     if error is None:
         outcome: Outcome = future.result()
-        counted = {"attempts": max(1, known.attempts), "started": known.started}
+        counted: dict[str, Any] = {"attempts": max(1, known.attempts), "started": known.started}
         return replace(outcome, entry=replace(outcome.entry, **counted))
     text = f"its process died again and again ({type(error).__name__}): is there too little memory?"
     failed = replace(known, state="failed", ended=now(), error=text)
@@ -115,9 +117,7 @@ def _outcome(future: Any, path: Path, known: Entry) -> Outcome:
 
 def _work(path: Path, entry: Entry, plan: BatchPlan) -> Outcome:
     """Segment one tomogram in a worker."""
-    from distributed import get_worker
-
-    worker = get_worker()
+    worker = _module("distributed").get_worker()
     worker.log_event(TOPIC, {"mask": entry.mask, **here()})
     plan = replace(plan, options=replace(plan.options, device=_device(plan.options, worker.name)))
     return segment_one(path, replace(entry, **here()), plan, _model(plan.options))
@@ -141,11 +141,7 @@ def _device(options: SegmentOptions, name: object) -> str:
 @contextmanager
 def _client(engine: Engine, say: Callable[[str], None]) -> Iterator[Any]:
     """Start the workers, and stop them in the end."""
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ValueError(MISSING) from error
-
+    distributed = _module("distributed")
     workers = engine.workers or max(1, _gpus())
     options = _read_options(engine.options)
     try:
@@ -153,7 +149,7 @@ def _client(engine: Engine, say: Callable[[str], None]) -> Iterator[Any]:
     except (TypeError, ValueError) as error:
         place = engine.options or "--engine-options is missing"
         raise ValueError(f"{place}: {str(error)[:MESSAGE_LENGTH]}") from error
-    with cluster, Client(cluster) as client:
+    with cluster, distributed.Client(cluster) as client:
         if engine.kind != "local":
             cluster.adapt(minimum=min(1, workers), maximum=workers)
         if client.dashboard_link:
@@ -163,8 +159,6 @@ def _client(engine: Engine, say: Callable[[str], None]) -> Iterator[Any]:
 
 def _local(workers: int, options: dict[str, Any]) -> Any:
     """Processes of this machine, which share its cores; each does one tomogram at a time."""
-    from distributed import LocalCluster
-
     threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // workers)
     chosen = {
         "n_workers": workers,
@@ -174,18 +168,21 @@ def _local(workers: int, options: dict[str, Any]) -> Any:
         "dashboard_address": ":0",
         "env": {"OMP_NUM_THREADS": str(threads)},
     }
-    return LocalCluster(**(chosen | options))
+    return _module("distributed").LocalCluster(**(chosen | options))
 
 
 def _jobs(engine: Engine, options: dict[str, Any]) -> Any:
     """Jobs of a cluster, one process each, as dask-jobqueue submits them."""
+    kind = getattr(_module("dask_jobqueue"), JOB_CLUSTERS[engine.kind])
+    return kind(**({"processes": 1, "worker_extra_args": ["--nthreads", "1"]} | options))
+
+
+def _module(name: str) -> ModuleType:
+    """Import a module of the extra ``cluster``."""
     try:
-        import dask_jobqueue
+        return importlib.import_module(name)
     except ImportError as error:
         raise ValueError(MISSING) from error
-
-    kind = getattr(dask_jobqueue, JOB_CLUSTERS[engine.kind])
-    return kind(**({"processes": 1, "worker_extra_args": ["--nthreads", "1"]} | options))
 
 
 def _read_options(path: Path | None) -> dict[str, Any]:

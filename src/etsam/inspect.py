@@ -80,9 +80,11 @@ def inspect(path: str | Path, forecast: Callable[[Tomogram], Forecast] | None = 
         low, middle, high = (float(v) for v in np.percentile(values, (0.1, 50, 99.9)))
         found = (float(values.min()), low, middle, high, float(values.max()))
         constant = sum(float(plane.min()) == float(plane.max()) for plane in sample)
-        remarks, flags = list(tomogram.notes), []
+        remarks, flags = list(tomogram.notes), list[str]()
         _look_at_spacing(tomogram, remarks, flags)
         _look_at_values(tomogram, sample, found, remarks)
+        if 0 < constant < len(sample):
+            remarks.append(f"{constant} of {len(sample)} slices looked at are constant")
         expected = None if forecast is None or found[0] == found[-1] else forecast(tomogram)
         if expected is not None and expected.polarity == "bright":
             remarks.append(
@@ -100,9 +102,9 @@ def inspect(path: str | Path, forecast: Callable[[Tomogram], Forecast] | None = 
             constant,
             len(sample),
             round(SCRATCH_BYTES * math.prod(tomogram.shape) / 1e6, 1),
-            polarity=expected and expected.polarity,
-            seconds=expected and round(expected.seconds, 1),
-            memory_mb=expected and expected.memory_mb,
+            polarity=None if expected is None else expected.polarity,
+            seconds=None if expected is None else round(expected.seconds, 1),
+            memory_mb=None if expected is None else expected.memory_mb,
             remarks=remarks,
             flags=flags,
         )
