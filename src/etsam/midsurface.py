@@ -29,6 +29,7 @@ BLUR_PER_THICKNESS = 0.3
 
 CLEAR_SHEET = 0.7  # sheetness of a membrane that bends gently
 FAINT = 0.2  # share of the median strength of clear sheets
+FACING = 0.7  # cosine between a normal and that of a face of the volume
 HALF_VOXEL = 0.6  # a little more than half, so that ridges are closed
 CHUNK = 400_000  # voxels expanded at once
 SLAB_VOXELS = 20_000_000  # voxels blurred at once
@@ -107,7 +108,7 @@ def mid_surface(membrane: Membrane, *, blur: float | None = None) -> MidSurface:
             part.voxels[:, 0] += low
             part.points[:, 0] += low
             parts.append(part)
-    return _without_faint(_joined(parts))
+    return _without_faint(_without_faces(_joined(parts), membrane.mask.shape))
 
 
 def _joined(parts: list[MidSurface]) -> MidSurface:
@@ -116,6 +117,12 @@ def _joined(parts: list[MidSurface]) -> MidSurface:
     nothing = MidSurface(empty.astype(np.int32), empty, empty, none, none)
     columns = zip(*(vars(part).values() for part in (nothing, *parts)), strict=True)
     return MidSurface(*(np.concatenate(column) for column in columns))
+
+
+def _without_faces(surface: MidSurface, shape: tuple[int, ...]) -> MidSurface:
+    """Drop ridges that lie in the faces of the volume: there the blur has nothing beyond to look at."""
+    at_face = (surface.voxels <= 1) | (surface.voxels >= np.array(shape) - 2)
+    return surface.take(~(at_face & (np.abs(surface.normals) > FACING)).any(axis=1))
 
 
 def _without_faint(surface: MidSurface) -> MidSurface:

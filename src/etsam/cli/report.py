@@ -50,7 +50,8 @@ def report(params: dict[str, Any]) -> int:
     if len(tomograms) > 1 and (params["mask"] or params["logits"]):
         raise ValueError("--mask and --logits go with one tomogram: use --results for several")
 
-    from etsam.report import IndexRow, ReportOptions, page_path, report_file, write_index
+    from etsam.report import ReportOptions, page_path, report_file, write_index
+    from etsam.report.page import IndexRow
 
     options = ReportOptions(**{key: params[key] for key in params if key != "tomograms"})
     rows: list[IndexRow] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,12 +33,18 @@ class LazyVolume:
 
     def __init__(self, volume: Tomogram) -> None:
         self._volume = volume
+        weakref.finalize(self, volume.close)
         self.shape = volume.shape
         self.dtype = np.dtype(np.float32)
 
-    def __getitem__(self, key: tuple[slice, slice, slice]) -> np.ndarray:
-        start, stop, _ = key[0].indices(self.shape[0])
-        return self._volume.read_slices(start, stop)[(slice(None), *key[1:])]
+    def __getitem__(self, key: tuple[int | slice, ...]) -> np.ndarray:
+        first, *rest = key if isinstance(key, tuple) else (key,)
+        if not isinstance(first, slice):
+            return self._volume.read_slice(int(first) % self.shape[0])[tuple(rest)]
+        start, stop, step = first.indices(self.shape[0])
+        if step < 1:
+            raise ValueError(f"slices come forwards, not by {step}")
+        return self._volume.read_slices(start, max(start, stop))[(slice(None, None, step), *rest)]
 
 
 def get_reader(path: str | list[str]) -> Callable[[str | list[str]], list[LayerData]] | None:
@@ -75,7 +82,8 @@ def _layer(path: Path) -> LayerData:
     import dask.array
 
     chunks = (1, *volume.shape[1:])
-    lazy = dask.array.from_array(LazyVolume(volume), chunks=chunks, asarray=True)
+    from_array: Callable[..., Any] = dask.array.from_array
+    lazy = from_array(LazyVolume(volume), chunks=chunks, asarray=True)
     middle = volume.read_slice(volume.shape[0] // 2)
     low, high = np.percentile(middle, [0.5, 99.5])
     metadata["contrast_limits"] = (float(low), float(max(high, low + 1e-6)))

@@ -115,7 +115,7 @@ class SegmentPanel(QWidget):  # type: ignore[misc]
             metadata=self.meta["metadata"],
             opacity=0.6,
         )
-        options = SegmentOptions(polarity=self.membranes_box.currentText())  # type: ignore[arg-type]
+        options = SegmentOptions(polarity=self.membranes_box.currentText())
         self.run = Run(self.told.emit)
         worker = create_worker(
             _logits,

@@ -46,7 +46,7 @@ class Measured:
 def measure(membrane: Membrane, tomogram: Tomogram) -> Measured:
     """Measure a segmentation; an empty one has a flag and no mesh."""
     if not membrane.mask.any():
-        text = "No voxel is above the threshold. Lower it, check --voxel-spacing, try --invert."
+        text = "No voxel is above the threshold. Lower it, check --voxel-spacing, try --polarity bright."
         none = Instances(np.zeros(membrane.mask.shape, np.int16), np.zeros(0, np.int64))
         return Measured({"membrane_volume_um3": 0.0}, [], [Flag("empty", "warn", text)], None, none)
     surface = mid_surface(membrane)
@@ -139,7 +139,7 @@ def _flags(
     if len(small) > 50 or small.sum() > 0.1 * voxels:
         text = (
             f"{len(small)} specks of fewer than {SMALL_VOXELS} voxels hold {small.sum() / voxels:.0%} "
-            "of the mask: `etsam postprocess` drops them."
+            "of the mask: etsam postprocess drops them."
         )
         found.append(Flag("noisy", "warn", text))
     if voxels < 1e-4 * membrane.mask.size:
@@ -195,7 +195,9 @@ def _grey_flags(greys: tuple[np.ndarray, np.ndarray, float]) -> list[Flag]:
     contrast = (total[1:].sum() / number[1:].sum() - outside) / spread
     found = []
     if contrast > 0.05:
-        text = "Membranes are brighter than what surrounds them: `etsam segment --invert`?"
+        text = (
+            "Membranes are brighter than what surrounds them: try etsam segment --polarity bright."
+        )
         found.append(Flag("bright membranes", "warn", text))
     seen = number[1:] >= SMALL_VOXELS / EVERY
     own = (total[1:][seen] / number[1:][seen] - outside) / spread

@@ -99,7 +99,7 @@
     gl.clearColor(1, 1, 1, 1);
     gl.enable(gl.DEPTH_TEST);
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
-    const size = zoom * 1.25 / reach, aspect = w / h;
+    const size = zoom * 1.1 / reach, aspect = w / h;
     gl.uniformMatrix3fv(at("turn"), false, turn);
     gl.uniform3fv(at("middle"), middle);
     gl.uniform4f(at("scale"), size / Math.max(1, aspect), size * Math.min(1, aspect), 0.3 / reach, 0.25 / reach);

@@ -100,7 +100,7 @@
       let r = table[shown[i]], g = r, b = r;
       const inside = levels[i] > cut;
       if (mode === "heat") {
-        const v = levels[i], t = Math.min(0.85, Math.max(0, (v - 24) / 60));
+        const v = levels[i], t = Math.min(0.85, Math.max(0, (v - 49) / 30));
         r += t * (heat[3 * v] - r); g += t * (heat[3 * v + 1] - g); b += t * (heat[3 * v + 2] - b);
       } else if (inside && mode === "fill") {
         r += 0.5 * (255 - r); g += 0.5 * (176 - g); b -= 0.5 * b;
