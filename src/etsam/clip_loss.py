@@ -80,7 +80,7 @@ def _encode(model: SAM2, frames: Tensor, call: Call, *, each: bool) -> list[Feat
         return [call(model.encode, frames[:, time]) for time in range(frames.shape[1])]
     features = model.encode(frames.flatten(0, 1))
     image, *high_res = (
-        maps.unflatten(0, frames.shape[:2]).unbind(1)
+        torch.unflatten(maps, 0, frames.shape[:2]).unbind(1)
         for maps in (features.image, *features.high_res)
     )
     return [Features(one, [maps[time] for maps in high_res]) for time, one in enumerate(image)]

@@ -113,7 +113,7 @@ class ClipSampler:
         flipped = shape.frames > 1 and zs[-1] < zs[-2]
         planes = torch.stack([self._planes(pair, z, box, flipped) for z in zs])  # (t, n, h, w)
         size = geometry.scaled_shape if geometry.is_square else (shape.size, shape.size)
-        planes = resize_planes(planes.flatten(0, 1), size).unflatten(0, planes.shape[:2])
+        planes = torch.unflatten(resize_planes(planes.flatten(0, 1), size), 0, planes.shape[:2])
         labels = interpolate(labels[None].float(), size, mode="nearest-exact")[0].to(torch.int8)
         greys = len(self.spec.offsets)
         frames, labels = augment(planes, labels, greys, self.augmentation, random)
