@@ -1,6 +1,7 @@
 """Measure how membranes are told apart on simulations with known membranes, against plain components.
 
 python experiments/instances.py            # exact masks of the held-out suite's samples
+python experiments/instances.py 1.3        # masks 1.3 times as thick, so that more neighbours touch
 python experiments/instances.py LOGITS     # with NAME_membrane_logits.mrc of suite tomograms in a folder
 """
 
@@ -30,7 +31,7 @@ SMALLEST = (
 )
 
 
-def true_membranes(entry: SuiteEntry) -> tuple[NDArray[np.int32], float]:
+def true_membranes(entry: SuiteEntry, thicker: float = 1.0) -> tuple[NDArray[np.int32], float]:
     """Return the membranes of a suite sample, numbered from 1 (Z, Y, X), and the voxel spacing [Å].
 
     A membrane that the field cuts into several pieces counts as several.
@@ -45,7 +46,7 @@ def true_membranes(entry: SuiteEntry) -> tuple[NDArray[np.int32], float]:
     whole = (size[0] + 2 * recipe.depth_margin, padded[0], padded[1])
     scene = build_sample(whole, recipe, entry.options, rng)
     crop = tuple(slice((w - n) // 2, (w - n) // 2 + n) for w, n in zip(whole, size, strict=True))
-    near = scene.distance[crop].abs() <= label_thickness(scene.spacing) / 2
+    near = scene.distance[crop].abs() <= thicker * label_thickness(scene.spacing) / 2
     numbers = (scene.instance[crop] * near).numpy()
     pieces = cc3d.connected_components(numbers.astype(np.uint16), connectivity=26)
     if turn:
@@ -78,13 +79,14 @@ def instance_dice(found: NDArray[np.integer], true: NDArray[np.integer]) -> floa
 def main(arguments: list[str]) -> None:
     """Print a line per sample and the means."""
     rows = []
+    thicker = float(arguments[0]) if arguments and not Path(arguments[0]).is_dir() else 1.0
     print(f"{'sample':22s} membranes   plain: ARI  Dice  count   separated: ARI  Dice  count")
     for entry in held_out_suite():
-        true, spacing = true_membranes(entry)
+        true, spacing = true_membranes(entry, thicker)
         sizes = np.bincount(true.ravel())
         if (sizes[1:] >= SMALLEST).sum() < 2:
             continue
-        if arguments:
+        if arguments and Path(arguments[0]).is_dir():
             path = Path(arguments[0]) / f"{entry.name}_membrane_logits.mrc"
             if not path.is_file():
                 continue

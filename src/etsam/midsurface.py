@@ -122,7 +122,8 @@ def _joined(parts: list[MidSurface]) -> MidSurface:
 def _without_faces(surface: MidSurface, shape: tuple[int, ...]) -> MidSurface:
     """Drop ridges that lie in the faces of the volume: there the blur has nothing beyond to look at."""
     at_face = (surface.voxels <= 1) | (surface.voxels >= np.array(shape) - 2)
-    return surface.take(~(at_face & (np.abs(surface.normals) > FACING)).any(axis=1))
+    flat = at_face & (np.abs(surface.normals) > FACING)
+    return surface.take(~np.logical_or.reduce(flat, axis=1))
 
 
 def _without_faint(surface: MidSurface) -> MidSurface:

@@ -85,7 +85,7 @@ def page_html(
 def index_html(rows: Sequence[IndexRow], title: str) -> str:
     """Return the index of several pages."""
     shown = ("membrane_area_um2", "membrane_volume_um3", "membranes", "thickness_nm")
-    names = ["tomogram", *(" ".join(LABELS[key]).strip() for key in shown)]
+    names = ["tomogram", "area µm²", "volume µm³", "membranes", "thickness nm"]
     heads = "".join(
         f'<th scope="col"><button type="button">{escape(n)}</button></th>' for n in names
     )
