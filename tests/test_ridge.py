@@ -134,7 +134,9 @@ def test_the_command_writes_mask_scores_and_json(tmp_path: Path, run: Run) -> No
     ):
         assert found.header.origin.x == 42.0
         assert np.array_equal(found.data, scores.data > 0)
-        assert confusion(found.data, mask).recall > 0.5
+        counts = confusion(found.data, mask)
+        assert counts.precision > 0.9
+        assert counts.recall > 0.3  # as much of so small a volume is membrane as noise
         record = json.loads((tmp_path / "out" / "TS_1_10.00Apx_ridge.json").read_text())
         assert record["results"]["membrane_voxels"] == int(found.data.sum())
     code, _, err = run("baseline", path, "-o", tmp_path / "out")

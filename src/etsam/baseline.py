@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from etsam import __version__
-from etsam.baselines.ridge import Progress, RidgeOptions, ridge_slices
+from etsam.baselines.ridge import Planes, Progress, RidgeOptions, ridge_slices
 from etsam.provenance import Clock, input_record, provenance, write_json
-from etsam.volume import create_volume, open_tomogram, output_path
+from etsam.volume import Tomogram, create_volume, open_tomogram, output_path
 
 THRESHOLD = 0.0
 """Where the mean Dice on simulated tomograms is largest."""
@@ -47,10 +48,9 @@ def baseline(
         Folder for the results.
     options
         Scales of the filter.
-    threshold, store_logits
-        Voxels with larger scores are membrane; also write the scores, NAME_ridge_logits.mrc.
-    overwrite
-        Replace results that are there.
+    threshold, store_logits, overwrite
+        Voxels with larger scores are membrane; also write the scores, NAME_ridge_logits.mrc; replace
+        results that are there.
     progress
         Called with (what, slices done, slices in all).
 
@@ -72,25 +72,10 @@ def baseline(
             raise FileExistsError(
                 f"{target} is there already: give --overwrite or another --output"
             )
-    label = f"etsam {__version__} baseline ridge > {threshold:g}"
-    with ExitStack() as stack:
-        tomogram = open_tomogram(path, voxel_spacing=options.voxel_spacing)
-        stack.enter_context(closing(tomogram))
+    with closing(open_tomogram(path, voxel_spacing=options.voxel_spacing)) as tomogram:
         result.mask.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as writers, closing(ridge_slices(tomogram, options, progress)) as slices:
-            mask = create_volume(result.mask, tomogram, dtype="int8", label=label)
-            writers.enter_context(mask)
-            logits = None
-            if result.logits is not None:
-                logits = create_volume(result.logits, tomogram, dtype="float32", label=label)
-                writers.enter_context(logits)
-            voxels = 0
-            for z, plane in enumerate(slices):
-                membrane = plane > threshold
-                voxels += int(np.count_nonzero(membrane))
-                mask.write_slice(z, membrane.view(np.int8))
-                if logits is not None:
-                    logits.write_slice(z, plane)
+        with closing(ridge_slices(tomogram, options, progress)) as slices:
+            voxels = _write(result, tomogram, slices, threshold)
         details = provenance(
             "baseline",
             parameters={**asdict(options), "threshold": threshold, "store_logits": store_logits},
@@ -103,3 +88,25 @@ def baseline(
         )
     write_json(result.provenance, details)
     return result
+
+
+def _write(
+    result: BaselineResult, tomogram: Tomogram, slices: Iterator[Planes], threshold: float
+) -> int:
+    """Write mask and scores slice by slice; returns the number of membrane voxels."""
+    label = f"etsam {__version__} baseline ridge > {threshold:g}"
+    voxels = 0
+    with ExitStack() as stack:
+        mask = create_volume(result.mask, tomogram, dtype="int8", label=label)
+        stack.enter_context(mask)
+        logits = None
+        if result.logits is not None:
+            logits = create_volume(result.logits, tomogram, dtype="float32", label=label)
+            stack.enter_context(logits)
+        for z, plane in enumerate(slices):
+            membrane = plane > threshold
+            voxels += int(np.count_nonzero(membrane))
+            mask.write_slice(z, membrane.view(np.int8))
+            if logits is not None:
+                logits.write_slice(z, plane)
+    return voxels

@@ -11,7 +11,7 @@ import numpy as np
 
 from etsam.compare import compare
 from etsam.panels import slice_panels
-from etsam.plots import STYLE, box_plots, precision_recall, threshold_sweep, tomogram_bars
+from etsam.plots import box_plots, precision_recall, style, threshold_sweep, tomogram_bars
 from etsam.predictions import TYPICAL_THRESHOLD, recognise, score_kind
 from etsam.tables import Score, variants
 from etsam.volume import open_tomogram
@@ -34,7 +34,7 @@ def figures(
     thresholds: dict[str, float] | None = None,
     formats: Sequence[str] = FORMATS,
 ) -> list[Path]:
-    """Draw what a table of scores has: boxes with brackets, bars per tomogram, sweeps, curves.
+    """Draw what a table of scores has: boxes, bars, sweeps, curves; return the files.
 
     Parameters
     ----------
@@ -48,11 +48,6 @@ def figures(
         As `compare`.
     formats
         File types of matplotlib: pdf, png, svg, ...
-
-    Returns
-    -------
-    list of Path
-        The files written.
 
     Raises
     ------
@@ -133,14 +128,12 @@ def save(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path]:
     ValueError
         If matplotlib does not know a format.
     """
-    import matplotlib as mpl
-
     files = []
     for kind in formats:
         target = path.with_name(f"{path.name}.{kind}")
         partial = target.with_name(target.name + ".partial")
         try:
-            with mpl.rc_context(STYLE):
+            with style():
                 figure.savefig(partial, format=kind, dpi=DPI)
             partial.replace(target)
         finally:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from etsam.metrics import IGNORE
-from etsam.plots import styled
+from etsam.plots import style
 from etsam.volume import Tomogram
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ Masks = Sequence[tuple[str, Tomogram, float]]
 """Name, volume and threshold of each method; scores above are membrane."""
 
 
-@styled
+@style()
 def slice_panels(
     tomogram: Tomogram, truth: Tomogram | None, masks: Masks, slices: Sequence[int]
 ) -> Figure:
@@ -46,14 +46,15 @@ def slice_panels(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     _check(tomogram, truth, masks, slices)
     names = ["tomogram", *(["ground truth"] if truth is not None else []), *(m[0] for m in masks)]
     ratio = tomogram.shape[1] / tomogram.shape[2]
     size = PANEL * len(names), (PANEL * ratio + 0.06) * len(slices) + 0.42
-    figure = Figure(figsize=size, layout="constrained")
+    close = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.02, wspace=0.01, hspace=0.01)
+    figure = Figure(figsize=size, layout=close)
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0.01, hspace=0.01)
     grid = figure.subplots(len(slices), len(names), squeeze=False)
     for row, z in zip(grid, slices, strict=True):
         _draw_row(row, tomogram, truth, masks, z)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import combinations
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,7 +40,7 @@ LABELS = {
     "vram_mb": "GPU memory [MB]",
 }
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 7,
     "axes.labelsize": 7,
     "axes.titlesize": 7,
@@ -59,22 +59,15 @@ STYLE = {
 }
 
 
-Given = ParamSpec("Given")
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw under `STYLE`, whatever the user's own settings; a decorator too."""
+    import matplotlib as mpl
 
-
-def styled(draw: Callable[Given, Figure]) -> Callable[Given, Figure]:
-    """Run a function that draws a figure under `STYLE`, whatever the user's own settings."""
-
-    @wraps(draw)
-    def inner(*args: Given.args, **kwargs: Given.kwargs) -> Figure:
-        import matplotlib as mpl
-
-        with mpl.rc_context():
-            mpl.rcdefaults()
-            mpl.rcParams.update(STYLE)
-            return draw(*args, **kwargs)
-
-    return inner
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
 
 
 def label(metric: str) -> str:
@@ -82,7 +75,7 @@ def label(metric: str) -> str:
     return LABELS.get(metric, metric.replace("_", " "))
 
 
-@styled
+@style()
 def box_plots(
     table: dict[str, dict[str, Series]], comparisons: Comparisons, *, width: float = 2 * COLUMN
 ) -> Figure:
@@ -115,7 +108,7 @@ def box_plots(
     return figure
 
 
-@styled
+@style()
 def tomogram_bars(
     table: dict[str, dict[str, Series]], metric: str, *, width: float = 2 * COLUMN
 ) -> Figure:
@@ -127,7 +120,7 @@ def tomogram_bars(
     for number, method in enumerate(methods):
         series = table[method][metric]
         values = [series.get(name, np.nan) for name in names]
-        mean = np.nanmean(values)
+        mean = float(np.nanmean(values))
         places = np.append(np.arange(len(names)), len(names) + 0.4)
         axes.bar(
             places + (number - (len(methods) - 1) / 2) * step,
@@ -151,7 +144,7 @@ def tomogram_bars(
     return figure
 
 
-@styled
+@style()
 def precision_recall(
     curves: Sequence[Score], areas: dict[str, float], *, width: float = COLUMN
 ) -> Figure:
@@ -183,7 +176,7 @@ def precision_recall(
     return figure
 
 
-@styled
+@style()
 def threshold_sweep(
     rows: Sequence[Score], name: str, metrics: Sequence[str], *, width: float = COLUMN
 ) -> Figure:
