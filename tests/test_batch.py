@@ -19,7 +19,8 @@ import pytest
 from batch_child import WINDOW, segment_all
 from etsam import segmentation
 from etsam.batch import BatchPlan, ModelOnce, default_manifest, run_batch
-from etsam.cli.batch import duration, exit_code
+from etsam.cli.batch import exit_code
+from etsam.cli.progress import duration
 from etsam.inputs import find_tomograms, refuse_same_results, shard
 from etsam.manifest import Entry, Manifest, current_entries, find_manifests, read_manifest
 from etsam.options import SegmentOptions

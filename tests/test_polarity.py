@@ -15,7 +15,7 @@ from etsam.simulate import simulate
 from etsam.simulation.recipe import SimulationOptions
 from etsam.stages import Stage, load_stages
 from etsam.volume import tomogram_from_array
-from tests.tiny_model import tiny_stages
+from tiny_model import tiny_stages
 
 EASY = SimulationOptions(
     preset="vesicles", voxel_spacing=10.0, contrast_to_noise=2.5, bright_membranes=False, views=61

@@ -14,7 +14,7 @@ import click
 
 from etsam.batch import BatchClock, BatchPlan, Outcome, default_manifest, run_batch
 from etsam.cli.command import EXIT_FAILED, Stopped, one_line, report_error
-from etsam.cli.progress import StageProgress
+from etsam.cli.progress import StageProgress, duration
 from etsam.options import SegmentOptions
 
 if TYPE_CHECKING:
@@ -167,10 +167,3 @@ def exit_code(failed: int) -> int:
     if failed < 2:
         return EXIT_FAILED if failed else 0
     return min(EXIT_SEVERAL_FAILED + failed, EXIT_LARGEST)
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words as short as they are certain: ``40 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etsam.cli.batch import duration
 from etsam.cli.command import VerbCommand, run_each
+from etsam.cli.progress import duration
 
 if TYPE_CHECKING:
     from etsam.inspect import Inspection

@@ -94,3 +94,10 @@ def _bars(stream: TextIO) -> Progress:
         TimeRemainingColumn(),
         console=Console(file=stream),
     )
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words as short as they are certain: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

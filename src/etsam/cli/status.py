@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etsam.cli.batch import duration
 from etsam.cli.command import VerbCommand
+from etsam.cli.progress import duration
 
 if TYPE_CHECKING:
     from etsam.manifest import Entry

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 Augmentation = Literal["none", "strong", "sam2"]
 """``strong`` for networks that start from nothing, ``sam2`` as SAM 2 is fine-tuned."""
 
+FADING = 0.35
+"""Part of the ``strong`` clips whose later frames are covered with noise."""
 DEGREES, SHEAR = 25.0, 20.0
 """Largest rotation and shear of a clip in degrees (SAM 2's fine-tuning configuration)."""
 BRIGHTNESS, CONTRAST, SLICE_CONTRAST = 0.1, 0.03, 0.05
@@ -30,7 +32,35 @@ def augment(
             frames, labels = frames.flip(-1), labels.flip(-1)
         frames, labels = _affine(frames, labels, random)
         return _colour_jitter(frames, random), labels
-    return _turn(_blemish(frames, greys, random), labels, random)
+    frames = _blemish(frames, greys, random)
+    if random.random() < FADING:
+        frames = fade(frames, greys, random)
+    return _turn(frames, labels, random)
+
+
+def fade(frames: Tensor, greys: int, random: np.random.Generator) -> Tensor:
+    """Cover one side of a clip's later frames with noise, partly or wholly; logits fall to a no.
+
+    What is clear in one slice is often lost in noise a few slices on. A network that always sees
+    enough in the frame itself learns to ignore its memory. Frame 1 stays clear.
+    """
+    count, channels, height, width = frames.shape
+    if count < 3:
+        return frames
+    first = int(random.integers(2, count))
+    angle, offset = random.uniform((0, -0.4), (2 * np.pi, 0.4))
+    y = (torch.arange(height) / height - 0.5)[:, None]
+    x = torch.arange(width) / width - 0.5
+    across = y * np.sin(angle) + x * np.cos(angle) - offset
+    steepness, strength = random.uniform((0.01, 0.6), (0.08, 1.0))
+    cover = (torch.sigmoid(across / steepness) * strength).float()
+    generator = torch.Generator().manual_seed(int(random.integers(2**31)))
+    noise = torch.randn((count - first, greys, height, width), generator=generator)
+    if random.random() < 0.6:
+        noise = 2.0 * F.avg_pool2d(noise, 3, 1, 1)
+    weak = torch.full((count - first, channels - greys, height, width), -random.uniform(0.1, 0.8))
+    late = torch.lerp(frames[first:], torch.cat((noise, weak), dim=1), cover)
+    return torch.cat((frames[:first], late))
 
 
 def _turn(frames: Tensor, labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,10 @@ from etsam.training.prompting import PromptMix
 
 COMPACT = SAM2Config(
     image_size=512,
-    in_channels=5,
+    in_channels=11,
     trunk="conv",
     widths=(32, 64, 96, 128),
+    context_width=64,
     stages=(2, 2, 2, 2),
     patch_kernel=5,
     patch_stride=2,
@@ -37,7 +38,9 @@ COMPACT = SAM2Config(
     decoder_feed_forward=256,
     decoder_heads=4,
 )
-"""The bundled network: fine mask stride (2), five slices as channels, pooled memory."""
+"""The bundled network: fine mask stride (2), eleven slices as channels, pooled memory."""
+COMPACT_SPEC = FrameSpec(offsets=(-8, -5, -3, -2, -1, 0, 1, 2, 3, 5, 8))
+"""Its frames: near neighbours show detail, far ones tell leaning membranes from noise."""
 COMPACT_LOSSES = LossWeights(focal=10.0, dice=2.0, spread=0.3, absent=1.0, focal_alpha=0.5)
 """Losses for a network that starts from nothing; SAM 2's own push thin masks towards empty."""
 
@@ -81,7 +84,7 @@ class TrainOptions:
     stage: Literal[1, 2] = 1
     validation: Path | None = None
     config: SAM2Config = COMPACT
-    spec: FrameSpec = field(default_factory=FrameSpec)
+    spec: FrameSpec = COMPACT_SPEC
     schedule: Schedule = field(default_factory=Schedule)
     losses: LossWeights = COMPACT_LOSSES
     frames: int = 4
