@@ -197,7 +197,7 @@ def _parameters(source: PageSource) -> str:
         "model": parameters.get("model"),
         "weights": weights or None,
         "threshold": f"{source.threshold:g}" if source.logits else None,
-        "inverted": parameters.get("invert"),
+        "membranes": parameters.get("polarity"),
         "seconds": recorded.get("seconds"),
         "device": recorded.get("device"),
         "origin (z, y, x)": " ".join(f"{o:g}" for o in source.frame.origin) + " Å",
