@@ -143,7 +143,7 @@ def main() -> None:
 
 
 def _print(entry: dict[str, float]) -> None:
-    print(json.dumps({key: np.round(value, 4) for key, value in entry.items()}), flush=True)
+    print(json.dumps({key: round(float(value), 4) for key, value in entry.items()}), flush=True)
 
 
 if __name__ == "__main__":
