@@ -96,8 +96,6 @@ class FrameSpec:
         ValueError
             A key is unknown: the checkpoint was written by a newer version.
         """
-        values = dict(values)
-        slices = values.pop("slices", None)
         unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
             raise ValueError(f"unknown frame settings {sorted(unknown)}: update etsam")
@@ -105,9 +103,6 @@ class FrameSpec:
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
         try:
-            if slices is not None:  # checkpoints of version 0.1
-                reach = min(slices // 2, MAX_OFFSET)
-                plain["offsets"] = tuple(range(-reach, reach + 1))
             spec = cls(**plain)
             sizes = (spec.image_size, spec.multiple, spec.offsets[-1] + 1)
             sound = all(1 <= size <= MAX_SIDE for size in sizes) and spec.offsets[-1] <= MAX_OFFSET
