@@ -31,6 +31,7 @@ class TiltSeries:
     hot_pixels: int = 0
     bad_columns: int = 0  # of the detector, along the tilt axis
     attenuation: float = 0.3  # inelastic loss at zero tilt, thickness / mean free path
+    blur: float = 0.0  # Å, standard deviation: motion and warping that alignment leaves
 
 
 @dataclass(frozen=True)
@@ -150,11 +151,12 @@ def image_views(
     spacing: float,
     rng: np.random.Generator,
 ) -> Tensor:
-    """What the microscope makes of projections: CTF, dose envelope and misalignment."""
+    """What the microscope makes of projections: CTF, dose envelope, blur and misalignment."""
     frequencies = view_frequencies(plane, tilt)
     k = frequencies.total / spacing
     exposure = torch.as_tensor(exposure_before(tilt).astype(np.float32))[:, None, None]
-    out = views * (contrast_transfer(k, tilt) * dose_envelope(k, exposure))
+    transfer = contrast_transfer(k, tilt) * dose_envelope(k, exposure)
+    out = views * (transfer * torch.exp(-0.5 * (2 * math.pi * tilt.blur * k).square()))
     if tilt.shift > 0:
         drawn = rng.normal(0, tilt.shift, (2, len(tilt.angles), 1, 1)).astype(np.float32)
         shift = torch.as_tensor(drawn)

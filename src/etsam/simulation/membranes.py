@@ -18,12 +18,12 @@ from etsam.simulation.geometry import (
 from etsam.simulation.scene import Scene, Wall, place
 
 
-def random_bilayer(rng: np.random.Generator) -> Bilayer:
-    """Draw a bilayer: thicker with proteins and glycans, thinner in organelles, or blurred."""
+def random_bilayer(rng: np.random.Generator, core: float) -> Bilayer:
+    """Draw a bilayer, thicker or thinner; proteins add `core` to the density in its middle."""
     return Bilayer(
         head_position=float(np.clip(rng.normal(20.5, 2.5), 16.0, 28.0)),
         head_density=float(rng.uniform(0.2, 0.34)),
-        tail_density=float(rng.uniform(-0.12, 0.10)),
+        tail_density=float(rng.uniform(-0.12, 0.10)) + core,
         asymmetry=float(rng.normal(0, 0.1)),
     )
 
@@ -48,7 +48,7 @@ def _wall(rng: np.random.Generator, single: float, scene: Scene, radius: float) 
         opening = (z, y, x, float(normal @ middle))
     return Wall(
         offsets=random_offsets(rng, single, 0.4 * radius * scene.spacing),
-        bilayer=random_bilayer(rng),
+        bilayer=random_bilayer(rng, scene.core),
         patchiness=float(rng.choice([0.0, 0.15, 0.3, 0.5])),
         opening=opening,
     )
@@ -141,7 +141,7 @@ def add_network(scene: Scene, rng: np.random.Generator) -> None:
     """Place a tortuous connected membrane: reticulum, cristae, tubular networks."""
     wavelength = float(rng.uniform(1500, 5000)) / scene.spacing
     shape = level_set(scene.shape, wavelength, float(rng.uniform(0.5, 1.6)), rng)
-    wall = Wall(bilayer=random_bilayer(rng), patchiness=float(rng.choice([0.0, 0.3])))
+    wall = Wall(bilayer=random_bilayer(rng, scene.core), patchiness=float(rng.choice([0.0, 0.3])))
     place(scene, shape, wall, 60.0)
 
 
@@ -167,7 +167,7 @@ def add_sheets(
     shape = sheet(scene.shape, _center(rng, scene, slab), rotation, bump)
     wall = Wall(
         offsets=tuple(offsets),
-        bilayer=None if protein else random_bilayer(rng),
+        bilayer=None if protein else random_bilayer(rng, scene.core),
         patchiness=float(rng.choice([0.0, 0.3, 0.5])),
     )
     place(scene, shape, wall, 60.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ class SimulationOptions:
     contrast_to_noise: float | None = None  # membrane over noise, per voxel
     bright_membranes: bool | None = None
     views: int | None = None  # of the tilt series
+    blur: float | None = None  # Å, standard deviation
+    core: float | None = None  # density that proteins add in the middle of bilayers
     proteins: tuple[str, ...] = ()  # density maps (MRC) used instead of pseudo-proteins
     membrane_proteins: tuple[str, ...] = ()  # maps aligned along z, membrane in the middle
     shapes: tuple[RealShape, ...] = ()  # segmentations used besides the preset's membranes
@@ -66,6 +68,7 @@ class Recipe:
     contents: Contents
     contrast_to_noise: float
     bright_membranes: bool
+    core: float  # density that proteins add in the middle of bilayers
     thickness: float  # of the sample over the volume's depth
     cut: bool  # membranes end at the sample's faces, as in a lamella
     slope: tuple[float, float]  # of the sample's faces along y and x
@@ -89,20 +92,35 @@ def draw(rng: np.random.Generator, options: SimulationOptions) -> Recipe:
     few = rng.random() < (0.6 if preset == "organelle" else 0.2)
     lamella = preset in ("cell", "organelle")
     slope = np.tan(np.radians(rng.normal(0, 5.0, 2))) if rng.random() < 0.5 else np.zeros(2)
+    drawn_blur, drawn_core = draw_softness(rng)
+    blur = drawn_blur if options.blur is None else options.blur
     return Recipe(
         preset=preset,
         voxel_spacing=options.voxel_spacing or round(spacing, 2),
-        tilt=draw_tilt_series(rng, few, options.views),
+        tilt=replace(draw_tilt_series(rng, few, options.views), blur=blur),
         reconstruction=draw_reconstruction(rng),
         contents=draw_contents(rng, preset),
         contrast_to_noise=options.contrast_to_noise or round(ratio, 3),
         bright_membranes=bright if options.bright_membranes is None else options.bright_membranes,
+        core=drawn_core if options.core is None else options.core,
         thickness=float(rng.choice([rng.uniform(0.45, 0.9), rng.uniform(0.9, 1.4)])),
         cut=bool(rng.random() < (0.7 if lamella else 0.15)),
         slope=(float(slope[0]), float(slope[1])),
         depth_margin=int(rng.choice([0, 0, 8, 16])),
         clip_percent=float(rng.choice([0.01, 0.1, 0.3, 1.0])),
     )
+
+
+def draw_softness(rng: np.random.Generator) -> tuple[float, float]:
+    """Draw blur [Å] and core density: a third of the tomograms resolve leaflets, most do not.
+
+    From numbers of its own, so that everything else of a seed stays as it is.
+    """
+    own = rng.spawn(1)[0]
+    low, high = (0.0, 5.0) if own.random() < 0.35 else (5.0, 20.0)
+    blur = float(own.uniform(low, high))
+    core = float(own.uniform(0.1, 0.5)) if own.random() < 0.55 else 0.0
+    return round(blur, 1), round(core, 2)
 
 
 def draw_tilt_series(

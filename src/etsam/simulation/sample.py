@@ -39,12 +39,13 @@ def build_sample(
 ) -> Scene:
     """Build the scene (Z, Y, X) of a recipe, with the user's shapes and maps in the options."""
     scene = empty_scene(shape, recipe.voxel_spacing, recipe.tilt)
+    scene.core = recipe.core
     depth = shape[0] * recipe.thickness
     middle = shape[0] / 2 + (shape[0] - depth) * float(rng.uniform(-0.4, 0.4)) * (depth < shape[0])
     slab = Slab(middle - depth / 2, middle + depth / 2, recipe.slope)
     faces = (slab.low, slab.high)
     for given in options.shapes:
-        place_segmentation(scene, given, membranes.random_bilayer(rng), rng)
+        place_segmentation(scene, given, membranes.random_bilayer(rng, recipe.core), rng)
     _add_membranes(scene, rng, faces, recipe.contents)
     outside = slab.outside(shape)
     if recipe.cut:

@@ -30,6 +30,7 @@ class Scene:
     coarse: Tensor  # distance (voxels) to the nearest surface of any kind on the coarse grid
     regions: int = 0
     instances: int = 0
+    core: float = 0.0  # density that proteins add in the middle of every bilayer
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -22,7 +22,7 @@ class SuiteEntry:
 
 
 def _entry(
-    number: int, name: str, preset: str, spacing: float, ratio: float, views: int
+    number: int, name: str, preset: str, spacing: float, ratio: float, views: int, blur: float = 0.0
 ) -> SuiteEntry:
     options = SimulationOptions(
         preset=preset,
@@ -30,11 +30,13 @@ def _entry(
         contrast_to_noise=ratio,
         views=views,
         bright_membranes=name.endswith("bright"),
+        blur=blur,
+        core=0.25 if blur else 0.0,
     )
     return SuiteEntry(name, FIRST_HELD_OUT_SEED + number, options)
 
 
-# number, name, preset, voxel spacing [Å], membrane contrast-to-noise per voxel, views
+# number, name, preset, voxel spacing [Å], membrane contrast-to-noise per voxel, views, blur [Å]
 _SYNTHETIC = (
     (0, "easy_vesicles", "vesicles", 10.0, 3.0, 61),
     (1, "easy_toroids", "polnet", 10.0, 2.5, 61),
@@ -49,6 +51,8 @@ _SYNTHETIC = (
     (10, "hard_bright", "organelle", 10.0, 0.8, 41),
     (11, "very_hard_organelle", "organelle", 13.6, 0.45, 27),
     (12, "very_hard_cell", "cell", 15.0, 0.5, 31),
+    (13, "blurred_organelle", "organelle", 13.6, 0.9, 29, 17.0),
+    (14, "blurred_vesicles", "vesicles", 9.5, 1.0, 41, 14.0),
 )
 
 # number, name, file, spacing of the segmentation [Å], its membrane labels, then as above
@@ -84,6 +88,8 @@ def held_out_suite(shapes: Path | None = None) -> list[SuiteEntry]:
             contrast_to_noise=ratio,
             bright_membranes=False,
             views=41,
+            blur=0.0,
+            core=0.0,
             shapes=(RealShape(str(path), own, labels),),
         )
         entries.append(SuiteEntry(name, FIRST_HELD_OUT_SEED + number, options))

@@ -26,6 +26,10 @@ from etsam.training.augment import Augmentation, augment
 
 PLACES = 10
 """Tries to find a place where something is annotated."""
+THIN = 0.12
+"""Part of the ``strong`` clips that come from a few slices taken for the whole volume."""
+THINNEST, THICKEST = 1, 16
+"""Slices of such a volume."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +110,15 @@ class ClipSampler:
         pair = self._pick(groups, shape, random)
         geometry = self._geometry(pair)
         for _ in range(PLACES):
-            zs, box = _place(pair, geometry, shape, random)
+            span = self._span(pair, random)
+            zs, box = _place(span, geometry, shape, random)
             labels = torch.stack([pair.read_labels(z, box) for z in zs])
             if (labels[-shape.frames :] != IGNORE).any():
                 break
-        flipped = shape.frames > 1 and zs[-1] < zs[-2]
-        planes = torch.stack([self._planes(pair, z, box, flipped) for z in zs])  # (t, n, h, w)
+        flipped = shape.frames > 1 and zs[-1] < zs[-shape.frames]
+        planes = torch.stack(
+            [self._planes(pair, z, span, box, flipped) for z in zs]  # (t, n, h, w)
+        )
         size = geometry.scaled_shape if geometry.is_square else (shape.size, shape.size)
         planes = torch.unflatten(resize_planes(planes.flatten(0, 1), size), 0, planes.shape[:2])
         labels = interpolate(labels[None].float(), size, mode="nearest-exact")[0].to(torch.int8)
@@ -142,9 +149,22 @@ class ClipSampler:
         wide = self.spec.size == "square" or min(self._geometry(pair).scaled_shape) >= shape.size
         return wide and pair.shape[0] >= shape.frames
 
-    def _planes(self, pair: Pair, z: int, box: tuple[slice, slice], flipped: bool) -> Tensor:
+    def _span(self, pair: Pair, random: np.random.Generator) -> range:
+        """The slices that pass for the volume: all, or a few, as volumes in use may have."""
+        depth = pair.shape[0]
+        if self.augmentation != "strong" or random.random() >= THIN:
+            return range(depth)
+        ends = np.log((THINNEST, THICKEST + 1))
+        thick = min(depth, int(np.exp(random.uniform(*ends))))
+        start = int(random.integers(0, depth - thick + 1))
+        return range(start, start + thick)
+
+    def _planes(
+        self, pair: Pair, z: int, span: range, box: tuple[slice, slice], flipped: bool
+    ) -> Tensor:
         """Stacked neighbours of slice z, scaled, with stage-1 logits where there are any."""
-        indices = window(z, pair.shape[0], self.spec.offsets, self._geometry(pair).z_step)
+        step = self._geometry(pair).z_step
+        indices = [span[i] for i in window(z - span.start, len(span), self.spec.offsets, step)]
         if flipped:
             indices.reverse()
         planes = torch.stack([pair.read_grey(i, box) for i in indices])
@@ -163,17 +183,20 @@ class ClipSampler:
 
 
 def _place(
-    pair: Pair, geometry: FrameGeometry, shape: ClipShape, random: np.random.Generator
+    span: range, geometry: FrameGeometry, shape: ClipShape, random: np.random.Generator
 ) -> tuple[list[int], tuple[slice, slice]]:
-    """Slices, forwards or backwards, and the part of them that becomes a frame."""
-    start = int(random.integers(0, pair.shape[0] - shape.frames + 1))
-    zs = list(range(start, start + shape.frames))
+    """Slices, forwards or backwards, and the part of them that becomes a frame.
+
+    Where there are fewer slices than frames, the last one stands several times.
+    """
+    start = int(random.integers(0, max(0, len(span) - shape.frames) + 1))
+    zs = [span[min(z, len(span) - 1)] for z in range(start, start + shape.frames)]
     if random.random() < 0.5:
         zs.reverse()
     if shape.anchored:
         # where tracking begins in use, or anywhere, since it stays in memory to the end
         near = random.random() < 0.5
-        zs.insert(0, zs[0] if near else int(random.integers(0, pair.shape[0])))
+        zs.insert(0, zs[0] if near else span[int(random.integers(0, len(span)))])
     if geometry.is_square:
         return zs, (slice(None), slice(None))
     sides = [
