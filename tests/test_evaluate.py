@@ -39,7 +39,7 @@ def labels_and_logits(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def values(text: str) -> dict[tuple[str, str], float]:
     rows = csv.DictReader(io.StringIO(text))
-    return {(row["metric"], row["threshold"]): float(row["value"]) for row in rows}
+    return {(row["metric"], row["threshold"]): float(row["value"] or "nan") for row in rows}
 
 
 def test_numbers_equal_counting_and_scikit_learn(tmp_path: Path, run: Run) -> None:
@@ -207,6 +207,8 @@ def test_what_is_refused_in_one_line(tmp_path: Path, run: Run) -> None:
         ((tmp_path / "none.mrc", "-t", truth), 1, "does not exist"),
         ((other, "-t", tmp_path / "none"), 1, "does not exist"),
         ((other,), 2, "give predictions and --truth, or --pairs"),
+        ((small, "-t", truth, "--resample"), 1, "they must show the same volume to be resampled"),
+        ((other, "-t", truth, "--resample", "--voxel-spacing", 10), 1, "give it or --resample"),
         (("--pairs", tmp_path / "none.csv"), 1, "does not exist"),
     ]
     for args, code, part in cases:

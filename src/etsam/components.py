@@ -117,6 +117,23 @@ def select_blobs(
         yield from enumerate(data[: last - start], start)
 
 
+def blob_hits(
+    mask: PackedMask, blobs: Blobs, hits: PackedMask
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the voxels of each blob, and how many of them are true in `hits` too."""
+    count = len(blobs.first)
+    sizes, found = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    for number, (start, stop) in enumerate(_slabs(len(mask), blobs.slab)):
+        last = stop if stop == len(mask) else stop - 1  # the shared slice comes with the next slab
+        data = mask.read(start, stop)
+        labels = _label(data)[: last - start]
+        inside = labels > 0
+        blob = blobs.of_label[number][labels[inside]]
+        sizes += np.bincount(blob, minlength=count)
+        found += np.bincount(blob[hits.read(start, last)[inside]], minlength=count)
+    return sizes, found
+
+
 def _slabs(depth: int, slab: int) -> Iterator[tuple[int, int]]:
     """Divide `depth` slices into slabs that share one slice with the next."""
     start = 0

@@ -1,7 +1,7 @@
 """Score predictions against ground truth, from any program: a tidy table of numbers.
 
 Volumes are read slice by slice, so that memory does not grow with them; only the border voxels of
-the two masks are kept for surface distances.
+the two masks are kept for surface distances, and the true voxels, packed, for components and leans.
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from etsam.components import PackedMask, blob_hits, find_blobs
+from etsam.directions import LEANS, PlaneDice, recall_by_lean
 from etsam.metrics import IGNORE, Confusion, PrecisionRecall, ScoreHistogram, confusion
 from etsam.pairing import Pairing
 from etsam.predictions import TYPICAL_THRESHOLD, ScoreKind, score_kind
+from etsam.resample import resampled
 from etsam.storage import Zyx
-from etsam.surfaces import SurfaceCollector, SurfaceDistances, surface_distances
+from etsam.surfaces import SurfaceCollector, surface_distances
 from etsam.tables import Score
 from etsam.volume import Tomogram, open_tomogram
 
@@ -27,6 +31,9 @@ TOLERANCE = 2.0
 
 SWEEP = (-2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0)
 """Logit thresholds of the paper's ablation (section 4.4)."""
+
+FOUND = 0.5
+"""Share of its voxels from which a component counts as found."""
 
 SPACING_TOLERANCE = 0.01  # relative difference of voxel sizes that rounding explains
 RECALLS = np.linspace(0, 1, 101)  # where curves are given
@@ -47,15 +54,28 @@ class EvaluateOptions:
         What the volumes hold, where that cannot be told from name and type.
     surface, tolerance
         Measure surface distances; distance in nm within which surfaces agree.
+    details
+        Also score planes, leans and components.
+    min_component
+        Components of the truth with fewer voxels are specks, and not asked for.
     voxel_spacing
         Å, in place of what the files say.
+    resample
+        Bring predictions with other voxels onto the grid of the truth, instead of refusing them.
     """
 
     thresholds: tuple[float, ...] = ()
     kind: ScoreKind | None = None
     surface: bool = True
     tolerance: float = TOLERANCE
+    details: bool = True
+    min_component: int = 1
     voxel_spacing: float | None = None
+    resample: bool = False
+
+    def __post_init__(self) -> None:
+        if self.resample and self.voxel_spacing is not None:
+            raise ValueError("--voxel-spacing says that voxels are equal: give it or --resample")
 
 
 @dataclass(frozen=True)
@@ -79,7 +99,8 @@ def evaluate(
     FileNotFoundError
         If a volume is missing.
     ValueError
-        If shapes or voxel sizes differ, or labels and scores are not what they should be.
+        If shapes or voxel sizes differ (see `EvaluateOptions.resample`), or labels and scores are not
+        what they should be.
     """
     options = options or EvaluateOptions()
     return [_evaluate_one(pairing, options, progress) for pairing in pairings]
@@ -109,77 +130,109 @@ def _evaluate_one(
     with ExitStack() as stack:
         volume = stack.enter_context(closing(prediction.open()))
         truth = stack.enter_context(closing(open_tomogram(pairing.truth)))
-        spacing = _check_alike(volume, truth, options)
         kind = options.kind or prediction.kind or score_kind(volume)
+        if options.resample and _other_grid(volume, truth, options):
+            volume = resampled(volume, truth, kind)
+        spacing = _check_alike(volume, truth, options)
         own = TYPICAL_THRESHOLD[kind] if prediction.threshold is None else prediction.threshold
         thresholds = sorted(options.thresholds or (own,), key=lambda threshold: threshold != own)
-        scorer = _Scorer(kind, tuple(thresholds), spacing, prediction.clip)
+        scorer = _Scorer(kind, tuple(thresholds) if kind != "mask" else (0.0,), options)
         try:
-            counts, curve, distances = scorer.run(volume, truth, pairing.run, progress)
+            scorer.run(volume, truth, pairing.run, progress)
         except ValueError as error:
             raise ValueError(f"{prediction.path} against {pairing.truth}: {error}") from error
     levels: Sequence[float | None] = [None] if kind == "mask" else thresholds
     values: list[tuple[float | None, str, float]] = []
-    for threshold, count in zip(levels, counts, strict=True):
+    for threshold, count in zip(levels, scorer.counts, strict=True):
         values += [
             (threshold, name, getattr(count, name))
             for name in ("dice", "iou", "precision", "recall")
         ]
+    curve = None if kind == "mask" else scorer.histogram.curve(clip=prediction.clip)
     if curve is not None:
         values.append((None, "auprc", curve.average_precision))
-    if distances is not None:
-        tolerance = options.tolerance
-        values += [
-            (levels[0], f"surface_dice_{tolerance:g}nm", distances.dice(tolerance)),
-            (levels[0], "surface_distance_mean_nm", distances.mean),
-            (levels[0], "surface_distance_95_nm", distances.percentile(95)),
-        ]
+    values += [(levels[0], *item) for item in scorer.surface_scores(spacing)]
+    values += [(levels[0], *item) for item in scorer.detail_scores(spacing)]
     name = pairing.dataset, pairing.run, prediction.method, prediction.stage
     return Evaluation(pairing, [Score(*name, *value) for value in values], curve)
 
 
 @dataclass
 class _Scorer:
-    """Counts, histogram and borders of one pass over a prediction and its truth."""
+    """What one pass over a prediction and its truth collects, and the scores made of it."""
 
     kind: ScoreKind
     thresholds: tuple[float, ...]
-    spacing: Zyx | None
-    clip: bool = False
+    options: EvaluateOptions
+    histogram: ScoreHistogram = field(default_factory=ScoreHistogram)
+    counts: list[Confusion] = field(default_factory=list)
+    planes: PlaneDice = field(default_factory=PlaneDice)
+    true: PackedMask = field(init=False)
+    hits: PackedMask = field(init=False)
+    borders: tuple[SurfaceCollector, SurfaceCollector] = field(
+        default_factory=lambda: (SurfaceCollector(), SurfaceCollector())
+    )
 
     def run(
-        self,
-        prediction: Tomogram,
-        truth: Tomogram,
-        name: str = "",
-        progress: Progress | None = None,
-    ) -> tuple[list[Confusion], PrecisionRecall | None, SurfaceDistances | None]:
+        self, prediction: Tomogram, truth: Tomogram, name: str, progress: Progress | None
+    ) -> None:
         """Read both volumes once."""
-        thresholds = self.thresholds if self.kind != "mask" else (0.0,)
-        counts = [Confusion() for _ in thresholds]
-        histogram = ScoreHistogram() if self.kind != "mask" else None
-        borders = SurfaceCollector(), SurfaceCollector()
+        self.counts = [Confusion() for _ in self.thresholds]
+        self.true, self.hits = PackedMask(truth.shape[1:]), PackedMask(truth.shape[1:])
         for z in range(truth.shape[0]):
             labels, plane = truth.read_slice(z), prediction.read_slice(z)
             self._check(plane, z)
-            masks = [plane > threshold for threshold in thresholds]
+            masks = [plane > threshold for threshold in self.thresholds]
             for place, mask in enumerate(masks):
-                counts[place] += confusion(mask, labels)
-            if histogram is not None:
-                histogram.add(plane, labels)
-            if self.spacing is not None:
-                annotated = labels != IGNORE
-                borders[0].add(masks[0], annotated)
-                borders[1].add(labels == 1, annotated)
+                self.counts[place] += confusion(mask, labels)
+            if self.kind != "mask":
+                self.histogram.add(plane, labels)
+            self._collect(masks[0], labels)
             if progress is not None:
                 progress(name, z + 1, truth.shape[0])
-        if not counts[0].voxels:
+        if not self.counts[0].voxels:
             raise ValueError("no voxel is annotated: all labels are -1")
-        distances = None
-        if self.spacing is not None:
-            distances = surface_distances(borders[0].points(), borders[1].points(), self.spacing)
-        curve = None if histogram is None else histogram.curve(clip=self.clip)
-        return counts, curve, distances
+
+    def surface_scores(self, spacing: Zyx | None) -> list[tuple[str, float]]:
+        """Return surface Dice and distances; nothing where they are not asked for or cannot be had."""
+        if not self.options.surface or spacing is None:
+            return []
+        prediction, truth = (border.points() for border in self.borders)
+        distances = surface_distances(prediction, truth, spacing)
+        tolerance = self.options.tolerance
+        return [
+            (f"surface_dice_{tolerance:g}nm", distances.dice(tolerance)),
+            ("surface_distance_mean_nm", distances.mean),
+            ("surface_distance_95_nm", distances.percentile(95)),
+        ]
+
+    def detail_scores(self, spacing: Zyx | None) -> list[tuple[str, float]]:
+        """Return mean Dice by plane, recall by lean and recall of components, if asked for."""
+        if not self.options.details:
+            return []
+        leans = recall_by_lean(self.true, self.hits, spacing or (1.0, 1.0, 1.0))
+        sizes, found = blob_hits(self.true, find_blobs(self.true), self.hits)
+        asked = sizes >= self.options.min_component
+        shares = found[asked] / sizes[asked]
+        components = float(np.mean(shares >= FOUND)) if shares.size else float("nan")
+        return [
+            *((f"dice_{name}", value) for name, value in self.planes.means().items()),
+            *(
+                (f"recall_lean_{low}_{high}", value)
+                for (low, high), value in zip(pairwise(LEANS), leans, strict=True)
+            ),
+            ("recall_components", components),
+        ]
+
+    def _collect(self, mask: NDArray[np.bool_], labels: NDArray[np.float32]) -> None:
+        annotated, true = labels != IGNORE, labels == 1
+        if self.options.surface:
+            self.borders[0].add(mask, annotated)
+            self.borders[1].add(true, annotated)
+        if self.options.details:
+            self.planes.add(mask & annotated, true)
+            self.true.append(true)
+            self.hits.append(mask & true)
 
     def _check(self, plane: NDArray[np.float32], z: int) -> None:
         if self.kind == "probability" and not 0 <= plane.min() <= plane.max() <= 1:
@@ -189,29 +242,38 @@ class _Scorer:
             )
 
 
+def _other_grid(prediction: Tomogram, truth: Tomogram, options: EvaluateOptions) -> bool:
+    """Whether two volumes have other voxels."""
+    if prediction.shape != truth.shape:
+        return True
+    known = [v.voxel_spacing for v in (prediction, truth) if v.voxel_spacing is not None]
+    return options.voxel_spacing is None and len(known) == 2 and not _close(*known)
+
+
 def _check_alike(prediction: Tomogram, truth: Tomogram, options: EvaluateOptions) -> Zyx | None:
-    """Return the voxel spacing for surfaces (None: do not measure), or refuse the pair."""
+    """Return the voxel spacing (None: unknown), or refuse the pair."""
     names = prediction.path or "the prediction", truth.path or "the truth"
     if prediction.shape != truth.shape:
         raise ValueError(
             f"{names[0]} has shape {prediction.shape}, {names[1]} has {truth.shape}: they must show "
-            "the same volume"
+            "the same volume on the same grid; give --resample where voxel sizes differ"
         )
     known = [v.voxel_spacing for v in (prediction, truth) if v.voxel_spacing is not None]
     if options.voxel_spacing is not None:
         known = [(options.voxel_spacing,) * 3]
-    if len(known) == 2 and not np.allclose(known[0], known[1], rtol=SPACING_TOLERANCE, atol=0):
+    if len(known) == 2 and not _close(*known):
         listed = " and ".join("x".join(f"{step:g}" for step in spacing) for spacing in known)
         raise ValueError(
             f"{names[0]} and {names[1]} have voxels of {listed} Å: give --voxel-spacing where one "
-            "header is wrong, or resample one"
+            "header is wrong, or --resample"
         )
-    if not options.surface:
-        return None
-    if not known:
+    if not known and options.surface:
         warnings.warn(
             f"{names[1]}: voxel size unknown, so no surface distances; give --voxel-spacing",
             stacklevel=2,
         )
-        return None
-    return known[-1]
+    return known[-1] if known else None
+
+
+def _close(first: Zyx, second: Zyx) -> bool:
+    return bool(np.allclose(first, second, rtol=SPACING_TOLERANCE, atol=0))

@@ -59,6 +59,23 @@ if TYPE_CHECKING:
     help="Surfaces this close agree (surface Dice).",
 )
 @click.option(
+    "--details/--no-details",
+    default=True,
+    show_default=True,
+    help="Also by plane, by lean to the beam, and by component.",
+)
+@click.option(
+    "--min-component",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="VOXELS",
+    help="Smaller components of the truth are not asked for.",
+)
+@click.option(
+    "--resample", is_flag=True, help="Bring predictions with other voxels onto the truth's grid."
+)
+@click.option(
     "--voxel-spacing", type=float, callback=finite, metavar="Å", help="Instead of the headers'."
 )
 def evaluate(params: dict[str, Any]) -> None:
@@ -83,7 +100,10 @@ def evaluate(params: dict[str, Any]) -> None:
         kind=params["kind"],
         surface=params["surface"],
         tolerance=params["tolerance"],
+        details=params["details"],
+        min_component=params["min_component"],
         voxel_spacing=params["voxel_spacing"],
+        resample=params["resample"],
     )
     with StageProgress() as progress:
         found = run_evaluation(pairings, options, progress)
