@@ -117,7 +117,8 @@ def forecaster(
 
     def forecast(tomogram: Tomogram) -> Forecast:
         from etsam.pipeline import Volume, segment_slices
-        from etsam.polarity import Slab, settle_polarity
+        from etsam.polarity import settle_polarity
+        from etsam.tiling import Slab
 
         stages = load()
         settled = settle_polarity(Volume(tomogram, tomogram.voxel_spacing), stages[0], options)

@@ -37,13 +37,15 @@ class SegmentOptions:
         SAM 2 and the released pipeline do.
     polarity
         How membranes look: ``dark``, ``bright``, or ``auto``: our own models try both on a few
-        slabs, for published ones it means dark.
+        slices, for published ones it means dark.
     voxel_spacing
         Å, in place of the header's.
     logit_threshold, store_logits
         Voxels with larger logits are membrane; also write the logits.
     post_process, min_slices
         Clean the mask; drop components that span fewer slices.
+    instances
+        Also write int16 labels, one per membrane, touching ones apart (of the clean mask, if made).
     output, preview, overwrite
         Folder, or name, of the mask (default: beside the tomogram); write the PNG; replace results.
     """
@@ -64,6 +66,7 @@ class SegmentOptions:
     logit_threshold: float = LOGIT_THRESHOLD
     store_logits: bool = False
     post_process: bool = False
+    instances: bool = False
     min_slices: int = MIN_SLICES
     output: Path | None = None
     preview: bool = True

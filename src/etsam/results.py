@@ -35,12 +35,13 @@ class SegmentResult:
     preview: Path | None
     logits: Path | None
     cleaned: Path | None
+    instances: Path | None
     details: dict[str, Any]
     reused: bool = False
 
     def json(self) -> str:
         """One line of JSON with paths and details."""
-        names = ("mask", "provenance", "preview", "logits", "cleaned")
+        names = ("mask", "provenance", "preview", "logits", "cleaned", "instances")
         values = {name: getattr(self, name) for name in names}
         shown = {name: None if path is None else str(path) for name, path in values.items()}
         return json.dumps(shown | {"reused": self.reused} | self.details, default=str)
@@ -80,6 +81,7 @@ def result_names(path: Path, options: SegmentOptions) -> SegmentResult:
         mask.with_name(f"{stem}.png") if options.preview else None,
         output_path(mask, "_logits") if options.store_logits else None,
         output_path(mask, "_postprocessed") if options.post_process else None,
+        output_path(mask, "_instances") if options.instances else None,
         {},
     )
 

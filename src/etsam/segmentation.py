@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from etsam import __version__
+from etsam.frame import frame_of
 from etsam.logits import NpyWriter
 from etsam.options import SegmentOptions
 from etsam.postprocess import postprocess
@@ -168,7 +169,7 @@ def segment_file(
     """
     options, clock = options or SegmentOptions(), Clock()
     with closing(open_tomogram(path, voxel_spacing=options.voxel_spacing)) as tomogram:
-        result = result_names(Path(path), options)
+        result = _names(tomogram, Path(path), options)
         earlier = earlier_result(result)
         ours = earlier is not None and (resume or bool(run and earlier.get("run") == run))
         refuse_existing(result, Path(path), replaceable=options.overwrite or ours)
@@ -197,6 +198,13 @@ def segment_file(
     for note in result.details["warnings"]:
         warnings.warn(note, stacklevel=2)
     return result
+
+
+def _names(tomogram: Tomogram, path: Path, options: SegmentOptions) -> SegmentResult:
+    """Where the results go; refuses before the work what could not be written after it."""
+    if options.instances:
+        frame_of(tomogram)  # labels need a known voxel spacing
+    return result_names(path, options)
 
 
 def _details(
@@ -336,14 +344,19 @@ def _write_volumes(
 def _finish(
     tomogram: Tomogram, options: SegmentOptions, staged: SegmentResult
 ) -> dict[str, Any] | None:
-    """Draw the preview and clean the mask; returns what cleaning removed."""
+    """Draw the preview, clean the mask, number membranes; returns what cleaning removed."""
     if staged.preview is not None:
         with closing(open_tomogram(staged.mask)) as mask:
             save_preview(staged.preview, tomogram, mask)
-    if staged.cleaned is None:
-        return None
-    cleaned = postprocess(staged.mask, staged.cleaned, min_slices=options.min_slices)
-    return asdict(cleaned.summary)
+    cleaned = None
+    if staged.cleaned is not None:
+        cleaned = postprocess(staged.mask, staged.cleaned, min_slices=options.min_slices).summary
+    if staged.instances is not None:
+        from etsam.export.layouts import write_instances
+
+        source = staged.cleaned or staged.mask
+        write_instances(source, staged.instances, tomogram, voxel_spacing=options.voxel_spacing)
+    return None if cleaned is None else asdict(cleaned)
 
 
 def _compute(stages: list[Stage], options: SegmentOptions) -> dict[str, Any]:

@@ -126,6 +126,22 @@ class Cropped:
         return self.source.read_slice(z)[self.region.box]
 
 
+@dataclass(frozen=True)
+class Slab:
+    """A range of slices of a volume."""
+
+    source: SliceSource
+    start: int
+    depth: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.depth, *self.source.shape[1:])
+
+    def read_slice(self, z: int) -> np.ndarray:
+        return self.source.read_slice(self.start + z)
+
+
 class RecentSlices:
     """A volume whose last slices stay in memory: regions and stacked neighbours read them again."""
 

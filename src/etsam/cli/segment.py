@@ -107,6 +107,7 @@ NORMALISATIONS = ["min_max_positive_values", "softplus_minmax", "min_max", "robu
     help="Segment the four quadrants one by one, for closely packed membranes.",
 )
 @click.option("--post-process", is_flag=True, help="Write a cleaned mask too.")
+@click.option("--instances", is_flag=True, help="Write int16 labels too, one per membrane.")
 @min_slices_option
 def segment(params: dict[str, Any]) -> int:
     """Find the membranes of each TOMOGRAM (MRC, also .gz or .bz2, or OME-Zarr).

@@ -29,7 +29,6 @@ FORMATS = (
     "chimerax",
 )
 DEFAULT_FORMATS = ("ply", "labels", "chimerax")
-MIN_VOXELS = 500
 
 Progress = Callable[[str, int, int], None]
 
@@ -41,7 +40,7 @@ class ExportOptions:
     formats: tuple[str, ...] = DEFAULT_FORMATS
     threshold: float = THRESHOLD
     instances: bool = True
-    min_voxels: int = MIN_VOXELS
+    min_voxels: int = layouts.MIN_VOXELS
     max_faces: int = MAX_FACES
     point_spacing: float = SPACING
     voxel_spacing: float | None = None
@@ -162,9 +161,10 @@ def _export(kind: str, work: _Work, home: Path) -> None:
     if kind in MESH_FORMATS:
         write_mesh(target, work.mesh(), kind)
     elif kind == "labels":
-        label = "etsam export labels, 1 the largest membrane"
         found = work.instances()
-        layouts.write_volume(target, found.labels, work.like, dtype="int16", label=label)
+        layouts.write_volume(
+            target, found.labels, work.like, dtype="int16", label=layouts.INSTANCES
+        )
         layouts.write_sizes(target.with_suffix(".csv"), found, work.membrane.frame)
     elif kind == "points":
         surface = work.surface()

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from etsam.export.mesh_files import write_mesh
 from etsam.frame import Frame
-from etsam.instances import Instances
+from etsam.instances import Instances, separate_membranes
+from etsam.membrane import load_membrane
 from etsam.meshes import Mesh
 from etsam.volume import OutputType, Tomogram, create_volume
 
@@ -25,6 +26,11 @@ PALETTE = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#c
 """Colours that all kinds of colour vision tell apart (Okabe and Ito)."""
 
 
+MIN_VOXELS = 500
+"""Smaller membranes get no label."""
+INSTANCES = "etsam membranes, 1 the largest"
+
+
 def write_volume(
     path: Path, data: np.ndarray, like: Tomogram, *, dtype: OutputType, label: str
 ) -> None:
@@ -32,6 +38,24 @@ def write_volume(
     with create_volume(path, like, dtype=dtype, label=label) as writer:
         for z, plane in enumerate(data):
             writer.write_slice(z, plane)
+
+
+def write_instances(
+    mask: Path, target: Path, like: Tomogram, *, voxel_spacing: float | None = None
+) -> Instances:
+    """Number the membranes of a mask's file, touching ones apart, in int16 with another's geometry.
+
+    Those below `MIN_VOXELS` are left out.
+
+    Raises
+    ------
+    ValueError
+        The voxel spacing is unknown.
+    """
+    membrane = load_membrane(mask, voxel_spacing=voxel_spacing)
+    found = separate_membranes(membrane, min_voxels=MIN_VOXELS)
+    write_volume(target, found.labels, like, dtype="int16", label=INSTANCES)
+    return found
 
 
 def write_sizes(path: Path, instances: Instances, frame: Frame) -> None:
