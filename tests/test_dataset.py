@@ -14,6 +14,7 @@ import torch
 
 from etsam.dataset import Pair, SliceStore, find_pairs, open_pairs
 from etsam.frames import REFERENCE_SPEC, FrameSource, FrameSpec, frame_geometry
+from etsam.training import clips
 from etsam.training.augment import Augmentation
 from etsam.training.clips import ClipSampler, ClipShape, Group
 from etsam.volume import create_volume, open_tomogram
@@ -66,6 +67,20 @@ def test_clips_are_reproducible_and_shaped(folder: Path) -> None:
     assert torch.equal(first.frames, again.frames)
     assert not torch.equal(first.frames, other.frames)
     assert set(first.labels.unique().tolist()) <= {-1, 0, 1}
+
+
+def test_some_clips_come_from_thin_volumes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clips, "THIN", 1.0)
+    monkeypatch.setattr(clips, "THICKEST", 1)
+    frames = sampler(folder, augmentation="strong").batch(0, [0, 1], SHAPE).frames
+    assert frames.std() > 0.1
+    for clip in frames:  # a single slice: all neighbours and all frames are alike, but for noise
+        flat = clip.flatten(0, 1)
+        alike = torch.corrcoef(flat.flatten(1))
+        assert alike[0].min() > 0.5
+    monkeypatch.setattr(clips, "THIN", 0.0)
+    whole = sampler(folder, augmentation="strong").batch(0, [0, 1], SHAPE).frames
+    assert not torch.equal(whole, frames)
 
 
 def test_a_clip_is_the_same_in_any_batch(folder: Path) -> None:

@@ -22,6 +22,7 @@ from etsam.simulation.imaging import (
     exposure_before,
     gaussian,
     hidden_by_wedge,
+    image_views,
     noise_views,
     project,
     wavelength,
@@ -31,6 +32,7 @@ from etsam.simulation.labels import label_thickness, membrane_labels
 from etsam.simulation.membranes import add_vesicles
 from etsam.simulation.recipe import Contents, SimulationOptions, draw
 from etsam.simulation.render import quarter_turn, render
+from etsam.simulation.sample import build_sample
 from etsam.simulation.scene import Wall, empty_scene, place
 from etsam.simulation.segmentations import midsurface_distance
 
@@ -205,6 +207,54 @@ def test_membranes_keep_clear_of_each_other() -> None:
     walls = scene.distance.abs() < 10
     both = walls & (scene.density > 0.9)  # two bilayers on one spot would add up
     assert float(both.sum()) < 1e-3 * float(walls.sum())
+
+
+def test_blur_damps_high_frequencies_as_a_gaussian() -> None:
+    tilt = replace(series(-30, 30), exposure=0.0)
+    views = project(ball((24, 64, 64), (12.0, 32.0, 32.0), 9.0), tilt, 12.0)
+    sharp, soft = (
+        image_views(views, replace(tilt, blur=blur), (64, 64), 10.0, np.random.default_rng(0))
+        for blur in (0.0, 15.0)
+    )
+    untilted = len(tilt.angles) // 2
+    damping = (soft / sharp)[untilted, 0].abs()  # along x, up to one cycle in 20 Å
+    frequency = torch.fft.rfftfreq(64) / 10.0
+    expected = torch.exp(-2 * (math.pi * 15.0 * frequency).square())
+    torch.testing.assert_close(damping, expected, atol=1e-3, rtol=0)
+
+
+def leaflets(blur: float, core: float) -> int:
+    """Count the peaks of the mean profile across an upright wall."""
+    options = SimulationOptions(
+        preset="vesicles", voxel_spacing=8.0, bright_membranes=True, blur=blur, core=core, views=41
+    )
+    rng = np.random.default_rng(3)
+    recipe = draw(rng, replace(options, contrast_to_noise=8.0))
+    plain = Contents(vesicles=3, radii=(250.0, 300.0), embedded=0.0)
+    tilt = replace(recipe.tilt, defocus=25_000.0, shift=0.0, axis_angle=0.0)
+    recipe = replace(recipe, contents=plain, tilt=tilt, reconstruction=FULL_RAMP, cut=False)
+    scene = build_sample((40, 96, 96), recipe, options, np.random.default_rng(4))
+    views = project(scene.density, tilt, 20.0)
+    imaged = image_views(views, tilt, (96, 96), 8.0, np.random.default_rng(5))
+    weighted = weight_views(imaged, tilt, FULL_RAMP, (96, 96), 8.0)
+    volume = back_project(weighted, 40, (96, 96), tilt, 20.0)
+    seen = (scene.distance.abs() < 40) & ~scene.hidden
+    bins = ((scene.distance[seen] + 40) / 8).long()
+    profile = torch.zeros(11).index_add(0, bins, volume[seen]) / torch.bincount(bins, minlength=11)
+    inner = profile[1:-2]
+    return int(((inner > profile[:-3]) & (inner > profile[2:-1])).sum())
+
+
+def test_blur_and_core_proteins_merge_the_leaflets() -> None:
+    assert leaflets(blur=0.0, core=0.0) == 2
+    assert leaflets(blur=14.0, core=0.3) == 1
+
+
+def test_softness_leaves_the_rest_of_a_seed_alone() -> None:
+    given = SimulationOptions(blur=0.0, core=0.0)
+    drawn, fixed = (draw(np.random.default_rng(8), o) for o in (SimulationOptions(), given))
+    assert (drawn.tilt.blur, drawn.core) != (0.0, 0.0)
+    assert replace(drawn, core=0.0, tilt=replace(drawn.tilt, blur=0.0)) == fixed
 
 
 def test_scatter_adds_templates_and_clips_at_the_edge() -> None:

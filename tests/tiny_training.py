@@ -78,7 +78,7 @@ def options(data: Path, output: Path, steps: int = 4, **changes: Any) -> TrainOp
         frames=2,
         sizes=(64,),
         every=2,
-        bfloat16=False,
+        dtype="float32",
         schedule=Schedule(steps=steps, batch=2, warmup=2),
     )
     return replace(given, **changes)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from etsam.clip_loss import ClipLoss
 from etsam.dataset import SliceStore
+from etsam.stages import choose_dtype
 from etsam.training.clips import Clips, ClipSampler
 from etsam.training.fresh import Fresh
 from etsam.training.journal import Journal, Log
@@ -183,4 +184,5 @@ def _step(run: Run, shared: torch.nn.Module, task: Task, setting: _Setting) -> f
 
 
 def _precision(options: TrainOptions, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=options.bfloat16)
+    lower = choose_dtype(options.dtype, device, is_own=True) == torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16, enabled=lower)

@@ -90,7 +90,9 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     help="Slices kept in memory.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@click.option("--float32", is_flag=True, help="Compute in float32 instead of bfloat16.")
+@click.option(
+    "--float32", is_flag=True, help="Compute in float32 even where the hardware has bfloat16."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def train(params: dict[str, Any]) -> None:
     """Train one stage on folders DATA of pairs NAME.mrc and NAME_membrane.mrc.
@@ -136,7 +138,7 @@ def _options(params: dict[str, Any]) -> TrainOptions:
         validation=params["validation"],
         memory_gb=params["memory_gb"],
         device=params["device"],
-        bfloat16=not params["float32"],
+        dtype="float32" if params["float32"] else "auto",
         seed=params["seed"],
         every=params["save_every"],
         fresh=_fresh(params),

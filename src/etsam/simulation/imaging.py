@@ -232,7 +232,7 @@ def back_project(
     return volume / len(tilt.angles)
 
 
-def hidden_by_wedge(normal: Tensor, tilt: TiltSeries, least: float = 0.45) -> Tensor:
+def hidden_by_wedge(normal: Tensor, tilt: TiltSeries, least: float = 0.6) -> Tensor:
     """Where surfaces with these unit normals (zyx, (3, ...)) lie in the missing wedge.
 
     A membrane's signal lies in Fourier space along its normal; it is lost where no view passes.

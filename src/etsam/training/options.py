@@ -24,6 +24,7 @@ COMPACT = SAM2Config(
     trunk="conv",
     widths=(32, 64, 96, 128),
     context_width=64,
+    top_down_blocks=1,
     stages=(2, 2, 2, 2),
     patch_kernel=5,
     patch_stride=2,
@@ -73,6 +74,9 @@ class TrainOptions:
         Compute intermediate values again for the gradients instead of keeping them.
     memory_gb
         Of slices kept in memory; the others are read from disk each time.
+    dtype
+        What matrix products are computed in; ``auto`` is bfloat16 where the device has instructions
+        for it (without them it is many times slower), else float32.
     start
         Checkpoint to start from.
     fresh
@@ -95,7 +99,7 @@ class TrainOptions:
     checkpointing: bool = False
     memory_gb: float = 4.0
     device: str = "cpu"
-    bfloat16: bool = True
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
     every: int = 500
     start: Path | None = None
