@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,46 +24,111 @@ from etsam.frames import FrameSpec
 from etsam.sam2 import load_checkpoint, save_checkpoint
 from etsam.simulate import simulate_one
 from etsam.simulation.recipe import SimulationOptions
-from etsam.train import COMPACT, Schedule, TrainOptions, train
+from etsam.train import COMPACT, Schedule, Source, TrainOptions, train
 
-SHAPE = (64, 256, 256)
+FLAT, DEEP = (64, 256, 256), (160, 256, 256)
 DARK = SimulationOptions(bright_membranes=False)
+SPARSER, UNSEEN = 5, 500_000
+"""Stage 2 is trained on a fifth as many tomograms, whose seeds lie this far away."""
 NARROW = FrameSpec(offsets=(-2, -1, 0, 1, 2))
 Job = tuple[int, SimulationOptions]
+Range = tuple[float, float]
 
 
-def training_jobs() -> Iterator[Job]:
-    """Seeds and options of 330 tomograms: of any kind, faint ones of few views, vesicles in ice."""
-    for seed in range(200):
-        yield seed, DARK
-    for seed in range(5000, 5060):
-        random = np.random.default_rng(seed)
-        yield (
-            seed,
-            SimulationOptions(
-                preset="organelle",
-                voxel_spacing=round(random.uniform(12, 15), 1),
-                contrast_to_noise=round(float(np.exp(random.uniform(np.log(0.4), 0))), 3),
-                views=int(random.integers(25, 36)),
-                bright_membranes=False,
-            ),
-        )
-    for seed in range(6000, 6070):
-        random = np.random.default_rng(seed)
-        yield (
-            seed,
-            SimulationOptions(
-                preset="vesicles",
-                voxel_spacing=round(random.uniform(8, 11), 1),
-                contrast_to_noise=round(float(np.exp(random.uniform(*np.log((0.5, 2.5))))), 3),
-                views=int(random.integers(35, 62)),
-                bright_membranes=False,
-            ),
-        )
+@dataclass(frozen=True)
+class Kind:
+    """Tomograms of one kind: how often clips come from them, their shape, seeds and options."""
+
+    name: str
+    weight: float
+    shape: tuple[int, int, int]
+    jobs: list[Job]
 
 
-def simulate_jobs(folder: Path, jobs: list[Job], shape: tuple[int, int, int], workers: int) -> None:
-    """Simulate what is not there yet."""
+def training_kinds() -> list[Kind]:
+    """Walls with two leaflets and walls that are one line, in thin samples and in deep ones."""
+    sharp = replace(DARK, blur=0.0, core=0.0)
+    few, some = (25, 36), (35, 62)
+    any_kind = [(seed, sharp) for seed in range(80)]
+    faint = [_drawn(seed, "organelle", (12, 15), (0.4, 1.0), few) for seed in range(5000, 5040)]
+    ice = [_drawn(seed, "vesicles", (8, 11), (0.5, 2.5), some) for seed in range(6000, 6040)]
+    deep = [
+        _drawn(seed, _mostly_organelles(seed), (10, 15), (0.4, 1.3), (25, 46))
+        for seed in range(7000, 7060)
+    ]
+    soft = [_soft(seed) for seed in range(10_000, 10_070)]
+    soft_deep = [
+        _drawn(seed, _mostly_organelles(seed), (10, 15), (0.45, 1.4), (25, 46), blurred=True)
+        for seed in range(11_000, 11_040)
+    ]
+    return [
+        Kind("sharp", 1.0, FLAT, any_kind + faint + ice),
+        Kind("sharp_deep", 0.5, DEEP, deep),
+        Kind("blurred", 1.6, FLAT, soft),
+        Kind("blurred_deep", 1.2, DEEP, soft_deep),
+    ]
+
+
+def _mostly_organelles(seed: int) -> str:
+    return "organelle" if seed % 5 else "vesicles"
+
+
+def _soft(seed: int) -> Job:
+    """Blurred: half of any kind, the others faint organelles or vesicles."""
+    if seed % 10 < 5:
+        blur = round(float(np.random.default_rng(seed).uniform(5, 19)), 1)
+        return seed, replace(DARK, blur=blur)
+    if seed % 10 < 8:
+        return _drawn(seed, "organelle", (10, 15), (0.45, 1.4), (25, 46), blurred=True)
+    return _drawn(seed, "vesicles", (8, 12), (0.5, 2.0), (30, 62), blurred=True)
+
+
+def _drawn(
+    seed: int,
+    preset: str,
+    spacing: Range,
+    contrast: Range,
+    views: tuple[int, int],
+    *,
+    blurred: bool = False,
+) -> Job:
+    """Options drawn from ranges: Å, contrast to noise, number of views."""
+    random = np.random.default_rng(seed)
+    return seed, SimulationOptions(
+        preset=preset,
+        voxel_spacing=round(random.uniform(*spacing), 1),
+        contrast_to_noise=round(float(np.exp(random.uniform(*np.log(contrast)))), 3),
+        views=int(random.integers(*views)),
+        blur=round(float(random.uniform(5, 19)), 1) if blurred else 0.0,
+        core=None if blurred else 0.0,
+        bright_membranes=False,
+    )
+
+
+def simulate_kinds(given: argparse.Namespace) -> tuple[list[Source], list[Source]]:
+    """Simulate what is not there yet; returns the folders of stage 1 and, smaller, of stage 2."""
+    every: list[Source] = []
+    some: list[Source] = []
+    for kind in training_kinds():
+        jobs = kind.jobs[:2] if given.quick else kind.jobs
+        shape = (16, 128, 128) if given.quick else kind.shape
+        for found, folder, wanted in (
+            (every, given.folder / kind.name, jobs),
+            (some, given.folder / f"{kind.name}_2", _unseen(jobs[::SPARSER])),
+        ):
+            _simulate(folder, wanted, shape, given.workers)
+            found.append(Source(folder, kind.weight))
+    held = [(seed, DARK) for seed in range(900_000, 900_001 if given.quick else 900_010)]
+    _simulate(given.folder / "held", held, (16, 128, 128) if given.quick else FLAT, given.workers)
+    return every, some
+
+
+def _unseen(jobs: list[Job]) -> list[Job]:
+    """The same kinds from other seeds: stage 1 answers tomograms it was trained on too well."""
+    return [(seed + UNSEEN, options) for seed, options in jobs]
+
+
+def _simulate(folder: Path, jobs: list[Job], shape: tuple[int, int, int], workers: int) -> None:
     count = len(jobs)
     seeds, options = zip(*jobs, strict=True)
     with ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
@@ -75,10 +139,11 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def stages(given: argparse.Namespace, data: Path, held: Path, data2: Path) -> tuple[Path, Path]:
-    """Train stage 1 on near neighbours, then on far ones too, and stage 2 on its answers."""
+def stages(given: argparse.Namespace, every: list[Source], some: list[Source]) -> tuple[Path, Path]:
+    """Train stage 1, on near neighbours first unless it goes on, and stage 2 on its answers."""
+    held = given.folder / "held"
     common = TrainOptions(
-        data,
+        every,
         given.folder / "near",
         validation=held,
         sizes=(64, 96) if given.quick else (128, 192, 256),
@@ -88,21 +153,21 @@ def stages(given: argparse.Namespace, data: Path, held: Path, data2: Path) -> tu
     near = replace(
         common,
         spec=NARROW,
-        config=replace(COMPACT, context_width=0),
+        config=replace(COMPACT, context_width=0, top_down_blocks=0),
         schedule=_schedule(given, 1800, 1.5e-3),
     )
     far = replace(
         common,
         output=given.folder / "stage1",
-        start=train(near, _print),
-        schedule=_schedule(given, 2600, 1e-3),
+        start=given.start or train(near, _print),
+        schedule=_schedule(given, 2200 if given.start else 3700, 1e-3),
     )
     stage1 = train(far, _print)
-    for folder in (data2, held):
+    for folder in (*(source.folder for source in some), held):
         write_stage1_logits(folder, stage1, device=given.device)
     last = replace(
         common,
-        data=data2,
+        data=some,
         output=given.folder / "stage2",
         stage=2,
         start=stage1,
@@ -127,17 +192,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--quick", action="store_true", help="a few steps on four small volumes")
+    parser.add_argument("--start", type=Path, help="go on from a stage-1 checkpoint")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
-    jobs = list(training_jobs())[: 4 if given.quick else None]
-    second = [job for job in jobs if job[0] < 35 or job[0] % 1000 < 25]
-    held_out = [(seed, DARK) for seed in range(900_000, 900_001 if given.quick else 900_010)]
-    shape = (16, 128, 128) if given.quick else SHAPE
-    data, data2, held = (given.folder / name for name in ("data", "data2", "held"))
-    for folder, wanted in ((data, jobs), (data2, second), (held, held_out)):
-        simulate_jobs(folder, wanted, shape, given.workers)
-    stage1, stage2 = stages(given, data, held, data2)
+    stage1, stage2 = stages(given, *simulate_kinds(given))
     pack(stage1, given.folder / "compact_stage1.safetensors")
     pack(stage2, given.folder / "compact_stage2.safetensors")
 

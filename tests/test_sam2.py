@@ -337,14 +337,29 @@ def test_memory_pooling(pool: int) -> None:
     assert model.condition(features.image, bank, 1, 2).shape == features.image.shape
 
 
-def test_uniform_memory_reads_the_same_pooled() -> None:
-    """Where all memories are alike, pooling them changes nothing but the number of tokens."""
-    frames = random_frames(COMPACT, 64, 64)
-    answers = []
-    for pool in (1, 2):
-        model = network(replace(COMPACT, memory_pool=pool))
-        image = model.encode(frames).image
-        tokens = torch.full((1, 16 // pool**2, 16), 0.7)
-        bank = MemoryBank(conditioning={5: Memory(tokens, torch.zeros(1, 32))})  # no pointer yet
-        answers.append(model.condition(image, bank, 0, 9))
-    assert torch.allclose(*answers, atol=1e-5)
+def test_pooled_attention_changes_squares_of_tokens_alike() -> None:
+    """A frame keeps its own detail: what memory adds is the same within each square."""
+    model = network(replace(COMPACT, memory_pool=2))
+    attention = model.memory_attention
+    attention.norm = torch.nn.Identity()  # type: ignore[assignment]
+    image = model.encode(random_frames(COMPACT, 64, 128)).image
+    bank = MemoryBank(conditioning={5: Memory(torch.randn(1, 8, 16), torch.zeros(1, 32))})
+    placed = image + 0.1 * sine_map(COMPACT.d_model, 4, 8, image.device)
+    added = model.condition(image, bank, 0, 9) - placed
+    squares = added.unfold(2, 2, 2).unfold(3, 2, 2).flatten(-2)
+    assert squares.std() > 0.01
+    assert torch.allclose(squares, squares[..., :1].expand_as(squares), atol=1e-5)
+
+
+def test_coarse_maps_flow_back_into_fine_ones() -> None:
+    """With a way back down, a far pixel moves the finest map; without, only near ones do."""
+    frames = random_frames(COMPACT, 128, 128)
+    other = frames.clone()
+    other[..., 112:, 112:] += 1.0
+    reach = []
+    for blocks in (0, 1):
+        config = replace(COMPACT, top_down_blocks=blocks)
+        trunk = network(config).image_encoder.trunk
+        change = trunk(other)[0] - trunk(frames)[0]
+        reach.append(float(change[..., :8, :8].abs().max()))
+    assert reach[0] == 0 and reach[1] > 0

@@ -90,6 +90,8 @@ def load_stages(options: SegmentOptions, progress: Progress | None = None) -> li
         assert path is not None
         model, metadata = load_checkpoint(path, device=device)
         model.to(choose_dtype(options.dtype, device, is_own="frame_spec" in metadata))
+        if model.config.trunk == "conv":  # several times as fast on CPUs
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         stage = Stage(model, stage_spec(model, metadata), known or sha256_of(path), path)
         check_channels(stage, number)
         stages.append(stage)

@@ -10,6 +10,7 @@ LEVELS = 4
 
 MAX_SIZE = 1 << 16  # larger numbers in a checkpoint are damage or malice
 MAX_BLOCKS = 256
+OPTIONAL = ("context_width", "top_down_blocks")  # sizes of parts that may be missing
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,15 @@ class SAM2Config:
     context_width
         Channels of a second stem of a ``conv`` trunk that looks at frames of half the resolution,
         where stacked neighbours tell leaning membranes from noise; 0 for none.
+    top_down_blocks
+        Residual blocks at each finer level of a ``conv`` trunk once the coarser one has been added to
+        it, as in a U-Net's decoder; 0 for none.
     patch_stride
         Stride of the first convolution: mask logits come at this stride (4 in SAM 2.1).
     memory_pool
-        Side of the square of memory tokens averaged into one before they are attended to (1 in
-        SAM 2.1; 2 divides the cost of memory attention by four, as EdgeTAM and EfficientTAM do).
+        Side of the square of tokens averaged into one for memory attention, of memories as EdgeTAM and
+        EfficientTAM do and of the frame that asks them as well; what attention changes is added to
+        the frame's own tokens (1 in SAM 2.1; 2 makes memory attention about sixteen times as cheap).
     top_down_levels
         Levels of the feature pyramid that receive the next coarser one.
     """
@@ -50,6 +55,7 @@ class SAM2Config:
     trunk: Literal["hiera", "conv"] = "hiera"
     widths: tuple[int, ...] = ()
     context_width: int = 0
+    top_down_blocks: int = 0
     embed_dim: int = 112
     num_heads: int = 2
     stages: tuple[int, ...] = (2, 3, 16, 3)
@@ -82,6 +88,7 @@ class SAM2Config:
             ("memory_layers", self.memory_layers, self.memory_layers <= MAX_BLOCKS),
             ("widths", self.widths, len(self.widths) == (LEVELS if self.trunk == "conv" else 0)),
             ("context_width", self.context_width, self.context_width >= 0),
+            ("top_down_blocks", self.top_down_blocks, 0 <= self.top_down_blocks <= MAX_BLOCKS),
             ("image_size", self.image_size, self.image_size % (8 * self.patch_stride) == 0),
             ("d_model", self.d_model, self.d_model % (4 * self.decoder_heads) == 0),
             ("memory_dim", self.memory_dim, self.d_model % self.memory_dim == 0),
@@ -122,7 +129,7 @@ class SAM2Config:
             key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
         }
         for key, value in sizes.items():
-            if key != "trunk" and not _is_size(value, least=0 if key == "context_width" else 1):
+            if key != "trunk" and not _is_size(value, least=0 if key in OPTIONAL else 1):
                 raise ValueError(f"SAM2Config.{key} = {str(value)[:60]} is no size of a network")
         return cls(**sizes)
 

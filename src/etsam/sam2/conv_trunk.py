@@ -63,6 +63,12 @@ class ConvTrunk(nn.Module):
         self.downsamples = nn.ModuleList(
             nn.Sequential(LayerNorm2d(a), nn.Conv2d(a, b, 2, 2)) for a, b in pairwise(widths)
         )
+        blocks = config.top_down_blocks
+        pairs = list(pairwise(widths)) if blocks else []
+        self.merges = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairs)
+        self.refinements = nn.ModuleList(
+            nn.Sequential(*(ResidualBlock(a) for _ in range(blocks))) for a, _ in pairs
+        )
 
     def forward(self, frames: Tensor) -> list[Tensor]:
         x = self.stem(frames)
@@ -73,4 +79,13 @@ class ConvTrunk(nn.Module):
         for downsample, level in zip(self.downsamples, self.levels[1:], strict=False):
             x = level(downsample(x))
             features.append(x)
-        return features
+        return self._refined(features) if len(self.merges) else features
+
+    def _refined(self, features: list[Tensor]) -> list[Tensor]:
+        """Let coarser maps flow back into the finer ones."""
+        out = features[-1:]
+        ways = zip(features[-2::-1], reversed(self.merges), reversed(self.refinements), strict=True)
+        for finer, merge, refine in ways:
+            coarser = F.interpolate(merge(out[0]), scale_factor=2.0, mode="nearest")
+            out.insert(0, refine(finer + coarser))
+        return out

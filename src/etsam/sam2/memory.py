@@ -151,16 +151,20 @@ class MemoryAttention(nn.Module):
         The last ``pointers`` memory tokens are object pointers, which have no place.
         """
         d, h, w = features.shape[1:]
-        device = features.device
-        rotations = Rotations(
-            axial_rotation(d, h, w, 1, device),
-            axial_rotation(d, h // self.pool, w // self.pool, self.pool, device),
-            pointers,
-        )
-        position = sine_map(d, h, w, device).to(features.dtype)
-        x: Tensor = (features + 0.1 * position).flatten(2).transpose(1, 2)
+        device, pool = features.device, self.pool
+        grid = (h // pool, w // pool)
+        place = axial_rotation(d, *grid, pool, device)
+        rotations = Rotations(place, place, pointers)
+        placed = features + 0.1 * sine_map(d, h, w, device).to(features.dtype)
+        asking = F.avg_pool2d(placed, pool) if pool > 1 else placed
+        before = asking.flatten(2).transpose(1, 2)
+        x = before
         for layer in self.layers:
             x = layer(x, memory, rotations)
+        if pool > 1:
+            change = torch.unflatten((x - before).transpose(1, 2), 2, grid)
+            placed = placed + F.interpolate(change, (h, w), mode="nearest")
+            x = placed.flatten(2).transpose(1, 2)
         out: Tensor = self.norm(x).transpose(1, 2)
         return torch.unflatten(out, 2, (h, w))
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 Augmentation = Literal["none", "strong", "sam2"]
 """``strong`` for networks that start from nothing, ``sam2`` as SAM 2 is fine-tuned."""
 
-FADING = 0.35
+FADING = 0.15
 """Part of the ``strong`` clips whose later frames are covered with noise."""
 DEGREES, SHEAR = 25.0, 20.0
 """Largest rotation and shear of a clip in degrees (SAM 2's fine-tuning configuration)."""

@@ -95,4 +95,6 @@ def _layer(name: str, model: SAM2) -> int:
         return sum(model.config.stages[: int(block[1])]) + int(block[2]) + 1
     if block := re.search(r"trunk\.downsamples\.(\d+)\.", name):
         return sum(model.config.stages[: int(block[1]) + 1])
+    if re.search(r"trunk\.(merges|refinements)\.", name):
+        return _trunk_depth(model)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -9,6 +10,9 @@ import torch
 from etsam.frames import FrameSpec
 from etsam.sam2 import SAM2, load_checkpoint
 from etsam.stages import stage_spec
+
+ADDS = re.compile(r"\.context\.pointwise|\.merges\.|\.refinements\..*\.conv2\.")
+"""Last layers of parts whose output is added to what would be there without them."""
 
 
 def initialise(model: SAM2) -> None:
@@ -27,7 +31,7 @@ def start_from(model: SAM2, path: Path, spec: FrameSpec) -> None:
     """Take over another network's weights so that at first the answers are the same.
 
     Input channels are matched by their z offset; those the other network has not seen start at 0,
-    and so does a context stem it has not got.
+    and so does what a context stem or a way back down that it has not got would add.
 
     Raises
     ------
@@ -41,7 +45,7 @@ def start_from(model: SAM2, path: Path, spec: FrameSpec) -> None:
         for name, tensor in model.state_dict().items():
             given = other.get(name)
             if given is None:
-                if ".context.pointwise" in name:
+                if ADDS.search(name):
                     tensor.zero_()
             elif given.shape == tensor.shape:
                 tensor.copy_(given)
