@@ -71,9 +71,9 @@ class SAM2(nn.Module):
 
     def encode(self, frames: Tensor) -> Features:
         """Frames (b, in_channels, h, w) -> features; the expensive part, free of memory."""
-        fine, middle, image = self.image_encoder(frames)
         decoder = self.sam_mask_decoder
-        return Features(image, [decoder.conv_s0(fine), decoder.conv_s1(middle)])
+        fine, middle, image = self.image_encoder(frames, (decoder.conv_s0, decoder.conv_s1))
+        return Features(image, [fine, middle])
 
     def condition(self, image: Tensor, bank: MemoryBank, z: int, length: int) -> Tensor:
         """Read the bank for slice ``z`` of a volume of ``length`` slices.
