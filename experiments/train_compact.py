@@ -147,7 +147,8 @@ def stages(given: argparse.Namespace, every: list[Source], some: list[Source]) -
         given.folder / "near",
         validation=held,
         sizes=(64, 96) if given.quick else (128, 192, 256),
-        every=200,
+        frames=3,
+        every=260,
         device=given.device,
     )
     near = replace(
@@ -160,7 +161,7 @@ def stages(given: argparse.Namespace, every: list[Source], some: list[Source]) -
         common,
         output=given.folder / "stage1",
         start=given.start or train(near, _print),
-        schedule=_schedule(given, 2200 if given.start else 3700, 1e-3),
+        schedule=_schedule(given, 1300 if given.start else 3700, 8e-4),
     )
     stage1 = train(far, _print)
     for folder in (*(source.folder for source in some), held):
@@ -178,7 +179,7 @@ def stages(given: argparse.Namespace, every: list[Source], some: list[Source]) -
 
 def _schedule(given: argparse.Namespace, steps: int, rate: float) -> Schedule:
     steps = 4 if given.quick else steps
-    return Schedule(steps=steps, learning_rate=rate, warmup=60, ema=0.998)
+    return Schedule(steps=steps, batch=5, learning_rate=rate, warmup=60, ema=0.998)
 
 
 def pack(weights: Path, target: Path) -> None:
