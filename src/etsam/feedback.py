@@ -13,8 +13,7 @@ from etsam.dataset import LOGIT_STEP, find_pairs, logits_path
 from etsam.logits import LOGIT_LIMIT
 from etsam.options import SegmentOptions
 from etsam.pipeline import Volume, segment_slices
-from etsam.sam2 import load_checkpoint
-from etsam.stages import Stage, check_channels, choose_device, choose_dtype, stage_spec
+from etsam.stages import Stage, choose_device, load_stage
 from etsam.volume import open_tomogram
 
 
@@ -40,11 +39,7 @@ def write_stage1_logits(
     ValueError
         The checkpoint is not one of stage 1.
     """
-    chosen = choose_device(device)
-    model, metadata = load_checkpoint(checkpoint, device=chosen)
-    model.to(choose_dtype("auto", chosen, is_own="frame_spec" in metadata))
-    stage = Stage(model, stage_spec(model, metadata), path=checkpoint)
-    check_channels(stage, 0)
+    stage = load_stage(checkpoint, 0, choose_device(device))
     tomograms = [tomogram for tomogram, _ in find_pairs(folder)]
     missing = [path for path in tomograms if not logits_path(path).is_file()]
     for done, path in enumerate(missing):

@@ -88,14 +88,27 @@ def load_stages(options: SegmentOptions, progress: Progress | None = None) -> li
     stages = []
     for number, (path, known) in enumerate(zip(paths, sums, strict=True)):
         assert path is not None
-        model, metadata = load_checkpoint(path, device=device)
-        model.to(choose_dtype(options.dtype, device, is_own="frame_spec" in metadata))
-        if model.config.trunk == "conv":  # several times as fast on CPUs
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        stage = Stage(model, stage_spec(model, metadata), known or sha256_of(path), path)
-        check_channels(stage, number)
-        stages.append(stage)
+        stages.append(load_stage(path, number, device, dtype=options.dtype, sha256=known))
     return stages
+
+
+def load_stage(
+    path: Path, number: int, device: torch.device, *, dtype: str = "auto", sha256: str = ""
+) -> Stage:
+    """Load the network of stage `number` (0 or 1), ready to segment.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        There is no such file, it is no checkpoint, or it is one of another stage.
+    """
+    model, metadata = load_checkpoint(path, device=device)
+    model.to(choose_dtype(dtype, device, is_own="frame_spec" in metadata))
+    if model.config.trunk == "conv":  # several times as fast on CPUs
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stage = Stage(model, stage_spec(model, metadata), sha256 or sha256_of(path), path)
+    check_channels(stage, number)
+    return stage
 
 
 def stage_spec(model: SAM2, metadata: dict[str, object]) -> FrameSpec:
