@@ -27,10 +27,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from sam2_oracle import lively, make_oracle, new_session  # noqa: E402
-
-from etsam.sam2 import PRESETS, SAM2, MemoryBank  # noqa: E402
-from etsam.tracker import track  # noqa: E402
+from etsam.sam2 import PRESETS, SAM2, MemoryBank
+from etsam.tracker import track
+from sam2_oracle import lively, make_oracle, new_session
 
 GEMM = 2048
 """Side of the matrices whose product gives the peak."""
