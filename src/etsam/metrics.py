@@ -270,7 +270,7 @@ def _matched(values: np.ndarray, labels: ArrayLike | Truth) -> Truth:
 
 def _differ(seen: NDArray[np.uint32], rest: NDArray[np.uint32]) -> NDArray[np.bool_]:
     """Say which scores are news: their key is empty, or holds a single other score."""
-    return ((seen ^ rest) & (seen >> np.uint32(16))) != 0
+    return np.not_equal((seen ^ rest) & (seen >> np.uint32(16)), 0)
 
 
 def _ordered(values: NDArray[np.float32]) -> NDArray[np.uint32]:
