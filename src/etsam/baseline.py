@@ -86,23 +86,18 @@ def baseline(
         )
     clock = Clock()
     result = _names(path, None if output is None else Path(output), options, store_scores)
-    for target in filter(None, (result.mask, result.scores, result.provenance)):
-        if target.exists() and not overwrite:
-            raise FileExistsError(
-                f"{target} is there already: give --overwrite or another --output"
-            )
+    if not overwrite:
+        _check_absent(result)
     with ExitStack() as stack:
         tomogram = open_tomogram(path, voxel_spacing=options.voxel_spacing)
         stack.enter_context(closing(tomogram))
-        if isinstance(options, ProgramOptions):
-            find_executable(options)
-        result.mask.parent.mkdir(parents=True, exist_ok=True)
         run: Run | None = None
         if isinstance(options, ProgramOptions):
             with clock.stage(options.program.name):
                 run = _run(stack, tomogram, options, result.mask, progress)
             slices = score_slices(run, tomogram, options.program.name, progress)
         else:
+            result.mask.parent.mkdir(parents=True, exist_ok=True)
             slices = ridge_slices(tomogram, options, progress)
         stack.enter_context(closing(slices))
         voxels = _write(result, tomogram, slices, (_method(options), threshold))
@@ -114,6 +109,14 @@ def baseline(
     }
     write_json(result.provenance, details)
     return result
+
+
+def _check_absent(result: BaselineResult) -> None:
+    for target in filter(None, (result.mask, result.scores, result.provenance)):
+        if target.exists():
+            raise FileExistsError(
+                f"{target} is there already: give --overwrite or another --output"
+            )
 
 
 def _method(options: RidgeOptions | ProgramOptions) -> str:
@@ -146,6 +149,8 @@ def _run(
 ) -> Run:
     """Run another program in a scratch folder beside the results; keep what it said if it fails."""
     name = options.program.name
+    find_executable(options)
+    mask.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(
         stack.enter_context(tempfile.TemporaryDirectory(prefix=f".etsam-{name}-", dir=mask.parent))
     ).resolve()
