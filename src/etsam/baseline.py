@@ -84,14 +84,27 @@ def baseline(
         threshold = (
             RIDGE_THRESHOLD if isinstance(options, RidgeOptions) else options.program.threshold
         )
-    clock = Clock()
     result = _names(path, None if output is None else Path(output), options, store_scores)
     if not overwrite:
         _check_absent(result)
+    with closing(open_tomogram(path, voxel_spacing=options.voxel_spacing)) as tomogram:
+        details = _segment(tomogram, options, threshold, result, progress)
+    details["parameters"] |= {"threshold": threshold, "store_scores": store_scores}
+    write_json(result.provenance, details)
+    return result
+
+
+def _segment(
+    tomogram: Tomogram,
+    options: RidgeOptions | ProgramOptions,
+    threshold: float,
+    result: BaselineResult,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Write mask and scores; return the JSON's contents."""
+    clock = Clock()
+    run: Run | None = None
     with ExitStack() as stack:
-        tomogram = open_tomogram(path, voxel_spacing=options.voxel_spacing)
-        stack.enter_context(closing(tomogram))
-        run: Run | None = None
         if isinstance(options, ProgramOptions):
             with clock.stage(options.program.name):
                 run = _run(stack, tomogram, options, result.mask, progress)
@@ -101,14 +114,12 @@ def baseline(
             slices = ridge_slices(tomogram, options, progress)
         stack.enter_context(closing(slices))
         voxels = _write(result, tomogram, slices, (_method(options), threshold))
-        details = _details(options, run, clock, input_record(tomogram))
-    details["parameters"] |= {"threshold": threshold, "store_scores": store_scores}
+    details = _details(options, run, clock, input_record(tomogram))
     details["results"] = {
         "membrane_voxels": voxels,
         "membrane_fraction": voxels / math.prod(tomogram.shape),
     }
-    write_json(result.provenance, details)
-    return result
+    return details
 
 
 def _check_absent(result: BaselineResult) -> None:
