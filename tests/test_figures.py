@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import mrcfile
@@ -130,6 +131,14 @@ def test_change_pairs_tomograms(tmp_path: Path, run: Run) -> None:
     write_table(tmp_path / "t.csv", rows)
     err = run("figures", "change", tmp_path / "t.csv", "--before", "theirs", "--after", "x")[2]
     assert "no method 'x'" in err
+    levels = [replace(row, threshold=level) for row in rows for level in (-1.0, 1.0)]
+    write_table(tmp_path / "u.csv", levels)
+    both = ("--before", "ours@-1", "--after", "ours@1", "-o", tmp_path / "c", "--format", "png")
+    code, _, err = run("figures", "change", tmp_path / "u.csv", *both)
+    assert code == 1
+    assert "theirs has thresholds -1, 1" in err
+    write_table(tmp_path / "u.csv", [row for row in levels if row.method == "ours"])
+    assert run("figures", "change", tmp_path / "u.csv", *both)[0] == 0
 
 
 def test_an_ablation_is_a_table_of_means(tmp_path: Path, run: Run) -> None:

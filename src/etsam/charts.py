@@ -100,9 +100,9 @@ def change_plot(
 
 @dataclass(frozen=True)
 class Ablation:
-    """Mean of one metric by variant and threshold; NaN where there is none."""
+    """Means by variant and threshold, NaN where there is none; `title` says of what."""
 
-    metric: str
+    title: str
     names: list[str]
     thresholds: list[float]
     means: NDArray[np.float64]
@@ -118,8 +118,8 @@ class Ablation:
         return "\n".join(lines) + "\n"
 
 
-def ablation(rows: Sequence[Score], metric: str = "dice") -> Ablation:
-    """Arrange the scores of a sweep: a row per method and stage, a column per threshold.
+def ablation(rows: Sequence[Score], metrics: Sequence[str] = ("dice",)) -> Ablation:
+    """Arrange the scores of a sweep: a row per method, stage and metric, a column per threshold.
 
     Raises
     ------
@@ -128,11 +128,13 @@ def ablation(rows: Sequence[Score], metric: str = "dice") -> Ablation:
     """
     grouped: dict[str, dict[float, list[float]]] = {}
     for row in rows:
-        if row.metric == metric and row.threshold is not None:
+        if row.metric in metrics and row.threshold is not None:
             name = f"{row.stage}: {row.method}"
+            name += f", {label(row.metric)}" if len(metrics) > 1 else ""
             grouped.setdefault(name, {}).setdefault(row.threshold, []).append(row.value)
     if not grouped:
-        raise ValueError(f"no {metric} at any threshold: run `etsam evaluate --sweep`")
+        listed = " or ".join(metrics)
+        raise ValueError(f"no {listed} at any threshold: run `etsam evaluate --sweep`")
     thresholds = sorted({level for points in grouped.values() for level in points})
     means = np.full((len(grouped), len(thresholds)), np.nan)
     for number, points in enumerate(grouped.values()):
@@ -142,9 +144,10 @@ def ablation(rows: Sequence[Score], metric: str = "dice") -> Ablation:
                 means[number, thresholds.index(level)] = np.mean(known)
     scored = ~np.isnan(means).all(axis=1)
     if not scored.any():
-        raise ValueError(f"{metric} is undefined throughout")
+        raise ValueError(f"{' and '.join(metrics)} are undefined throughout")
     names = [name for name, kept in zip(grouped, scored, strict=True) if kept]
-    return Ablation(metric, names, thresholds, means[scored])
+    title = f"Mean {label(metrics[0])}" if len(metrics) == 1 else "Mean scores"
+    return Ablation(title, names, thresholds, means[scored])
 
 
 @style()
@@ -171,7 +174,7 @@ def ablation_table(found: Ablation, *, width: float = 2 * COLUMN) -> Figure:
     axes.set_yticks(range(len(found.names)), found.names)
     axes.tick_params(length=0)
     axes.set_xlabel("Threshold")
-    axes.set_title(f"Mean {label(found.metric)}")
+    axes.set_title(found.title)
     for spine in axes.spines.values():
         spine.set_visible(False)
     return figure

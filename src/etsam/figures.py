@@ -187,17 +187,30 @@ def change_figure(
 ) -> list[Path]:
     """Draw what the second of two methods changes over the first, as post-processing does.
 
+    A name may say a threshold, as in "ETSAM@-0.25".
+
     Raises
     ------
     ValueError
         A method is unknown, or they have nothing in common.
     """
-    drawn = change_plot(variants(rows), *names, metrics or MASK_METRICS)
-    return save(drawn, output, formats)
+    table: dict[str, dict[str, Series]] = {}
+    for given in names:
+        name, _, level = given.partition("@")
+        try:
+            found = variants(rows, {name: float(level)} if level else None)
+        except ValueError as error:
+            raise ValueError(f"{given}: {error}") from error
+        table |= {given if key == name else key: series for key, series in found.items()}
+    return save(change_plot(table, *names, metrics or MASK_METRICS), output, formats)
 
 
 def ablation_figure(
-    rows: Sequence[Score], output: Path, *, metric: str = "dice", formats: Sequence[str] = FORMATS
+    rows: Sequence[Score],
+    output: Path,
+    *,
+    metrics: Sequence[str] = ("dice",),
+    formats: Sequence[str] = FORMATS,
 ) -> list[Path]:
     """Draw the means of every method and stage at every threshold, and write them as Markdown.
 
@@ -206,7 +219,7 @@ def ablation_figure(
     ValueError
         There is no such score.
     """
-    found = ablation(rows, metric)
+    found = ablation(rows, metrics)
     files = save(ablation_table(found), output, formats)
     text = output.with_name(f"{output.name}.md")
     text.write_text(found.markdown(), encoding="utf-8")

@@ -26,8 +26,9 @@ from etsam.volume import Tomogram
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SIDE = 240  # voxels of the longest side that are left after binning
+SIDE = 256  # voxels of the longest side that are left after binning
 LEVEL = 0.4  # of `_binned` at the surface
+THICKENED = 1.6  # times by which binned voxels count as fuller, so that thin walls stay
 FACES = 120_000  # triangles of a surface
 TOLERANCE = (
     2.0  # nm within which surfaces agree, as in `etsam evaluate`; at least 1.5 binned voxels
@@ -142,7 +143,7 @@ def _body(like: Tomogram, plane: Callable[[int], NDArray[np.bool_]]) -> _Body:
 def _binned(
     shape: tuple[int, int, int], plane: Callable[[int], NDArray[np.bool_]], binning: int
 ) -> NDArray[np.float32]:
-    """Return how full of membrane each block of voxels is: 1 where a wall of one voxel crosses it."""
+    """Return how full of membrane each block of voxels is, 0 to 1; see `THICKENED`."""
     shares = np.zeros([-(-side // binning) for side in shape], np.float32)
     rows, columns = (np.arange(0, side, binning) for side in shape[1:])
     for z in range(shape[0]):
@@ -150,7 +151,10 @@ def _binned(
         if mask.any():
             sums = np.add.reduceat(mask.astype(np.float32), rows, axis=0)
             shares[z // binning] += np.add.reduceat(sums, columns, axis=1)
-    return np.minimum(shares / np.float32(binning**2), 1)
+    filled: NDArray[np.float32] = np.minimum(
+        shares * np.float32(min(binning, THICKENED) / binning**3), 1
+    )
+    return filled
 
 
 def _part(mesh: Mesh, other: _Body, near: float, *, beyond: bool) -> Mesh:

@@ -162,8 +162,8 @@ def costs(params: dict[str, Any]) -> None:
 
 @figures.command(cls=VerbCommand)
 @click.argument("table", type=click.Path(path_type=Path))
-@click.option("--before", required=True, metavar="METHOD")
-@click.option("--after", required=True, metavar="METHOD")
+@click.option("--before", required=True, metavar="METHOD[@THRESHOLD]")
+@click.option("--after", required=True, metavar="METHOD[@THRESHOLD]")
 @click.option("--metric", "metrics", multiple=True, help="[default: Dice, IoU, precision, recall]")
 @output_option("change")
 @format_option
@@ -180,7 +180,7 @@ def change(params: dict[str, Any]) -> None:
 
 @figures.command(cls=VerbCommand)
 @click.argument("table", type=click.Path(path_type=Path))
-@click.option("--metric", default="dice", show_default=True)
+@click.option("--metric", "metrics", multiple=True, default=("dice",), show_default=True)
 @output_option("ablation")
 @format_option
 def ablation(params: dict[str, Any]) -> None:
@@ -189,7 +189,7 @@ def ablation(params: dict[str, Any]) -> None:
     from etsam.figures import ablation_figure
     from etsam.tables import read_table
 
-    options = {"metric": params["metric"], "formats": params["formats"]}
+    options = {"metrics": params["metrics"], "formats": params["formats"]}
     _show(ablation_figure(read_table(params["table"]), params["output"], **options))
 
 
