@@ -7,6 +7,8 @@ truth that no predicted membrane is near is yellow.
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -133,11 +135,16 @@ def _body(like: Tomogram, plane: Callable[[int], NDArray[np.bool_]]) -> _Body:
         return _Body(None, np.full(shares.shape, np.inf, np.float32), frame)
     field = np.rint((shares - LEVEL) * 4 / LOGIT_STEP).clip(-127, 127).astype(np.int8)
     try:
-        mesh: Mesh | None = surface_mesh(Membrane(inside, field, frame), max_faces=FACES)
+        mesh: Mesh | None = surface_mesh(Membrane(inside, field, frame), max_faces=_most_faces())
     except ValueError:  # nothing but specks, which smoothing takes away
         mesh = None
     away = distance_transform_edt(~inside, sampling=[one / 10 for one in frame.spacing])
     return _Body(mesh, away.astype(np.float32), frame)
+
+
+def _most_faces() -> int:
+    """Return the limit of triangles; none where the library that leaves some out is not installed."""
+    return FACES if importlib.util.find_spec("fast_simplification") else sys.maxsize
 
 
 def _binned(
