@@ -30,15 +30,19 @@ FADED = 0.45  # brightness left where nobody annotated
 
 @dataclass(frozen=True)
 class Words:
-    """What the picture that masks are held against is called, and what agreement and the rest are."""
+    """What the picture that masks are held against is called, and what agreement and the rest are.
+
+    `last`: it stands to the right of the masks, not to their left.
+    """
 
     truth: str = "ground truth"
     found: str = "membrane, found"
     extra: str = "not membrane"
     missed: str = "membrane, missed"
+    last: bool = False
 
 
-CLEANED = Words("after", "kept", "removed", "added")
+CLEANED = Words("after", "kept", "removed", "added", last=True)
 """A mask before cleaning, held against itself after it."""
 
 Masks = Sequence[tuple[str, Tomogram, float]]
@@ -69,7 +73,9 @@ def slice_panels(
 
     _check(tomogram, truth, masks, slices)
     words = words or Words()
-    names = ["tomogram", *([words.truth] if truth is not None else []), *(m[0] for m in masks)]
+    held = [words.truth] if truth is not None else []
+    shown = [name for name, _, _ in masks]
+    names = ["tomogram", *(shown + held if words.last else held + shown)]
     ratio = tomogram.shape[1] / tomogram.shape[2]
     size = PANEL * len(names), (PANEL * ratio + 0.06) * len(slices) + 0.42
     close = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.02, wspace=0.01, hspace=0.01)
@@ -77,7 +83,8 @@ def slice_panels(
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(slices), len(names), squeeze=False)
     for row, z in zip(grid, slices, strict=True):
-        _draw_row(row, tomogram, truth, masks, z)
+        places = [row[0], *(np.roll(row[1:], 1) if words.last else row[1:])]
+        _draw_row(places, tomogram, truth, masks, z)
     for axes, name in zip(grid[0], names, strict=True):
         axes.set_title(name, pad=3)
     _scale_bar(grid[0][0], tomogram)
@@ -114,7 +121,7 @@ def _check(tomogram: Tomogram, truth: Tomogram | None, masks: Masks, slices: Seq
 
 
 def _draw_row(
-    row: NDArray[np.object_], tomogram: Tomogram, truth: Tomogram | None, masks: Masks, z: int
+    row: Sequence[Axes], tomogram: Tomogram, truth: Tomogram | None, masks: Masks, z: int
 ) -> None:
     smooth = gaussian_filter(tomogram.read_slice(z), SMOOTHING)
     low, high = np.percentile(smooth, CONTRAST)
