@@ -2,7 +2,8 @@
 
     python experiments/reproduce.py table1 SCORES.csv -o out/          # Table 1, Fig. 1a-c
     python experiments/reproduce.py postprocess MASKS/ TRUTH/ -o out/  # Fig. 4, before and after
-    python experiments/reproduce.py runtime MASKS/ -o out/             # Fig. 1d, from the JSON files
+    python experiments/reproduce.py surfaces MASKS/ TRUTH/ -o out/     # Fig. 2, in 3-D
+    python experiments/reproduce.py runtime MASKS/... -o out/          # Fig. 1d, from the JSON files
     python experiments/reproduce.py ablation PAIRS/ -o out/            # prompt x threshold x stage
 
 SCORES.csv is made by `etsam evaluate`; the paper's own numbers are such a table too. PAIRS holds
@@ -12,7 +13,6 @@ NAME.mrc and NAME_membrane.mrc. The robustness set is compare_methods.py on the 
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 
 from etsam.compare import compare
+from etsam.costs import read_costs
 from etsam.evaluate import SWEEP, EvaluateOptions, evaluate
-from etsam.figures import FORMATS, figures, save
+from etsam.figures import ablation_figure, change_figure, cost_figure, figures, surface_figure
 from etsam.options import LOGIT_THRESHOLD, SegmentOptions
-from etsam.pairing import Pairing, find_pairings
-from etsam.plots import tomogram_bars
+from etsam.pairing import Pairing, find_pairings, truth_name
 from etsam.postprocess import postprocess
 from etsam.predictions import Prediction
+from etsam.statistics import summarise
 from etsam.tables import Score, csv_text, read_table, variants, write_records, write_table
 
 METRICS = ("dice", "iou", "precision", "recall")
@@ -65,29 +66,18 @@ def clean(given: argparse.Namespace) -> None:
             np.mean(list(table[name][metric].values())) for name in ("before", "after")
         )
         print(f"{metric:<10}{before:8.4f}{after:8.4f}{100 * (after - before):+8.2f} %")
-    for metric in METRICS:
-        save(tomogram_bars(table, metric), given.output / f"postprocess_{metric}", FORMATS)
+    change_figure(rows, ("before", "after"), given.output / "postprocess")
 
 
 def runtime(given: argparse.Namespace) -> None:
     """Time and memory from the JSON files that `etsam segment` and `etsam baseline` write."""
-    rows = []
-    for path in sorted(given.masks.glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        for metric, key in (("seconds", "seconds"), ("ram_mb", "peak_rss_mb")):
-            if isinstance(record, dict) and record.get(key) is not None:
-                run = path.stem.removesuffix("_membrane").removesuffix("_ridge")
-                name = record.get("command", "etsam")
-                rows.append(Score(given.masks.name, run, name, "final", None, metric, record[key]))
-    if not rows:
-        raise SystemExit(f"{given.masks} holds no JSON of a segmentation")
+    rows = read_costs(given.masks)
     write_table(given.output / "runtime.csv", rows)
-    table = variants(rows)
-    for metric in ("seconds", "ram_mb"):
-        for name, series in table.items():
-            values = list(series[metric].values())
-            print(f"{name:<10}{metric:<10}{np.mean(values):10.1f} ± {np.std(values):.1f}")
-        save(tomogram_bars(table, metric), given.output / f"runtime_{metric}", FORMATS)
+    for name, series in variants(rows).items():
+        for metric, values in series.items():
+            found = summarise(list(values.values()))
+            print(f"{name:<14}{metric:<10}{found.mean:10.1f} ± {found.sd:.1f} (n = {found.n})")
+    cost_figure(given.masks, given.output / "runtime")
 
 
 def ablation(given: argparse.Namespace) -> None:
@@ -118,13 +108,18 @@ def ablation(given: argparse.Namespace) -> None:
             what = Prediction(path, method, stage, "logits", LOGIT_THRESHOLD, clip=True)
             rows += evaluate([Pairing(what, mask, given.pairs.name, name)], thresholds)[0].rows
     write_table(given.output / "ablation.csv", rows)
-    for method, stage in dict.fromkeys((row.method, row.stage) for row in rows):
-        line = []
-        for threshold in SWEEP:
-            picked = (method, stage, "dice", threshold)
-            values = [r.value for r in rows if (r.method, r.stage, r.metric, r.threshold) == picked]
-            line.append(f"{np.nanmean(values):7.3f}")
-        print(f"{stage} {method:<36}{''.join(line)}")
+    ablation_figure(rows, given.output / "ablation")
+    print((given.output / "ablation.md").read_text(encoding="utf-8"))
+
+
+def surfaces(given: argparse.Namespace) -> None:
+    """Truth and each method's mask in 3-D (Fig. 2), for every tomogram with a truth."""
+    grouped: dict[Path, list[tuple[str, Path]]] = {}
+    for pairing in find_pairings([given.masks], [given.truth]):
+        seen = pairing.prediction
+        grouped.setdefault(pairing.truth, []).append((seen.method, seen.path))
+    for truth, masks in grouped.items():
+        print(*surface_figure(truth, masks, given.output / truth_name(truth)), sep="\n")
 
 
 def main() -> None:
@@ -134,12 +129,13 @@ def main() -> None:
     for name, run, places in (
         ("table1", table1, ("scores",)),
         ("postprocess", clean, ("masks", "truth")),
+        ("surfaces", surfaces, ("masks", "truth")),
         ("runtime", runtime, ("masks",)),
         ("ablation", ablation, ("pairs",)),
     ):
         verb = verbs.add_parser(name, help=run.__doc__)
         for place in places:
-            verb.add_argument(place, type=Path)
+            verb.add_argument(place, type=Path, nargs="+" if name == "runtime" else None)
         verb.add_argument("-o", "--output", type=Path, default=Path(name))
         verb.set_defaults(run=run)
         if name == "postprocess":

@@ -107,7 +107,7 @@ def test_a_perfect_mask_and_a_shifted_one(tmp_path: Path) -> None:
         ("TS_1_scores.mrc", "MemBrain-seg", "logits", 0.0),
         ("TS_1_MemBrain_seg_v10_alpha.ckpt_segmented.mrc", "MemBrain-seg", "mask", 0.0),
         ("TS_1_semantic.mrc", "TARDIS", "mask", 0.0),
-        ("TS_1_CNN.tif", "TARDIS", "probability", 0.5),
+        ("TS_1_CNN.tif", "TARDIS", "probability", 0.25),
         ("TS_1_ridge_logits.mrc", "ridge", "logits", 0.0),
         ("mine/TS_1.mrc", "mine", None, None),
     ],
@@ -122,7 +122,7 @@ def test_probabilities_in_a_tiff(tmp_path: Path) -> None:
     probability = (1 / (1 + np.exp(-logits))).astype(np.float32)
     tifffile.imwrite(tmp_path / "a_CNN.tif", probability)
     truth = write(tmp_path / "a_membrane.mrc", labels)
-    write(tmp_path / "a_semantic.mrc", (probability > 0.5).astype(np.int8))
+    write(tmp_path / "a_semantic.mrc", (probability > 0.25).astype(np.int8))
     (tiff,) = find_pairings([tmp_path], [truth])  # the mask is the probabilities'
     assert tiff.prediction.method == "TARDIS"
     with open_prediction(tiff.prediction.path) as volume:

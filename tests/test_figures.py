@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import mrcfile
@@ -13,7 +15,9 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.colors import to_rgb
 
+from etsam.charts import ablation, change_plot, cost_bars
 from etsam.compare import compare
+from etsam.costs import read_costs
 from etsam.panels import EXTRA, FOUND, MISSED, coloured
 from etsam.plots import box_plots, precision_recall, threshold_sweep, tomogram_bars
 from etsam.tables import Score, variants, write_table
@@ -84,6 +88,92 @@ def test_colours_tell_right_from_wrong() -> None:
         assert picture[place, :3] == pytest.approx(to_rgb(colour))
     assert picture[[3, 5], 3].tolist() == [0, 0]
     assert np.array_equal(coloured(mask, None)[0, :, 3] > 0, mask[0])
+
+
+def test_costs_are_read_from_what_stands_beside_results(tmp_path: Path, run: Run) -> None:
+    for name, command, seconds, vram in (
+        ("a_membrane", "segment", 60.0, 900.0),
+        ("b_membrane", "segment", 180.0, 1100.0),
+        ("a_ridge", "baseline", 30.0, None),
+        ("a_other", "simulate", 5.0, None),
+    ):
+        record = {"command": command, "seconds": seconds, "peak_rss_mb": 5000.0}
+        record |= {"peak_vram_mb": vram, "inputs": [{"path": f"/d/{name[0]}.mrc"}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    rows = read_costs([tmp_path])
+    assert {(row.dataset, row.run, row.method) for row in rows} == {
+        ("d", "a", "ETSAM"), ("d", "b", "ETSAM"), ("d", "a", "ridge"),
+    }  # fmt: skip
+    time, memory, gpu = cost_bars(variants(rows)).axes
+    assert time.get_xlabel() == "Time [min]"
+    assert [bar.get_width() for bar in time.patches] == pytest.approx([2.0, 0.5])
+    assert memory.get_xlabel() == "Memory [GB]"
+    assert [bar.get_width() for bar in gpu.patches] == pytest.approx([1000.0])
+    assert time.texts[0].get_text() == "2 ± 1.4"
+    write_table(tmp_path / "c.csv", rows)
+    assert read_costs([tmp_path / "c.csv"]) == rows
+    code, out, _ = run("figures", "costs", tmp_path, "-o", tmp_path / "n" / "c", "--format", "png")
+    assert (code, out.strip()) == (0, str(tmp_path / "n" / "c.png"))
+    (tmp_path / "empty").mkdir()
+    code, _, err = run("figures", "costs", tmp_path / "empty")
+    assert code == 1
+    assert "no costs there" in err
+
+
+def test_change_pairs_tomograms(tmp_path: Path, run: Run) -> None:
+    rows = [row for row in scores() if row.method != "same"][:-1]  # one tomogram lacks its partner
+    left, right = change_plot(variants(rows), "theirs", "ours", ("dice",)).axes
+    before = {row.run: row.value for row in rows if row.method == "theirs"}
+    change = np.mean([row.value - before[row.run] for row in rows[:8] if row.run in before])
+    bars = [bar.get_height() for bar in left.patches]
+    assert bars[1] - bars[0] == pytest.approx(change)
+    assert right.texts[0].get_text() == f"{100 * change:+.2f}"
+    write_table(tmp_path / "t.csv", rows)
+    err = run("figures", "change", tmp_path / "t.csv", "--before", "theirs", "--after", "x")[2]
+    assert "no method 'x'" in err
+    levels = [replace(row, threshold=level) for row in rows for level in (-1.0, 1.0)]
+    write_table(tmp_path / "u.csv", levels)
+    both = ("--before", "ours@-1", "--after", "ours@1", "-o", tmp_path / "c", "--format", "png")
+    code, _, err = run("figures", "change", tmp_path / "u.csv", *both)
+    assert code == 1
+    assert "theirs has thresholds -1, 1" in err
+    write_table(tmp_path / "u.csv", [row for row in levels if row.method == "ours"])
+    assert run("figures", "change", tmp_path / "u.csv", *both)[0] == 0
+
+
+def test_an_ablation_is_a_table_of_means(tmp_path: Path, run: Run) -> None:
+    rows = [
+        Score("d", name, method, "stage2", level, "dice", value + gain)
+        for name, gain in (("a", 0.0), ("b", 0.2))
+        for method, level, value in (("zero", -1.0, 0.5), ("zero", 1.0, 0.3), ("grid", 1.0, 0.6))
+    ]
+    found = ablation(rows)
+    assert found.thresholds == [-1.0, 1.0]
+    assert found.means[0] == pytest.approx([0.6, 0.4])
+    assert np.isnan(found.means[1, 0])
+    assert found.markdown().splitlines()[2:] == [
+        "| stage2: zero | **0.600** | 0.400 |", "| stage2: grid |  | **0.700** |",
+    ]  # fmt: skip
+    write_table(tmp_path / "t.csv", rows)
+    code, out, _ = run("figures", "ablation", tmp_path / "t.csv", "-o", tmp_path / "a")
+    assert code == 0
+    assert [Path(line).suffix for line in out.split()] == [".pdf", ".png", ".md"]
+    write_table(tmp_path / "u.csv", scores())
+    assert "at any threshold" in run("figures", "ablation", tmp_path / "u.csv")[2]
+
+
+def test_cleaning_shows_what_was_removed(tmp_path: Path, run: Run) -> None:
+    random = np.random.default_rng(0)
+    before = random.random((4, 12, 16)) > 0.5
+    for name, data in (("t", random.random(before.shape)), ("b", before), ("a", before.copy())):
+        with mrcfile.new(tmp_path / f"{name}.mrc") as mrc:
+            mrc.set_data(data.astype(np.float32 if name == "t" else np.int8))
+            mrc.voxel_size = 10.0
+    paths = [tmp_path / f"{name}.mrc" for name in "tba"]
+    code, _, err = run("figures", "cleaning", *paths, "-o", tmp_path / "c", "--format", "png")
+    assert code == 0, err
+    assert (tmp_path / "c.png").stat().st_size > 1000
+    assert "expected some of 0 to 3" in run("figures", "cleaning", *paths, "-z", 4)[2]
 
 
 def test_the_commands_write_whole_files(tmp_path: Path, run: Run) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from sklearn.metrics import average_precision_score
 
 from etsam.metrics import Confusion, ScoreHistogram, confusion
 
@@ -82,7 +83,7 @@ def test_refuses_other_labels_shapes_and_nan() -> None:
     with pytest.raises(ValueError, match="bits is 30"):
         ScoreHistogram(30)
     with pytest.raises(ValueError, match="do not add up"):
-        histogram.merge(ScoreHistogram(16))
+        histogram.merge(ScoreHistogram(17))
 
 
 def test_hand_counted_curve() -> None:
@@ -123,6 +124,28 @@ def test_many_scores_streamed_in_parts_are_within_1e_6_of_sorting(low_precision:
     parts[0].merge(parts[1])
     area = parts[0].curve().average_precision
     assert area == pytest.approx(sorted_average_precision(scores, labels), abs=1e-6)
+
+
+@pytest.mark.parametrize(("step", "close"), [(0.0, 1e-6), (0.25, 1e-4), (0.0004, 1e-6)])
+def test_parts_in_any_order_and_merged_give_one_histogram(step: float, close: float) -> None:
+    """Continuous scores, and half of them tied: many at few scores, few at many scores."""
+    random = np.random.default_rng(7)
+    labels = random.integers(-1, 2, 200_000)
+    scores = random.normal(size=labels.size).astype(np.float32)
+    if step:
+        scores[::2] = np.round(scores[::2] / step) * step
+    whole, parts, turned = ScoreHistogram(), ScoreHistogram(), ScoreHistogram()
+    whole.add(scores, labels)
+    turned.add(scores[::-1], labels[::-1])
+    for rows in np.array_split(random.permutation(labels.size), 5):
+        part = ScoreHistogram()
+        part.add(scores[rows], labels[rows])
+        parts.merge(part)
+    for other in (parts, turned):
+        assert np.array_equal(whole.curve().thresholds, other.curve().thresholds)
+        assert np.array_equal(whole.curve().mean_precision, other.curve().mean_precision)
+    wanted = average_precision_score(labels[labels >= 0] == 1, scores[labels >= 0])
+    assert whole.curve().average_precision == pytest.approx(wanted, abs=close)
 
 
 def test_clipping_as_in_the_paper() -> None:

@@ -26,7 +26,7 @@ from etsam.volume import create_volume, open_tomogram, tomogram_from_array
 
 KEYS = {"schema", "etsam", "command", "parameters", "results", "inputs", "warnings"}
 KEYS |= {"device", "dtype", "weights", "torch", "python", "platform", "cpus"}
-KEYS |= {"started", "seconds", "stage_seconds", "peak_rss_mb"}
+KEYS |= {"started", "seconds", "stage_seconds", "peak_rss_mb", "peak_vram_mb"}
 
 
 def test_all_keys_are_there_even_when_unknown() -> None:

@@ -12,15 +12,17 @@ import mrcfile
 import numpy as np
 import pytest
 
-from etsam.tables import Score, write_table
+from etsam.sam2.checkpoint import save_checkpoint
+from etsam.tables import Score, read_table, write_table
+from tiny_model import SPEC, tiny_network
 
 pytest.importorskip("matplotlib")
 
 SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "reproduce.py"
 
 
-def run(*arguments: object) -> str:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+def run(*arguments: object, script: Path = SCRIPT) -> str:
+    command = [sys.executable, str(script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -59,6 +61,62 @@ def test_post_processing_and_runtime(tmp_path: Path) -> None:
     lines = {line.split()[0]: line.split()[1:] for line in run("postprocess", *places).splitlines()}
     assert float(lines["precision"][1]) == float(lines["dice"][1]) == 1
     assert float(lines["precision"][0]) < 0.97
+    assert (tmp_path / "p" / "postprocess.pdf").stat().st_size > 1000
     out = run("runtime", tmp_path / "masks", "-o", tmp_path / "r")
-    assert "seconds" in out
-    assert "12.5" in out
+    assert "ETSAM         seconds         12.5" in out
+    assert "vram" not in out
+    assert (tmp_path / "r" / "runtime.png").stat().st_size > 1000
+    out = run("surfaces", tmp_path / "masks", tmp_path / "truth", "-o", tmp_path / "s")
+    assert out.split() == [str(tmp_path / "s" / f"a.{kind}") for kind in ("pdf", "png")]
+
+
+def simulated(folder: Path, count: int) -> Path:
+    """Small tomograms of a dark cylinder in noise, and their masks."""
+    folder.mkdir()
+    y, x = np.mgrid[:32, :36]
+    for number in range(count):
+        random = np.random.default_rng(number)
+        mask = np.broadcast_to(np.abs(np.hypot(y - 16, x - 16 - number) - 10) < 2, (12, 32, 36))
+        write(folder / f"t{number}_membrane.mrc", mask)
+        with mrcfile.new(folder / f"t{number}.mrc") as mrc:
+            mrc.set_data((random.normal(size=mask.shape) - 2 * mask).astype(np.float32))
+            mrc.voxel_size = 10.0
+    return folder
+
+
+def tiny_model(folder: Path) -> Path:
+    folder.mkdir()
+    for stage in (1, 2):
+        network = tiny_network(stage)
+        path = folder / f"stage{stage}.safetensors"
+        save_checkpoint(path, network, {"frame_spec": SPEC.to_dict()}, half=False)
+    return folder
+
+
+def test_all_methods_on_a_tiny_suite(tmp_path: Path) -> None:
+    suite, model, out = simulated(tmp_path / "suite", 3), tiny_model(tmp_path / "m"), tmp_path / "o"
+    options = ("--model", model, "--polarity", "dark", "--lysosome", tmp_path / "none", "-o", out)
+    said = run(suite, *options, script=SCRIPT.with_name("compare_methods.py"))
+    assert "**suite** (3)" in said
+    rows = read_table(out / "scores.csv")
+    assert {row.method for row in rows} == {"stage1", "stage2", "ridge"}
+    assert len({row.run for row in rows if row.method == "ridge"}) == 3
+    assert (out / "table.md").read_text() in said
+    assert (out / "tests.csv").is_file()
+    figures = {path.name for path in (out / "figures").glob("*.pdf")}
+    assert {"boxes.pdf", "bars_dice.pdf", "precision_recall.pdf"} <= figures
+    ridge = {row.metric: row.value for row in rows if (row.method, row.run) == ("ridge", "t0")}
+    assert ridge["auprc"] > 0.5  # a cylinder this plain is found
+
+
+def test_every_prompt_at_every_threshold(tmp_path: Path) -> None:
+    pairs, model, out = simulated(tmp_path / "pairs", 1), tiny_model(tmp_path / "m"), tmp_path / "o"
+    said = run("ablation", pairs, "--model", model, "-o", out)
+    rows = read_table(out / "ablation.csv")
+    variants = {(row.stage, row.method) for row in rows}
+    assert ("stage1", "grid") in variants
+    assert ("stage2", "grid_zero > etsam_stage1_partial") in variants
+    assert len(variants) == 9
+    assert (out / "ablation.md").read_text().count("\n") == 2 + len(variants)
+    assert "| stage2: grid_zero > zero |" in said
+    assert (out / "ablation.pdf").stat().st_size > 1000

@@ -1,22 +1,34 @@
-"""Segment with the classical ridge filter: the same files as `segment`, without a network."""
+"""Segment with another method, to compare with: the ridge filter, MemBrain-seg or TARDIS."""
 
 from __future__ import annotations
 
 import math
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from etsam import __version__
+from etsam.baselines.programs import (
+    LOG,
+    MEMBRAIN,
+    ProgramOptions,
+    Run,
+    find_executable,
+    run_program,
+    score_slices,
+)
 from etsam.baselines.ridge import Planes, Progress, RidgeOptions, ridge_slices
-from etsam.provenance import Clock, input_record, provenance, write_json
+from etsam.provenance import Clock, input_record, provenance, weights_record, write_json
 from etsam.volume import Tomogram, create_volume, open_tomogram, output_path
 
-THRESHOLD = 0.0
-"""Where the mean Dice on simulated tomograms is largest."""
+RIDGE_THRESHOLD = 0.0
+"""Where the ridge filter's mean Dice on simulated tomograms is largest."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,7 @@ class BaselineResult:
     """The files that were written."""
 
     mask: Path
-    logits: Path | None
+    scores: Path | None
     provenance: Path
 
 
@@ -32,81 +44,183 @@ def baseline(
     path: Path | str,
     output: Path | str | None = None,
     *,
-    options: RidgeOptions | None = None,
-    threshold: float = THRESHOLD,
-    store_logits: bool = False,
+    options: RidgeOptions | ProgramOptions | None = None,
+    threshold: float | None = None,
+    store_scores: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> BaselineResult:
-    """Find membranes with a ridge filter and write NAME_ridge.mrc and its JSON beside the tomogram.
+    """Find membranes by another method and write a mask and its JSON beside the tomogram.
+
+    Names are those that `etsam evaluate` knows: NAME_ridge.mrc and NAME_ridge_logits.mrc,
+    NAME_CHECKPOINT_segmented.mrc and NAME_scores.mrc (MemBrain-seg), NAME_semantic.mrc and
+    NAME_CNN.mrc (TARDIS). Geometry is the tomogram's, whatever the program writes.
 
     Parameters
     ----------
     path
-        Tomogram with dark membranes (see `RidgeOptions.invert`).
+        Tomogram with dark membranes (see `invert` of the options).
     output
         Folder for the results.
     options
-        Scales of the filter.
-    threshold, store_logits, overwrite
-        Voxels with larger scores are membrane; also write the scores, NAME_ridge_logits.mrc; replace
-        results that are there.
+        Scales of the ridge filter (default), or which other program and how it is run.
+    threshold
+        Voxels with larger scores are membrane; None: the method's own.
+    store_scores, overwrite
+        Also write the scores; replace results that are there.
     progress
         Called with (what, slices done, slices in all).
 
     Raises
     ------
     FileNotFoundError, ValueError
-        The tomogram is missing or unfit.
+        The tomogram is missing or unfit; the program is not there, failed, or wrote nothing. All it
+        said is then kept in NAME_PROGRAM.log.
     FileExistsError
         A result is there already.
     """
     options = options or RidgeOptions()
-    clock = Clock()
-    folder = None if output is None else Path(output)
-    mask_path = output_path(path, "_ridge", folder)
-    logits_path = output_path(path, "_ridge_logits", folder) if store_logits else None
-    result = BaselineResult(mask_path, logits_path, mask_path.with_suffix(".json"))
-    for target in filter(None, (result.mask, result.logits, result.provenance)):
-        if target.exists() and not overwrite:
-            raise FileExistsError(
-                f"{target} is there already: give --overwrite or another --output"
-            )
-    with closing(open_tomogram(path, voxel_spacing=options.voxel_spacing)) as tomogram:
-        result.mask.parent.mkdir(parents=True, exist_ok=True)
-        with closing(ridge_slices(tomogram, options, progress)) as slices:
-            voxels = _write(result, tomogram, slices, threshold)
-        details = provenance(
-            "baseline",
-            parameters={**asdict(options), "threshold": threshold, "store_logits": store_logits},
-            results={
-                "membrane_voxels": voxels,
-                "membrane_fraction": voxels / math.prod(tomogram.shape),
-            },
-            inputs=[input_record(tomogram)],
-            clock=clock,
+    if threshold is None:
+        threshold = (
+            RIDGE_THRESHOLD if isinstance(options, RidgeOptions) else options.program.threshold
         )
+    result = _names(path, None if output is None else Path(output), options, store_scores)
+    if not overwrite:
+        _check_absent(result)
+    with closing(open_tomogram(path, voxel_spacing=options.voxel_spacing)) as tomogram:
+        details = _segment(tomogram, options, threshold, result, progress)
+    details["parameters"] |= {"threshold": threshold, "store_scores": store_scores}
     write_json(result.provenance, details)
     return result
 
 
+def _segment(
+    tomogram: Tomogram,
+    options: RidgeOptions | ProgramOptions,
+    threshold: float,
+    result: BaselineResult,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Write mask and scores; return the JSON's contents."""
+    clock = Clock()
+    run: Run | None = None
+    with ExitStack() as stack:
+        if isinstance(options, ProgramOptions):
+            with clock.stage(options.program.name):
+                run = _run(stack, tomogram, options, result.mask, progress)
+            slices = score_slices(run, tomogram, options.program.name, progress)
+        else:
+            result.mask.parent.mkdir(parents=True, exist_ok=True)
+            slices = ridge_slices(tomogram, options, progress)
+        stack.enter_context(closing(slices))
+        voxels = _write(result, tomogram, slices, (_method(options), threshold))
+    details = _details(options, run, clock, input_record(tomogram))
+    details["results"] = {
+        "membrane_voxels": voxels,
+        "membrane_fraction": voxels / math.prod(tomogram.shape),
+    }
+    return details
+
+
+def _check_absent(result: BaselineResult) -> None:
+    for target in filter(None, (result.mask, result.scores, result.provenance)):
+        if target.exists():
+            raise FileExistsError(
+                f"{target} is there already: give --overwrite or another --output"
+            )
+
+
+def _method(options: RidgeOptions | ProgramOptions) -> str:
+    return "ridge" if isinstance(options, RidgeOptions) else options.program.name
+
+
+def _names(
+    path: Path | str, folder: Path | None, options: RidgeOptions | ProgramOptions, scores: bool
+) -> BaselineResult:
+    """Return the names of the results, which tell `etsam evaluate` whose they are."""
+    if isinstance(options, RidgeOptions):
+        ours, theirs = "_ridge", "_ridge_logits"
+    else:
+        theirs = options.program.scores
+        ours = "_semantic"
+        if options.program == MEMBRAIN:
+            checkpoint = "" if options.weights is None else options.weights.name
+            ours = f"_{checkpoint.split('-val_loss')[0]}_segmented"
+    mask = output_path(path, ours, folder)
+    kept = output_path(path, theirs, folder) if scores else None
+    return BaselineResult(mask, kept, mask.with_suffix(".json"))
+
+
+def _run(
+    stack: ExitStack,
+    tomogram: Tomogram,
+    options: ProgramOptions,
+    mask: Path,
+    progress: Progress | None,
+) -> Run:
+    """Run another program in a scratch folder beside the results; keep what it said if it fails."""
+    name = options.program.name
+    find_executable(options)
+    mask.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(
+        stack.enter_context(tempfile.TemporaryDirectory(prefix=f".etsam-{name}-", dir=mask.parent))
+    ).resolve()
+    log = output_path(tomogram.path or mask, f"_{name}", mask.parent).with_suffix(".log")
+    log.unlink(missing_ok=True)
+    try:
+        return run_program(tomogram, options, scratch, progress)
+    except ValueError as error:
+        if not (scratch / LOG).is_file():
+            raise
+        shutil.copyfile(scratch / LOG, log)
+        raise ValueError(f"{error} (all it said: {log})") from error
+
+
+def _details(
+    options: RidgeOptions | ProgramOptions, run: Run | None, clock: Clock, source: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the JSON's contents; time and memory are the other program's where one ran."""
+    if run is None or isinstance(options, RidgeOptions):
+        return provenance(
+            "baseline",
+            parameters={"method": "ridge", **asdict(options)},
+            inputs=[source],
+            clock=clock,
+        )
+    weights = options.weights
+    details = provenance(
+        "baseline",
+        parameters={
+            "method": options.program.name,
+            "command": run.command,
+            "invert": options.invert,
+            "voxel_spacing": options.voxel_spacing,
+        },
+        inputs=[source],
+        compute={"weights": [weights_record(weights.name, weights)]} if weights else None,
+        clock=clock,
+    )
+    return details | {"peak_rss_mb": run.peak_rss_mb}
+
+
 def _write(
-    result: BaselineResult, tomogram: Tomogram, slices: Iterator[Planes], threshold: float
+    result: BaselineResult, tomogram: Tomogram, slices: Iterator[Planes], kind: tuple[str, float]
 ) -> int:
     """Write mask and scores slice by slice; returns the number of membrane voxels."""
-    label = f"etsam {__version__} baseline ridge > {threshold:g}"
+    method, threshold = kind
+    label = f"etsam {__version__} baseline {method} > {threshold:g}"
     voxels = 0
     with ExitStack() as stack:
         mask = create_volume(result.mask, tomogram, dtype="int8", label=label)
         stack.enter_context(mask)
-        logits = None
-        if result.logits is not None:
-            logits = create_volume(result.logits, tomogram, dtype="float32", label=label)
-            stack.enter_context(logits)
+        scores = None
+        if result.scores is not None:
+            scores = create_volume(result.scores, tomogram, dtype="float32", label=label)
+            stack.enter_context(scores)
         for z, plane in enumerate(slices):
             membrane = plane > threshold
             voxels += int(np.count_nonzero(membrane))
             mask.write_slice(z, membrane.view(np.int8))
-            if logits is not None:
-                logits.write_slice(z, plane)
+            if scores is not None:
+                scores.write_slice(z, plane)
     return voxels

@@ -13,7 +13,7 @@ from uuid import uuid4
 from etsam.inputs import refuse_same_results
 from etsam.manifest import MANIFEST_NAME, SUFFIX, Entry, Manifest, here, now
 from etsam.options import SegmentOptions
-from etsam.provenance import peak_rss_mb, reset_peak_rss
+from etsam.provenance import peak_rss_mb, reset_peaks
 from etsam.results import request_of, result_names
 from etsam.volume import KNOWN_SUFFIXES
 
@@ -142,7 +142,7 @@ def segment_one(
     """Segment one tomogram of a batch; a failure is part of what is returned."""
     from etsam.segmentation import segment_file
 
-    reset_peak_rss()
+    reset_peaks()
     begun = time.perf_counter()
     entry = replace(entry, parameters=request_of(plan.options))
     try:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from etsam.components import PackedMask, blob_hits, find_blobs
 from etsam.directions import LEANS, PlaneDice, recall_by_lean
-from etsam.metrics import IGNORE, Confusion, PrecisionRecall, ScoreHistogram, confusion
+from etsam.metrics import Confusion, PrecisionRecall, ScoreHistogram, Truth, confusion, read_labels
 from etsam.pairing import Pairing
 from etsam.predictions import TYPICAL_THRESHOLD, ScoreKind, score_kind
 from etsam.resample import resampled
@@ -180,7 +180,7 @@ class _Scorer:
         self.counts = [Confusion() for _ in self.thresholds]
         self.true, self.hits = PackedMask(truth.shape[1:]), PackedMask(truth.shape[1:])
         for z in range(truth.shape[0]):
-            labels, plane = truth.read_slice(z), prediction.read_slice(z)
+            labels, plane = read_labels(truth.read_slice(z)), prediction.read_slice(z)
             self._check(plane, z)
             masks = [plane > threshold for threshold in self.thresholds]
             for place, mask in enumerate(masks):
@@ -224,13 +224,13 @@ class _Scorer:
             ("recall_components", components),
         ]
 
-    def _collect(self, mask: NDArray[np.bool_], labels: NDArray[np.float32]) -> None:
-        annotated, true = labels != IGNORE, labels == 1
+    def _collect(self, mask: NDArray[np.bool_], labels: Truth) -> None:
+        annotated, true = labels.annotated, labels.true
         if self.options.surface:
             self.borders[0].add(mask, annotated)
             self.borders[1].add(true, annotated)
         if self.options.details:
-            self.planes.add(mask & annotated, true)
+            self.planes.add(mask if annotated is None else mask & annotated, true)
             self.true.append(true)
             self.hits.append(mask & true)
 

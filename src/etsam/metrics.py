@@ -18,6 +18,11 @@ IGNORE = -1
 KEY_BITS = 20
 """Leading bits of a float32 that tell logits apart: sign, 8 of exponent, 11 of mantissa (5e-4)."""
 
+PART = 1 << 16  # scores counted at once: what they need stays in the processor's cache
+EMPTY = np.uint32(0xFFFFFFFF)  # of a key that no score had yet
+SINGLE = np.uint32(0xFFFF0000)  # of a key whose scores are all equal; their trailing bits follow
+MIXED = np.uint32(0)  # of a key with several scores
+
 
 @dataclass(frozen=True)
 class Confusion:
@@ -69,7 +74,32 @@ class Confusion:
         return _ratio(self.true_positives, self.true_positives + wrong)
 
 
-def confusion(prediction: ArrayLike, labels: ArrayLike) -> Confusion:
+@dataclass(frozen=True)
+class Truth:
+    """Checked labels: where they are 1, and where there is an annotation (None: everywhere)."""
+
+    true: NDArray[np.bool_]
+    annotated: NDArray[np.bool_] | None
+
+
+def read_labels(labels: ArrayLike) -> Truth:
+    """Check labels of any shape: 1 membrane, 0 background, -1 not annotated.
+
+    Raises
+    ------
+    ValueError
+        If there are others.
+    """
+    given = np.asarray(labels)
+    if given.dtype == np.bool_ or not given.size:
+        return Truth(given.astype(bool, copy=False), None)
+    low, high = given.min(), given.max()
+    if low < IGNORE or high > 1 or np.isnan(low):
+        raise ValueError(f"labels reach from {low} to {high}: expected 1, 0 and -1 (ignored)")
+    return Truth(given == 1, None if low >= 0 else given != IGNORE)
+
+
+def confusion(prediction: ArrayLike, labels: ArrayLike | Truth) -> Confusion:
     """Count predictions against labels.
 
     Parameters
@@ -77,19 +107,22 @@ def confusion(prediction: ArrayLike, labels: ArrayLike) -> Confusion:
     prediction
         Mask of any shape: bool, or numbers of which all but 0 count as membrane.
     labels
-        Same shape: 1 membrane, 0 background, -1 not annotated.
+        Same shape: 1 membrane, 0 background, -1 not annotated; or these, checked.
 
     Raises
     ------
     ValueError
         If the shapes differ or there are other labels.
     """
-    predicted, true, annotated = _matched(np.asarray(prediction) != 0, labels)
-    positives = int(np.count_nonzero(true))
-    counted = predicted if annotated is None else predicted & annotated
-    hits = int(np.count_nonzero(counted & true))
+    given = np.asarray(prediction)
+    predicted = given if given.dtype == np.bool_ else given != 0
+    truth = _matched(predicted, labels)
+    positives = int(np.count_nonzero(truth.true))
+    counted = predicted if truth.annotated is None else predicted & truth.annotated
+    hits = int(np.count_nonzero(counted & truth.true))
     false = int(np.count_nonzero(counted)) - hits
-    voxels = true.size if annotated is None else int(np.count_nonzero(annotated))
+    annotated = truth.annotated
+    voxels = truth.true.size if annotated is None else int(np.count_nonzero(annotated))
     return Confusion(hits, false, positives - hits, voxels - positives - false)
 
 
@@ -125,18 +158,16 @@ class ScoreHistogram:
 
     bits: int = KEY_BITS
     _counts: NDArray[np.int64] = field(init=False, repr=False)
-    _rest: NDArray[np.uint16] = field(init=False, repr=False)
-    _mixed: NDArray[np.bool_] = field(init=False, repr=False)
+    _seen: NDArray[np.uint32] = field(init=False, repr=False)
     _maximum: float = field(init=False, default=-np.inf)
 
     def __post_init__(self) -> None:
-        if not 16 <= self.bits <= 24:
-            raise ValueError(f"bits is {self.bits}: expected 16 (coarse) to 24 (300 MB)")
-        self._counts = np.zeros((2, 1 << self.bits), np.int64)  # others, true
-        self._rest = np.zeros(1 << self.bits, np.uint16)  # trailing bits of the first score met
-        self._mixed = np.zeros(1 << self.bits, bool)  # another score was met since
+        if not 17 <= self.bits <= 24:
+            raise ValueError(f"bits is {self.bits}: expected 17 (coarse) to 24 (300 MB)")
+        self._counts = np.zeros(2 << self.bits, np.int64)  # of each key, others and true ones
+        self._seen = np.full(1 << self.bits, EMPTY)
 
-    def add(self, scores: NDArray[np.floating], labels: ArrayLike) -> None:
+    def add(self, scores: NDArray[np.floating], labels: ArrayLike | Truth) -> None:
         """Count scores (logits or probabilities, any shape) by their labels (1, 0 or -1).
 
         Raises
@@ -144,8 +175,11 @@ class ScoreHistogram:
         ValueError
             If the shapes differ, a label is not one of these, or a counted score is NaN.
         """
-        values, true, annotated = _matched(np.asarray(scores, np.float32), labels)
-        if annotated is not None:
+        values = np.asarray(scores, np.float32)
+        truth = _matched(values, labels)
+        values, true = values.ravel(), truth.true.ravel()
+        if truth.annotated is not None:
+            annotated = truth.annotated.ravel()
             values, true = values[annotated], true[annotated]
         if not values.size:
             return
@@ -153,22 +187,31 @@ class ScoreHistogram:
         if np.isnan(maximum):
             raise ValueError("scores hold NaN: predict again, or label these voxels -1")
         self._maximum = max(self._maximum, maximum)
+        for start in range(0, values.size, PART):
+            self._count(values[start : start + PART], true[start : start + PART])
+
+    def _count(self, values: NDArray[np.float32], true: NDArray[np.bool_]) -> None:
         ordered = _ordered(values)
-        keys = ordered >> np.uint32(32 - self.bits)
-        rest = (ordered & np.uint32((1 << (32 - self.bits)) - 1)).astype(np.uint16)
-        new = (self._counts[0, keys] == 0) & (self._counts[1, keys] == 0)
-        self._rest[keys[new]] = rest[new]
-        self._mixed[keys[self._rest[keys] != rest]] = True
-        np.add.at(self._counts[1], keys[true], 1)
-        np.add.at(self._counts[0], keys[~true], 1)
+        keys = (ordered >> np.uint32(32 - self.bits)).astype(np.intp)
+        rest = ordered & np.uint32((1 << (32 - self.bits)) - 1)
+        odd = np.flatnonzero(_differ(self._seen[keys], rest))
+        if odd.size:
+            self._note(keys[odd], rest[odd])
+        np.add.at(self._counts, 2 * keys + true, 1)
+
+    def _note(self, keys: NDArray[np.intp], rest: NDArray[np.uint32]) -> None:
+        """Keep the trailing bits of the first score of each key, and which keys have several."""
+        new = self._seen[keys] == EMPTY
+        self._seen[keys[new]] = SINGLE | rest[new]
+        self._seen[keys[_differ(self._seen[keys], rest)]] = MIXED
 
     def merge(self, other: ScoreHistogram) -> None:
         """Add the counts of another histogram of as many bits."""
         if other.bits != self.bits:
             raise ValueError(f"histograms of {self.bits} and {other.bits} bits do not add up")
-        both = self._counts.any(axis=0) & other._counts.any(axis=0)
-        self._mixed |= other._mixed | (both & (self._rest != other._rest))
-        self._rest = np.where(self._counts.any(axis=0), self._rest, other._rest)
+        both = np.where(self._seen == other._seen, self._seen, MIXED)
+        both = np.where(other._seen == EMPTY, self._seen, both)
+        self._seen = np.where(self._seen == EMPTY, other._seen, both)
         self._counts += other._counts
         self._maximum = max(self._maximum, other._maximum)
 
@@ -183,10 +226,9 @@ class ScoreHistogram:
         With `clip`, scores are logits and treated as in the paper (section 4.5): those below minus
         the largest logit are raised to it, then the sigmoid is taken; thresholds are probabilities.
         """
-        counts = self._counts
-        used = np.flatnonzero(counts.any(axis=0))[::-1]
-        values, mixed = _values(used, self.bits), self._mixed[used]
-        true, others = counts[1, used], counts[0, used]
+        used = np.flatnonzero(self._seen != EMPTY)[::-1]
+        values, mixed = _values(used, self.bits), self._seen[used] == MIXED
+        others, true = self._counts.reshape(-1, 2)[used].T
         if clip and used.size and self._maximum > 0:
             values = np.maximum(values, -self._maximum)
             starts = np.flatnonzero(np.diff(values, prepend=np.inf))
@@ -203,7 +245,8 @@ class ScoreHistogram:
 
     def confusions(self, thresholds: Iterable[float]) -> list[Confusion]:
         """Count at `score > threshold` for each threshold, exact to the bits kept."""
-        others, true = (np.append(np.cumsum(row[::-1])[::-1], 0) for row in self._counts)
+        rows = self._counts.reshape(-1, 2).T
+        others, true = (np.append(np.cumsum(row[::-1])[::-1], 0) for row in rows)
         result = []
         for threshold in thresholds:
             key = _ordered(np.array([threshold], np.float32)) >> np.uint32(32 - self.bits)
@@ -217,26 +260,24 @@ def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else float("nan")
 
 
-def _matched(
-    values: np.ndarray, labels: ArrayLike
-) -> tuple[np.ndarray, NDArray[np.bool_], NDArray[np.bool_] | None]:
-    """Check labels against values; return both with where there is an annotation (None: all)."""
-    truth = np.asarray(labels)
-    if truth.shape != values.shape:
-        raise ValueError(f"prediction has shape {values.shape}, labels have {truth.shape}")
-    if truth.dtype == np.bool_ or not truth.size:
-        return values, truth.astype(bool, copy=False), None
-    low, high = truth.min(), truth.max()
-    if low < IGNORE or high > 1 or np.isnan(low):
-        raise ValueError(f"labels reach from {low} to {high}: expected 1, 0 and -1 (ignored)")
-    return values, truth == 1, None if low >= 0 else truth != IGNORE
+def _matched(values: np.ndarray, labels: ArrayLike | Truth) -> Truth:
+    """Return checked labels of the shape of `values`."""
+    shape = labels.true.shape if isinstance(labels, Truth) else np.shape(labels)
+    if shape != values.shape:
+        raise ValueError(f"prediction has shape {values.shape}, labels have {shape}")
+    return labels if isinstance(labels, Truth) else read_labels(labels)
+
+
+def _differ(seen: NDArray[np.uint32], rest: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Say which scores are news: their key is empty, or holds a single other score."""
+    return np.not_equal((seen ^ rest) & (seen >> np.uint32(16)), 0)
 
 
 def _ordered(values: NDArray[np.float32]) -> NDArray[np.uint32]:
     """Map float32 to integers in the same order."""
-    raw = (values + np.float32(0)).view(np.uint32)  # -0 becomes 0
-    sign = np.uint32(1 << 31)
-    return np.where(raw & sign, ~raw, raw | sign)
+    raw = (values + np.float32(0)).view(np.int32)  # -0 becomes 0
+    flipped: NDArray[np.int32] = raw ^ ((raw >> 31) & np.int32(0x7FFFFFFF))
+    return flipped.view(np.uint32) ^ np.uint32(1 << 31)
 
 
 def _values(keys: NDArray[np.intp], bits: int) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,13 +27,35 @@ CONTRAST = (0.5, 99.5)  # percentiles shown black and white
 PANEL = 1.65  # inches
 FADED = 0.45  # brightness left where nobody annotated
 
+
+@dataclass(frozen=True)
+class Words:
+    """What the picture that masks are held against is called, and what agreement and the rest are.
+
+    `last`: it stands to the right of the masks, not to their left.
+    """
+
+    truth: str = "ground truth"
+    found: str = "membrane, found"
+    extra: str = "not membrane"
+    missed: str = "membrane, missed"
+    last: bool = False
+
+
+CLEANED = Words("after", "kept", "removed", "added", last=True)
+"""A mask before cleaning, held against itself after it."""
+
 Masks = Sequence[tuple[str, Tomogram, float]]
 """Name, volume and threshold of each method; scores above are membrane."""
 
 
 @style()
 def slice_panels(
-    tomogram: Tomogram, truth: Tomogram | None, masks: Masks, slices: Sequence[int]
+    tomogram: Tomogram,
+    truth: Tomogram | None,
+    masks: Masks,
+    slices: Sequence[int],
+    words: Words | None = None,
 ) -> Figure:
     """Draw a row per slice: the tomogram, the truth, and each method coloured by right and wrong.
 
@@ -49,7 +72,10 @@ def slice_panels(
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     _check(tomogram, truth, masks, slices)
-    names = ["tomogram", *(["ground truth"] if truth is not None else []), *(m[0] for m in masks)]
+    words = words or Words()
+    held = [words.truth] if truth is not None else []
+    shown = [name for name, _, _ in masks]
+    names = ["tomogram", *(shown + held if words.last else held + shown)]
     ratio = tomogram.shape[1] / tomogram.shape[2]
     size = PANEL * len(names), (PANEL * ratio + 0.06) * len(slices) + 0.42
     close = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.02, wspace=0.01, hspace=0.01)
@@ -57,11 +83,13 @@ def slice_panels(
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(slices), len(names), squeeze=False)
     for row, z in zip(grid, slices, strict=True):
-        _draw_row(row, tomogram, truth, masks, z)
+        places = [row[0], *(np.roll(row[1:], 1) if words.last else row[1:])]
+        _draw_row(places, tomogram, truth, masks, z)
     for axes, name in zip(grid[0], names, strict=True):
         axes.set_title(name, pad=3)
     _scale_bar(grid[0][0], tomogram)
-    _legend(figure, truth is not None)
+    if truth is not None:
+        difference_legend(figure, words)
     return figure
 
 
@@ -93,7 +121,7 @@ def _check(tomogram: Tomogram, truth: Tomogram | None, masks: Masks, slices: Seq
 
 
 def _draw_row(
-    row: NDArray[np.object_], tomogram: Tomogram, truth: Tomogram | None, masks: Masks, z: int
+    row: Sequence[Axes], tomogram: Tomogram, truth: Tomogram | None, masks: Masks, z: int
 ) -> None:
     smooth = gaussian_filter(tomogram.read_slice(z), SMOOTHING)
     low, high = np.percentile(smooth, CONTRAST)
@@ -117,9 +145,7 @@ def _draw_row(
 def _scale_bar(axes: Axes, tomogram: Tomogram) -> None:
     """Draw a bar of a round length, about a quarter of the width."""
     step = None if tomogram.voxel_spacing is None else tomogram.voxel_spacing[2] / 10
-    wanted = 0.25 * tomogram.shape[2] * (step or 1)
-    power = 10.0 ** np.floor(np.log10(wanted))
-    length = max(factor for factor in (1, 2, 5) if factor * power <= wanted) * power
+    length = round_length(0.25 * tomogram.shape[2] * (step or 1))
     share = length / (step or 1) / tomogram.shape[2]
     axes.plot([0.05, 0.05 + share], [0.05, 0.05], "w-", lw=2, transform=axes.transAxes)
     unit = "voxels" if step is None else "nm"
@@ -129,10 +155,19 @@ def _scale_bar(axes: Axes, tomogram: Tomogram) -> None:
     )  # fmt: skip
 
 
-def _legend(figure: Figure, with_truth: bool) -> None:
+def round_length(wanted: float) -> float:
+    """Return the largest of 1, 2, 5, 10, ... (and their tenths) that is not longer."""
+    power = float(10.0 ** np.floor(np.log10(wanted)))
+    return max(factor for factor in (1, 2, 5) if factor * power <= wanted) * power
+
+
+def difference_legend(figure: Figure, words: Words | None = None, *, edge: str = "none") -> None:
+    """Say below a figure what the three colours mean."""
     from matplotlib.patches import Patch
 
-    entries = [(FOUND, "membrane, found"), (EXTRA, "not membrane"), (MISSED, "membrane, missed")]
-    handles = [Patch(color=colour, label=text) for colour, text in entries]
-    if with_truth:
-        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    words = words or Words()
+    entries = [(FOUND, words.found), (EXTRA, words.extra), (MISSED, words.missed)]
+    handles = [
+        Patch(facecolor=colour, edgecolor=edge, lw=0.4, label=text) for colour, text in entries
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)

@@ -16,6 +16,7 @@ ScoreKind = Literal["mask", "logits", "probability"]
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 TYPICAL_THRESHOLD: dict[ScoreKind, float] = {"mask": 0.0, "logits": 0.0, "probability": 0.5}
+TARDIS_THRESHOLD = 0.25  # the default of TARDIS-em 0.3 (--cnn_threshold)
 PEEKED = 16  # slices looked at to tell probabilities from logits
 
 
@@ -56,7 +57,7 @@ CONVENTIONS = (
     Convention("MemBrain-seg", "final", _named("_scores"), "logits", 0.0),
     Convention("MemBrain-seg", "final", _named("_segmented"), "mask", 0.0),
     # TARDIS: a TIFF of probabilities (--cnn_threshold 0), or a mask
-    Convention("TARDIS", "final", _named("_CNN"), "probability", 0.5),
+    Convention("TARDIS", "final", _named("_CNN"), "probability", TARDIS_THRESHOLD),
     Convention("TARDIS", "final", _named("_semantic"), "mask", 0.0),
 )
 
@@ -66,7 +67,7 @@ class Prediction:
     """A file of scores or of a mask, and how it is to be read.
 
     `kind` None means: integers are a mask, fractions from 0 to 1 probabilities, others logits.
-    `threshold` None means -0.25 for ETSAM's logits, 0 for others', 0.5 for probabilities.
+    `threshold` None means the usual one of `kind`: 0 for logits, 0.5 for probabilities.
     """
 
     path: Path

@@ -111,6 +111,7 @@ def provenance(
         "seconds": None if clock is None else round(clock.seconds, 3),
         "stage_seconds": _rounded(clock.stage_seconds) if clock is not None else {},
         "peak_rss_mb": peak_rss_mb(),
+        "peak_vram_mb": peak_vram_mb(),
         "warnings": list(warnings),
     }
 
@@ -233,10 +234,22 @@ def peak_rss_mb() -> float | None:
     return round(peak * unit / 1e6, 1)
 
 
-def reset_peak_rss() -> None:
-    """Let `peak_rss_mb` count from now on, where the system can (Linux)."""
+def peak_vram_mb() -> float | None:
+    """Return the most GPU memory torch has held for this process [MB]; None without a CUDA device."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    held = int(torch.cuda.max_memory_reserved())
+    return round(held / 1e6, 1)
+
+
+def reset_peaks() -> None:
+    """Let `peak_rss_mb` (where the system can: Linux) and `peak_vram_mb` count from now on."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:

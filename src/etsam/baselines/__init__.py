@@ -1,1 +1,1 @@
-"""Methods without a network, to compare with."""
+"""Other methods, to compare with."""

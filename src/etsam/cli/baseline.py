@@ -1,9 +1,10 @@
-"""``etsam baseline``: segment without a network, to compare with."""
+"""``etsam baseline``: segment with another method, to compare with."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,8 +12,15 @@ from etsam.cli.command import VerbCommand, check_output, run_each
 from etsam.cli.options import finite, overwrite_option
 from etsam.cli.progress import StageProgress
 
+if TYPE_CHECKING:
+    from etsam.baselines.programs import ProgramOptions
+    from etsam.baselines.ridge import RidgeOptions
 
-@click.command(cls=VerbCommand, short_help="Segment with a classical ridge filter.")
+
+METHODS = ("ridge", "membrain-seg", "tardis")
+
+
+@click.command(cls=VerbCommand, short_help="Segment with another method, to compare with.")
 @click.argument(
     "tomograms", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TOMOGRAM..."
 )
@@ -22,25 +30,51 @@ from etsam.cli.progress import StageProgress
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the results.  [default: beside the tomogram]",
 )
+@click.option("--method", type=click.Choice(METHODS), default=METHODS[0], show_default=True)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Checkpoint of MemBrain-seg (needed) or TARDIS (else it fetches its own).",
+)
+@click.option(
+    "--program",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Command of the other program, as ENV/bin/membrain.  [default: from PATH]",
+)
+@click.option(
+    "--extra", default="", metavar="'ARGUMENTS'", help="More arguments for the other program."
+)
 @overwrite_option
-@click.option("--store-logits", is_flag=True, help="Keep the scores too, as float32.")
-@click.option("--logit-threshold", type=float, default=0.0, show_default=True, callback=finite)
+@click.option("--store-logits", "--store-scores", is_flag=True, help="Keep the scores too.")
+@click.option(
+    "--logit-threshold",
+    "--threshold",
+    "threshold",
+    type=float,
+    callback=finite,
+    help="Larger scores are membrane.  [default: 0; TARDIS 0.25]",
+)
 @click.option("--invert", is_flag=True, help="Membranes are bright in this tomogram.")
 @click.option(
     "--voxel-spacing", type=float, callback=finite, metavar="Å", help="Instead of the header's."
 )
 def baseline(params: dict[str, Any]) -> int:
-    """Find membranes as sheets of extreme curvature whose neighbours agree (after TomoSegMemTV).
+    """Find membranes with another method: a ridge filter, or MemBrain-seg or TARDIS if installed.
 
-    TS_001.mrc gives TS_001_ridge.mrc and a JSON. A baseline to hold other methods against; it knows
-    nothing but three numbers fitted on simulated tomograms.
+    The ridge filter (after TomoSegMemTV) needs nothing. The other two are run by their own command
+    lines, in environments of their own. Names and geometry of the results are such that `etsam
+    evaluate` and `etsam figures` take them.
+
+    \b
+    etsam baseline TS_001.mrc
+    etsam baseline TS_001.mrc --method membrain-seg --weights MemBrain_seg_v10_alpha.ckpt
+    etsam baseline TS_001.mrc --method tardis --program tardis/bin/tardis_mem --extra '--device cpu'
     """
     check_output(params["tomograms"], params["output"])
 
     from etsam.baseline import baseline as run_baseline
-    from etsam.baselines.ridge import RidgeOptions
 
-    options = RidgeOptions(invert=params["invert"], voxel_spacing=params["voxel_spacing"])
+    options = _options(params)
 
     def run(path: Path) -> None:
         with StageProgress() as progress:
@@ -48,11 +82,32 @@ def baseline(params: dict[str, Any]) -> int:
                 path,
                 params["output"],
                 options=options,
-                threshold=params["logit_threshold"],
-                store_logits=params["store_logits"],
+                threshold=params["threshold"],
+                store_scores=params["store_logits"],
                 overwrite=params["overwrite"],
                 progress=progress,
             )
         click.echo(result.mask)
 
     return run_each(params["tomograms"], run)
+
+
+def _options(params: dict[str, Any]) -> RidgeOptions | ProgramOptions:
+    """What the chosen method is told."""
+    from etsam.baselines.programs import MEMBRAIN, TARDIS, ProgramOptions
+    from etsam.baselines.ridge import RidgeOptions
+
+    method, spacing = params["method"], params["voxel_spacing"]
+    if method == METHODS[0]:
+        for name in ("weights", "program", "extra"):
+            if params[name]:
+                raise click.UsageError(f"--{name} is for --method membrain-seg or tardis")
+        return RidgeOptions(invert=params["invert"], voxel_spacing=spacing)
+    return ProgramOptions(
+        MEMBRAIN if method == MEMBRAIN.name else TARDIS,
+        weights=params["weights"],
+        executable=params["program"],
+        extra=tuple(shlex.split(params["extra"])),
+        invert=params["invert"],
+        voxel_spacing=spacing,
+    )

@@ -1,8 +1,9 @@
-"""``etsam figures``: draw scores and slices."""
+"""``etsam figures``: draw scores, costs, slices and surfaces."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 
 from etsam.cli.command import VerbCommand
 from etsam.cli.compare import at_option, parse_thresholds
+from etsam.cli.options import finite
 
 format_option = click.option(
     "--format",
@@ -19,6 +21,31 @@ format_option = click.option(
     default=("pdf", "png"),
     show_default=True,
 )
+
+
+masks_option = click.option(
+    "-m",
+    "--mask",
+    "masks",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="Mask or scores of a method.",
+)
+slices_option = click.option(
+    "-z", "--slice", "slices", type=int, multiple=True, help="[default: three]"
+)
+
+
+def output_option(name: str) -> Callable[..., Any]:
+    """Where a single figure goes."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        default=Path("figures") / name,
+        show_default=True,
+        help="Name without file type.",
+    )
 
 
 @click.group()
@@ -54,26 +81,15 @@ def scores(params: dict[str, Any]) -> None:
         thresholds=parse_thresholds(params["at"]),
         formats=params["formats"],
     )
-    for path in files:
-        click.echo(path)
+    _show(files)
 
 
 @figures.command(cls=VerbCommand)
 @click.argument("tomogram", type=click.Path(path_type=Path))
 @click.option("-t", "--truth", type=click.Path(path_type=Path))
-@click.option(
-    "-m",
-    "--mask",
-    "masks",
-    multiple=True,
-    metavar="[NAME=]FILE",
-    help="Mask or scores of a method.",
-)
-@click.option("-z", "--slice", "slices", type=int, multiple=True, help="[default: three]")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default=Path("slices"), show_default=True,
-    help="Name without file type.",
-)  # fmt: skip
+@masks_option
+@slices_option
+@output_option("slices")
 @format_option
 def slices(params: dict[str, Any]) -> None:
     """Draw slices of TOMOGRAM beside ground truth and masks, right and wrong in colour."""
@@ -88,6 +104,96 @@ def slices(params: dict[str, Any]) -> None:
         slices=params["slices"],
         formats=params["formats"],
     )
+    _show(files)
+
+
+@figures.command(cls=VerbCommand)
+@click.argument("tomogram", type=click.Path(path_type=Path))
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@slices_option
+@output_option("cleaning")
+@format_option
+def cleaning(params: dict[str, Any]) -> None:
+    """Draw slices of TOMOGRAM with what post-processing kept, removed and added between two masks."""
+    _require_matplotlib()
+    from etsam.figures import cleaning_figure
+
+    both = params["before"], params["after"]
+    options = {"slices": params["slices"], "formats": params["formats"]}
+    _show(cleaning_figure(params["tomogram"], both, params["output"], **options))
+
+
+@figures.command(cls=VerbCommand)
+@click.argument("truth", type=click.Path(path_type=Path))
+@masks_option
+@click.option("--elevation", type=float, default=30.0, show_default=True, callback=finite)
+@click.option("--azimuth", type=float, default=-60.0, show_default=True, callback=finite)
+@click.option("--cutaway", is_flag=True, help="Leave out what lies in front of the middle.")
+@output_option("surfaces")
+@format_option
+def surfaces(params: dict[str, Any]) -> None:
+    """Draw the surface of TRUTH beside that of each mask in 3-D, right and wrong in colour."""
+    _require_matplotlib()
+    from etsam.figures import surface_figure
+    from etsam.scenes import View
+
+    view = View(params["elevation"], params["azimuth"], params["cutaway"])
+    masks = [_named(text) for text in params["masks"]]
+    formats = params["formats"]
+    _show(surface_figure(params["truth"], masks, params["output"], view=view, formats=formats))
+
+
+@figures.command(cls=VerbCommand)
+@click.argument(
+    "places", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FOLDER|TABLE..."
+)
+@click.option("--method", "methods", multiple=True, help="[default: all, in the order found]")
+@output_option("costs")
+@format_option
+def costs(params: dict[str, Any]) -> None:
+    """Draw time, memory and GPU memory of each method, from the JSON files beside results or a table."""
+    _require_matplotlib()
+    from etsam.figures import cost_figure
+
+    options = {"methods": params["methods"], "formats": params["formats"]}
+    _show(cost_figure(params["places"], params["output"], **options))
+
+
+@figures.command(cls=VerbCommand)
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option("--before", required=True, metavar="METHOD[@THRESHOLD]")
+@click.option("--after", required=True, metavar="METHOD[@THRESHOLD]")
+@click.option("--metric", "metrics", multiple=True, help="[default: Dice, IoU, precision, recall]")
+@output_option("change")
+@format_option
+def change(params: dict[str, Any]) -> None:
+    """Draw the scores of a method before and after, as of post-processing, and the change."""
+    _require_matplotlib()
+    from etsam.figures import change_figure
+    from etsam.tables import read_table
+
+    names = params["before"], params["after"]
+    options = {"metrics": params["metrics"], "formats": params["formats"]}
+    _show(change_figure(read_table(params["table"]), names, params["output"], **options))
+
+
+@figures.command(cls=VerbCommand)
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option("--metric", "metrics", multiple=True, default=("dice",), show_default=True)
+@output_option("ablation")
+@format_option
+def ablation(params: dict[str, Any]) -> None:
+    """Draw a table of means: every method and stage of TABLE at every threshold; also as Markdown."""
+    _require_matplotlib()
+    from etsam.figures import ablation_figure
+    from etsam.tables import read_table
+
+    options = {"metrics": params["metrics"], "formats": params["formats"]}
+    _show(ablation_figure(read_table(params["table"]), params["output"], **options))
+
+
+def _show(files: Sequence[Path]) -> None:
     for path in files:
         click.echo(path)
 

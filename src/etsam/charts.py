@@ -1,0 +1,267 @@
+"""Charts of costs, of what post-processing changes, and tables of ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etsam.plots import COLOURS, COLUMN, HATCHES, label, style
+from etsam.statistics import summarise
+from etsam.tables import Score, Series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+UNITS = {
+    "seconds": (("s", 1.0), ("min", 60.0), ("h", 3600.0)),
+    "ram_mb": (("MB", 1.0), ("GB", 1000.0)),
+    "vram_mb": (("MB", 1.0), ("GB", 1000.0)),
+}
+"""Units of each cost, and from which value on they are used."""
+
+TITLES = {"seconds": "Time", "ram_mb": "Memory", "vram_mb": "GPU memory"}
+LARGE = 2.0  # times a unit from which it is taken
+
+Table = dict[str, dict[str, Series]]
+
+
+@style()
+def cost_bars(table: Table, *, width: float = 2 * COLUMN) -> Figure:
+    """Mean time, memory and GPU memory of each method, every tomogram a dot (paper, Fig. 1d).
+
+    The whisker is the SD. A method without a number has no bar.
+
+    Raises
+    ------
+    ValueError
+        If no method has any of the three.
+    """
+    costs = [name for name in UNITS if any(name in series for series in table.values())]
+    if not costs:
+        raise ValueError(f"no costs in the table: expected one of {', '.join(UNITS)}")
+    figure = _figure(width, 0.62 + 0.24 * len(table))
+    grid = figure.subplots(1, len(costs), squeeze=False)[0]
+    for axes, cost in zip(grid, costs, strict=True):
+        _bars(axes, table, cost)
+        if axes is not grid[0]:
+            axes.set_yticklabels([])
+    return figure
+
+
+@style()
+def change_plot(
+    table: Table, before: str, after: str, metrics: Sequence[str], *, width: float = 2 * COLUMN
+) -> Figure:
+    """Mean scores of two methods, and the change on each tomogram (paper, Fig. 4).
+
+    The diamond is the mean change with its bootstrap interval (95 %).
+
+    Raises
+    ------
+    ValueError
+        If a method is not in the table, or they share no metric and tomogram.
+    """
+    for name in (before, after):
+        if name not in table:
+            raise ValueError(f"no method {name!r}: the table has {', '.join(table)}")
+    pairs = {metric: _paired(table[before], table[after], metric) for metric in metrics}
+    pairs = {metric: both for metric, both in pairs.items() if both.size}
+    if not pairs:
+        raise ValueError(f"{before} and {after} share no tomogram with {', '.join(metrics)}")
+    figure = _figure(width, 2.1)
+    left, right = figure.subplots(1, 2)
+    for number, name in enumerate((before, after)):
+        means = [both[:, number].mean() for both in pairs.values()]
+        places = np.arange(len(pairs)) + 0.4 * (number - 0.5)
+        left.bar(
+            places,
+            means,
+            0.37,
+            label=name,
+            color=COLOURS[number],
+            hatch=HATCHES[number],
+            edgecolor="white",
+            linewidth=0,
+        )
+        for place, mean in zip(places, means, strict=True):
+            left.annotate(f"{mean:.3f}", (place, mean), ha="center", va="bottom", fontsize=5.5)
+    left.set(ylim=(0, 1), ylabel="Mean score")
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    _changes(right, [100 * (both[:, 1] - both[:, 0]) for both in pairs.values()])
+    for axes in (left, right):
+        axes.set_xticks(range(len(pairs)), [label(metric) for metric in pairs])
+    return figure
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Means by variant and threshold, NaN where there is none; `title` says of what."""
+
+    title: str
+    names: list[str]
+    thresholds: list[float]
+    means: NDArray[np.float64]
+
+    def markdown(self) -> str:
+        """Return the table as Markdown, the best of each row bold."""
+        head = ["variant", *(f"{threshold:g}" for threshold in self.thresholds)]
+        lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        for name, row in zip(self.names, self.means, strict=True):
+            best = np.nanmax(row)
+            cells = [_cell(value, bold=value == best) for value in row]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        return "\n".join(lines) + "\n"
+
+
+def ablation(rows: Sequence[Score], metrics: Sequence[str] = ("dice",)) -> Ablation:
+    """Arrange the scores of a sweep: a row per method, stage and metric, a column per threshold.
+
+    Raises
+    ------
+    ValueError
+        If the table has no such score at any threshold.
+    """
+    grouped: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        if row.metric in metrics and row.threshold is not None:
+            name = f"{row.stage}: {row.method}"
+            name += f", {label(row.metric)}" if len(metrics) > 1 else ""
+            grouped.setdefault(name, {}).setdefault(row.threshold, []).append(row.value)
+    if not grouped:
+        listed = " or ".join(metrics)
+        raise ValueError(f"no {listed} at any threshold: run `etsam evaluate --sweep`")
+    thresholds = sorted({level for points in grouped.values() for level in points})
+    means = np.full((len(grouped), len(thresholds)), np.nan)
+    for number, points in enumerate(grouped.values()):
+        for level, values in points.items():
+            known = [value for value in values if not np.isnan(value)]
+            if known:
+                means[number, thresholds.index(level)] = np.mean(known)
+    scored = ~np.isnan(means).all(axis=1)
+    if not scored.any():
+        raise ValueError(f"{' and '.join(metrics)} are undefined throughout")
+    names = [name for name, kept in zip(grouped, scored, strict=True) if kept]
+    title = f"Mean {label(metrics[0])}" if len(metrics) == 1 else "Mean scores"
+    return Ablation(title, names, thresholds, means[scored])
+
+
+@style()
+def ablation_table(found: Ablation, *, width: float = 2 * COLUMN) -> Figure:
+    """Draw an ablation as a table of numbers on a scale of brightness; the best of each row is bold."""
+    figure = _figure(width, 0.55 + 0.2 * len(found.names))
+    axes = figure.add_subplot()
+    low, high = float(np.nanmin(found.means)), float(np.nanmax(found.means))
+    axes.imshow(found.means, cmap="cividis", vmin=low - 1e-9, vmax=high + 1e-9, aspect="auto")
+    for row, values in enumerate(found.means):
+        for column, value in enumerate(values):
+            if not np.isnan(value):
+                axes.text(
+                    column,
+                    row,
+                    f"{value:.3f}",
+                    ha="center",
+                    va="center",
+                    color="white" if value - low < 0.55 * (high - low) else "black",
+                    weight="bold" if value == np.nanmax(values) else "normal",
+                    fontsize=6,
+                )
+    axes.set_xticks(range(len(found.thresholds)), [f"{level:g}" for level in found.thresholds])
+    axes.set_yticks(range(len(found.names)), found.names)
+    axes.tick_params(length=0)
+    axes.set_xlabel("Threshold")
+    axes.set_title(found.title)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _bars(axes: Axes, table: Table, cost: str) -> None:
+    """Draw a bar for each method, the first one on top."""
+    drawn = {name: list(series[cost].values()) for name, series in table.items() if cost in series}
+    largest = max(float(np.mean(values)) for values in drawn.values())
+    unit, size = next(
+        (one for one in reversed(UNITS[cost]) if largest >= LARGE * one[1]), UNITS[cost][0]
+    )
+    random = np.random.default_rng(0)
+    reach = max(max(values) for values in drawn.values()) / size
+    for place, name in enumerate(table):
+        if name not in drawn:
+            continue
+        values = np.array(drawn[name]) / size
+        mean, sd = float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else 0.0
+        axes.barh(
+            place,
+            mean,
+            0.66,
+            color=COLOURS[place % len(COLOURS)],
+            hatch=HATCHES[place % len(HATCHES)],
+            edgecolor="white",
+            linewidth=0,
+        )
+        if values.size > 1:
+            axes.plot([max(mean - sd, 0), mean + sd], [place, place], "k-", lw=0.8)
+            spots = place + random.uniform(-0.2, 0.2, values.size)
+            axes.plot(values, spots, ".", ms=2.5, color="0.25", zorder=3)
+        text = f"{mean:.3g} ± {sd:.2g}" if values.size > 1 else f"{mean:.3g}"
+        end = max(float(values.max()), mean + sd)
+        axes.annotate(
+            text, (end, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=6
+        )
+        reach = max(reach, mean + sd)
+    axes.set_xlim(0, 1.5 * reach)
+    axes.set_ylim(len(table) - 0.4, -0.6)
+    axes.set_yticks(range(len(table)), list(table))
+    axes.set_xlabel(f"{TITLES[cost]} [{unit}]")
+
+
+def _paired(
+    before: dict[str, Series], after: dict[str, Series], metric: str
+) -> NDArray[np.float64]:
+    """Return the scores (n, 2) of the tomograms that have both."""
+    first, second = before.get(metric, {}), after.get(metric, {})
+    both = [(first[key], second[key]) for key in first if key in second]
+    values = np.array(both, np.float64).reshape(-1, 2)
+    kept: NDArray[np.float64] = values[~np.isnan(values).any(axis=1)]
+    return kept
+
+
+def _changes(axes: Axes, changes: list[NDArray[np.float64]]) -> None:
+    random = np.random.default_rng(0)
+    axes.axhline(0, color="0.6", lw=0.6)
+    for place, values in enumerate(changes):
+        spots = place + random.uniform(-0.18, 0.18, values.size)
+        axes.plot(spots, values, ".", ms=3, color=COLOURS[5])
+        found = summarise(values)
+        if values.size > 1:
+            axes.plot([place, place], [found.low, found.high], "k-", lw=1)
+        axes.plot(place, found.mean, "D", mfc="white", mec="black", ms=4, mew=0.8)
+        axes.annotate(
+            f"{found.mean:+.2f}",
+            (place, found.mean),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=6,
+        )
+    axes.set_xlim(-0.5, len(changes) - 0.4)
+    axes.set_ylabel("Change [percentage points]")
+
+
+def _cell(value: float, *, bold: bool) -> str:
+    if np.isnan(value):
+        return ""
+    return f"**{value:.3f}**" if bold else f"{value:.3f}"

@@ -1,0 +1,63 @@
+"""What methods cost: time and memory from the JSON files beside their results, as rows of a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from etsam.predictions import recognise, stem
+from etsam.tables import Score, read_table
+
+COSTS = {"seconds": "seconds", "ram_mb": "peak_rss_mb", "vram_mb": "peak_vram_mb"}
+"""Metrics in tables, and their keys in the JSON files (docs/provenance.md)."""
+
+VERBS = ("segment", "baseline")
+
+
+def read_costs(places: Sequence[Path]) -> list[Score]:
+    """Read costs from folders of results, from their JSON files, or from CSV tables of scores.
+
+    The method is told by the name of the result, the run is the tomogram's name, the dataset its folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a place is not there.
+    ValueError
+        If nothing in them says what a segmentation cost, or a table is unfit.
+    """
+    rows: list[Score] = []
+    for place in places:
+        if place.suffix.lower() == ".csv":
+            rows += [row for row in read_table(place) if row.metric in COSTS]
+            continue
+        if not place.exists():
+            raise FileNotFoundError(f"{place} does not exist: give results of `etsam segment`")
+        for path in sorted(place.glob("*.json")) if place.is_dir() else [place]:
+            rows += _costs_of(path)
+    if not rows:
+        listed = ", ".join(map(str, places))
+        raise ValueError(
+            f"{listed}: no costs there; expected the JSON files that `etsam segment` and "
+            f"`etsam baseline` write, or a table with metrics {', '.join(COSTS)}"
+        )
+    return rows
+
+
+def _costs_of(path: Path) -> list[Score]:
+    try:
+        record: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(record, dict) or record.get("command") not in VERBS:
+        return []
+    seen = recognise(path.with_suffix(".mrc"))
+    inputs = record.get("inputs") or [{}]
+    source = Path(inputs[0].get("path") or path)
+    return [
+        Score(source.parent.name, stem(source), seen.method, "final", None, metric, record[key])
+        for metric, key in COSTS.items()
+        if record.get(key) is not None
+    ]
