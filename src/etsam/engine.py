@@ -15,10 +15,8 @@ from types import ModuleType
 from typing import Any, Literal
 
 from etsam.batch import BatchPlan, ModelOnce, Outcome, segment_one
-from etsam.inputs import refuse_same_results
 from etsam.manifest import Entry, Manifest, here, now
 from etsam.options import SegmentOptions
-from etsam.results import result_names
 from etsam.weights import resolve_model
 
 EngineKind = Literal["local", "slurm", "pbs", "sge", "lsf"]
@@ -61,8 +59,7 @@ def run_on_engine(
     ValueError, OSError
         As `etsam.batch.run_batch`; or dask is not installed, or does not take the options.
     """
-    masks = {path: result_names(path, plan.options).mask for path in plan.paths}
-    refuse_same_results(masks)
+    masks = plan.masks_by_path()
     if None in (plan.options.stage1_checkpoint, plan.options.stage2_checkpoint):
         resolve_model(plan.options.model)  # fetched once, before the workers want it
     with Manifest(plan.manifest) as manifest, _client(engine, say) as client:
@@ -71,7 +68,7 @@ def run_on_engine(
         client.subscribe_topic(TOPIC, lambda event: events.put(event[1]))
         waiting: dict[Any, tuple[Path, str]] = {}
         for number, (path, entry) in enumerate(zip(plan.paths, entries, strict=True)):
-            alone = replace(plan, paths=[path])
+            alone = replace(plan, paths=[path], masks={path: masks[path]})
             future = client.submit(_work, path, entry, alone, key=f"{plan.run}-{number}")
             waiting[future] = path, entry.mask
             future.add_done_callback(events.put)

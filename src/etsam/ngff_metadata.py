@@ -115,7 +115,7 @@ def is_zarr(path: Path) -> bool:
 
 def _read_node(path: Path) -> _Node | None:
     if (path / "zarr.json").is_file():
-        content = _read_json(path / "zarr.json")
+        content = read_json(path / "zarr.json")
         attributes = _mapping(content.get("attributes", {}), f"attributes in {path}/zarr.json")
         kind = content.get("node_type")
         if content.get("zarr_format") != 3 or kind not in ("group", "array"):
@@ -123,7 +123,7 @@ def _read_node(path: Path) -> _Node | None:
         return _Node(3, kind, attributes)
     if not is_zarr(path):
         return None
-    attributes = _read_json(path / ".zattrs") if (path / ".zattrs").is_file() else {}
+    attributes = read_json(path / ".zattrs") if (path / ".zattrs").is_file() else {}
     return _Node(2, "array" if (path / ".zarray").is_file() else "group", attributes)
 
 
@@ -248,7 +248,14 @@ def _in_angstrom(
     return known_spacing((steps[0], steps[1], steps[2])), origin
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file, which may be damaged or far too large.
+
+    Raises
+    ------
+    ValueError
+        It is not one.
+    """
     if path.stat().st_size > METADATA_LIMIT:
         raise ValueError(f"{path} is larger than metadata ever are ({path.stat().st_size:,} bytes)")
     try:

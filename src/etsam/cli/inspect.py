@@ -45,7 +45,7 @@ def inspect(params: dict[str, Any]) -> int:
         found = look(path, forecast)
         click.echo(json.dumps(summary(found)) if params["as_json"] else _page(found))
 
-    return run_each(find_tomograms(params["tomograms"]), run)
+    return run_each(list(find_tomograms(params["tomograms"])), run)
 
 
 def _page(found: Inspection) -> str:
