@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from etsam.storage import VolumeInfo, VoxelStatistics, Zyx, known_spacing
+from etsam.storage import SPACING_UNKNOWN, VolumeInfo, VoxelStatistics, Zyx, known_spacing
 
 METADATA_LIMIT = 16 << 20  # bytes
 ANCESTORS = 3  # folders above an array in which its multiscales may lie
@@ -137,7 +137,7 @@ def _image_of_array(path: Path, node: _Node) -> NgffImage:
                 level = _level(group, above, image, _mapping(dataset, f"datasets of {group}"))
                 if level.array == path.resolve():
                     return level
-    note = "no NGFF metadata: voxel spacing unknown"
+    note = f"no NGFF metadata: {SPACING_UNKNOWN}"
     return NgffImage(
         path, node.zarr_format, "0.5" if node.zarr_format == 3 else "0.4", notes=(note,)
     )
@@ -236,14 +236,14 @@ def _in_angstrom(
     given = [units.get(axis) for axis in "zyx"]
     strange = [unit for unit in given if unit and unit not in ANGSTROM]
     if strange:
-        notes.append(f"unit {strange[0]!r} is not a length known here: voxel spacing unknown")
+        notes.append(f"unit {strange[0]!r} is not a length known here: {SPACING_UNKNOWN}")
         return None, (0.0, 0.0, 0.0)
     factors = [ANGSTROM[unit or "angstrom"] for unit in given]
     steps = [scale[place] * factor for place, factor in zip(places, factors, strict=True)]
     shift = [translation[place] * factor for place, factor in zip(places, factors, strict=True)]
     origin = (shift[0], shift[1], shift[2])
     if None in given:
-        notes.append("no unit of length: voxel spacing unknown")
+        notes.append(f"no unit of length: {SPACING_UNKNOWN}")
         return None, origin
     return known_spacing((steps[0], steps[1], steps[2])), origin
 

@@ -17,6 +17,7 @@ import numpy as np
 
 MAX_SIDE = 65535  # voxels along one axis; larger numbers are a damaged or foreign header
 SPACING_RANGE = (1e-3, 1e6)  # Å; outside is a damaged header, not a microscope
+SPACING_UNKNOWN = "voxel spacing unknown"  # how a note ends that says so
 UNKNOWN_SPACING = 1.0  # Å; what most programs write when they do not know
 ENTRY_BYTES = 1 << 30  # the largest single read the operating systems agree on
 

@@ -14,6 +14,7 @@ from etsam.arrays import ArraySource
 from etsam.mrc import MrcSink, MrcSource
 from etsam.ngff import NgffSink, NgffSource
 from etsam.storage import (
+    SPACING_UNKNOWN,
     SliceSink,
     SliceSource,
     VolumeInfo,
@@ -276,7 +277,8 @@ def _tomogram(source: SliceSource, path: Path | None, voxel_spacing: float | Non
     spacing = None if named is None else known_spacing((named,) * 3)
     if voxel_spacing is None and spacing is not None:
         note = f"voxel spacing {named:g} Å taken from the folder's name"
-        info = replace(info, voxel_spacing=spacing, notes=(*info.notes, note))
+        others = [text for text in info.notes if not text.endswith(SPACING_UNKNOWN)]
+        info = replace(info, voxel_spacing=spacing, notes=(*others, note))
     if voxel_spacing is not None:
         try:
             info = replace(info, voxel_spacing=check_spacing(voxel_spacing))

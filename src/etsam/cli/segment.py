@@ -12,6 +12,7 @@ import click
 
 from etsam.cli.command import VerbCommand, check_output
 from etsam.cli.options import batch_options, finite, min_slices_option, overwrite_option
+from etsam.options import MAX_TILE, MIN_TILE
 
 if TYPE_CHECKING:
     from etsam.batch import BatchPlan
@@ -106,6 +107,13 @@ NORMALISATIONS = ["min_max_positive_values", "softplus_minmax", "min_max", "robu
     "--split-processing",
     is_flag=True,
     help="Segment the four quadrants one by one, for closely packed membranes.",
+)
+@click.option(
+    "--tile",
+    type=click.IntRange(min=MIN_TILE),
+    default=MAX_TILE,
+    show_default=True,
+    help="Longest side of a tile in pixels of the network; halved when memory runs out.",
 )
 @click.option("--post-process", is_flag=True, help="Write a cleaned mask too.")
 @click.option("--instances", is_flag=True, help="Write int16 labels too, one per membrane.")
