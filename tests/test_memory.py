@@ -27,8 +27,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of memor
 
 SHAPE = (3, 64, 520)
 ROOM = 350 << 20  # bytes a process may still take
-HUNGRY = 16_000  # bytes a pixel: 532 MB for the whole frame, 332 MB for each of two tiles
-STARVING = 160_000
+HUNGRY = 12_000  # bytes a pixel: 400 MB for the whole frame, 270 MB for each of two tiles
+STARVING = 120_000
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def run_on_engine(
     masks = plan.masks_by_path()
     if None in (plan.options.stage1_checkpoint, plan.options.stage2_checkpoint):
         resolve_model(plan.options.model)  # fetched once, before the workers want it
-    with Manifest(plan.manifest) as manifest, _client(engine, say) as client:
+    with Manifest(plan.manifest) as manifest, start_workers(engine, say) as client:
         entries = manifest.begin(masks.items())
         events: Queue[Any] = Queue()
         client.subscribe_topic(TOPIC, lambda event: events.put(event[1]))
@@ -136,7 +136,7 @@ def _device(options: SegmentOptions, name: object) -> str:
 
 
 @contextmanager
-def _client(engine: Engine, say: Callable[[str], None]) -> Iterator[Any]:
+def start_workers(engine: Engine, say: Callable[[str], None]) -> Iterator[Any]:
     """Start the workers, and stop them in the end."""
     distributed = _module("distributed")
     workers = engine.workers or max(1, _gpus())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ OUT_OF_MEMORY = (  # as torch, oneDNN and the C++ library say it
     *("could not create a primitive", "could not create a memory"),
 )
 LESS_MEMORY = "try --split-processing, --dtype bfloat16, --device cpu, or a larger machine"
+NOT_FOR_USERS = re.compile(r"\[enforce fail[^\]]*\]\s*(err == 0\.)?\s*|\s*Error code \d.*")
 REASON_LENGTH = 160
 
 Result = TypeVar("Result")
@@ -31,7 +33,8 @@ def memory_errors() -> Iterator[None]:
         text = str(error)
         if not any(words in text for words in OUT_OF_MEMORY):
             raise
-        raise MemoryError(f"{text.splitlines()[0][:REASON_LENGTH]}: {LESS_MEMORY}") from error
+        reason = NOT_FOR_USERS.sub("", text.splitlines()[0])[:REASON_LENGTH].rstrip(" .")
+        raise MemoryError(f"{reason}: {LESS_MEMORY}") from error
 
 
 def with_smaller_tiles(
@@ -59,7 +62,7 @@ def with_smaller_tiles(
             tile = smaller_tile(options.tile, frame)
             if tile is None:
                 raise
-            reason = str(error).removesuffix(f": {LESS_MEMORY}")[:REASON_LENGTH]
+            reason = str(error).removesuffix(f": {LESS_MEMORY}")
         warnings.warn(
             f"not enough memory ({reason}): beginning again with tiles of {tile} pixels",
             stacklevel=3,
