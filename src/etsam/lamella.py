@@ -12,12 +12,15 @@ from scipy import ndimage
 TEXTURE_SIZE = 40.0  # Å; finer detail is noise, which is outside of the sample too
 BINNED = 4  # pixels, where the spacing is unknown
 BACKGROUND = 8.0  # binned pixels; slower changes are ice and gradients
+OUTLYING = 4.0  # deviations; what is beyond, gold or dirt, is cut off
 LEAST_SIDE = 8  # binned pixels along a slice
 LEAST_SLICES = 12
 LEAST_PART = 3  # slices looked at, inside and outside
 EXPLAINED = 0.62
 """Share of the variance along Z that a slab has to explain before it is believed."""
 TEXTURED = 1.1  # times as much texture inside as outside
+BETTER_THAN_A_LINE = 0.5
+"""At most so much of what a straight line leaves may be left: a gradient has no faces."""
 ALSO_LIKELY = 1.5
 """Slabs that leave so many times the smallest rest are in the range of thicknesses."""
 FAINTEST = 1e-6  # of the strongest texture; less is none
@@ -57,8 +60,14 @@ def texture(plane: np.ndarray, spacing: float | None) -> float:
         return math.nan
     blocks = plane[: height * factor, : width * factor]
     binned = blocks.reshape(height, factor, width, factor).mean(axis=(1, 3), dtype=np.float64)
-    binned -= ndimage.gaussian_filter(binned, BACKGROUND)
-    return 1.4826 * float(np.median(np.abs(binned - np.median(binned))))
+    middle, spread = float(np.median(binned)), _spread(binned)
+    binned = np.clip(binned, middle - OUTLYING * spread, middle + OUTLYING * spread)
+    return _spread(binned - ndimage.gaussian_filter(binned, BACKGROUND))
+
+
+def _spread(values: np.ndarray) -> float:
+    """Median absolute deviation, as the standard deviation of normal noise."""
+    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
 
 
 def find_lamella(textures: Sequence[float], places: Sequence[int], depth: int) -> Lamella | None:
@@ -94,7 +103,8 @@ def find_lamella(textures: Sequence[float], places: Sequence[int], depth: int) -
     rest[within <= 0] = np.inf
     best = int(np.argmin(rest))
     step = within[best] / inside[best] + within[best] / outside[best]
-    if not rest[best] <= (1 - EXPLAINED) * total or step < math.log(TEXTURED):
+    limit = min((1 - EXPLAINED) * total, BETTER_THAN_A_LINE * _rest_of_a_line(profile))
+    if not rest[best] <= limit or step < math.log(TEXTURED):
         return None
     edges = [0, *((np.asarray(places[:-1]) + np.asarray(places[1:]) + 1) // 2).tolist(), depth]
     likely = rest <= ALSO_LIKELY * rest[best]
@@ -102,3 +112,10 @@ def find_lamella(textures: Sequence[float], places: Sequence[int], depth: int) -
     return Lamella(
         int(edges[start[best]]), int(edges[stop[best]]), int(spans.min()), int(spans.max())
     )
+
+
+def _rest_of_a_line(profile: np.ndarray) -> float:
+    """Squared deviations from the straight line through a profile."""
+    places = np.arange(len(profile))
+    line = np.polyval(np.polyfit(places, profile, 1), places)
+    return float(np.square(profile - line).sum())

@@ -85,8 +85,9 @@ def _thickness(found: Inspection) -> str:
     sizes = [found.in_nm(n) or n for n in (slab.thickness, slab.least, slab.most)]
     unit = "slices" if found.voxel_spacing_zyx_angstrom is None else "nm"
     likeliest, least, most = (f"{size:.0f}" for size in sizes)
+    ends = slab.start == 0 or slab.stop == found.shape_zyx[0]
     return (
-        f"sample: about {likeliest} {unit} thick ({least} to {most}), z {slab.start} to "
+        f"sample: {'at least' if ends else 'about'} {likeliest} {unit} thick ({least} to {most}), z {slab.start} to "
         f"{slab.stop - 1}, by its texture"
     )
 
