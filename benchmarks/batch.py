@@ -33,7 +33,7 @@ from etsam.sam2 import save_checkpoint
 from etsam.segmentation import segment_file
 from tiny_model import SPEC, tiny_network
 
-SHAPE = (8, 32, 32)
+SHAPE = (2, 32, 32)
 TOMOGRAM_SECONDS = 228.0
 
 

