@@ -187,10 +187,9 @@ def segment_file(
             staged = result.staged(folder)
             with _unfinished(folder, task, stages, resume, run) as unfinished:
                 with clock.stage("segment"):
-                    segment = partial(_attempt, tomogram, stages, progress, unfinished, staged)
-                    options = replace(options, tile=unfinished.settled.get("tile", options.tile))
-                    frame = _frame(tomogram, stages, options)
-                    options, voxels = with_smaller_tiles(segment, options, frame)
+                    work = partial(_attempt, tomogram, stages, progress, unfinished, staged)
+                    kept = replace(options, tile=unfinished.settled.get("tile", options.tile))
+                    options, voxels = with_smaller_tiles(work, kept, _frame(tomogram, stages, kept))
                 with clock.stage("finish"), memory_errors():
                     cleaning = _finish(tomogram, options, staged)
             _refuse_changed(task.source, input_record(tomogram))
