@@ -195,7 +195,7 @@ def _show(result: SegmentResult, *, as_json: bool, open_preview: bool) -> None:
     if as_json:
         click.echo(result.json())
     else:
-        click.echo(result.mask)
+        click.echo(os.fsencode(result.mask))  # names need not be Unicode
     if open_preview and result.preview is not None:
         click.echo(f"preview: {result.preview}", err=True)
         if _has_screen():
