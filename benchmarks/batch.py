@@ -116,7 +116,7 @@ def engine_start() -> dict[str, object]:
     import psutil
 
     begun, cpu = time.perf_counter(), time.process_time()
-    with start_workers(Engine(workers=1), lambda line: None) as client:
+    with start_workers(Engine(workers=1), [].append) as client:
         client.submit(os.getpid).result()
         elapsed = time.perf_counter() - begun
         spent = time.process_time() - cpu
