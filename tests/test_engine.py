@@ -94,6 +94,7 @@ def test_a_lost_worker_loses_nothing(options: SegmentOptions, tmp_path: Path) ->
     assert sorted(outcome.path for outcome in outcomes) == paths
     entries = read_manifest(manifest)
     assert [entry.state for entry in entries] == ["done"] * 4
+    assert len({entry.input for entry in entries}) == 4
     assert sum(entry.attempts for entry in entries) == 5
     assert len({entry.pid for entry in entries}) >= 2
     for path in paths:

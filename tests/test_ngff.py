@@ -171,10 +171,11 @@ def test_sharded_fortran_and_big_endian_arrays(tmp_path):
 )
 def test_units_become_angstrom(tmp_path, unit, factor):
     axes = [{"name": axis, "type": "space", "unit": unit} for axis in "zyx"]
-    content = {"axes": axes, "datasets": level([2.0, 3.0, 4.0], [5.0, 6.0, -7.0])}
+    scale, shift = ([value / factor for value in row] for row in ((2, 3, 4), (5, 6, -7)))
+    content = {"axes": axes, "datasets": level(scale, shift)}
     with open_tomogram(image(tmp_path / "a", voxels(), content)) as tomogram:
-        assert tomogram.voxel_spacing == pytest.approx((2 * factor, 3 * factor, 4 * factor))
-        assert tomogram.origin == pytest.approx((5 * factor, 6 * factor, -7 * factor))
+        assert tomogram.voxel_spacing == pytest.approx((2, 3, 4))
+        assert tomogram.origin == pytest.approx((5, 6, -7))
 
 
 @pytest.mark.parametrize(

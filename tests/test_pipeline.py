@@ -104,9 +104,8 @@ def test_quadrants_do_not_see_each_other() -> None:
 
 def test_tiles_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     """Across a tile border logits change no more than elsewhere."""
-    monkeypatch.setattr(pipeline, "MAX_TILE", 96)
     monkeypatch.setattr(pipeline, "OVERLAP", 32)
-    tiled = logits(Watched((3, 64, 200)))
+    tiled = logits(Watched((3, 64, 200)), replace(OPTIONS, tile=96))
     assert tiled.shape == (3, 64, 200)
     steps = np.abs(np.diff(tiled, axis=2)).mean(axis=(0, 1))
     assert steps.max() < 4 * np.median(steps)

@@ -94,6 +94,29 @@ def test_the_plugins_call(
     assert np.array_equal(etsam.segment(volume), logits)
 
 
+@pytest.mark.filterwarnings("ignore:this model knows only")
+def test_the_plugins_call_cancelled_leaves_nothing(
+    model: Path, volume: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        stages, "resolve_model", lambda name, progress: weights.resolve_model(model)
+    )
+    threads = threading.active_count()
+    for fraction in (0.0, 0.4, 0.9):
+        with pytest.raises(Cancelled):
+            etsam.segment(
+                volume,
+                normalize_method="min_max_positive_values",
+                split_processing=True,
+                stage1_prompt="grid_zero",
+                stage2_prompt="zero",
+                progress=cancel_at(fraction),
+                output_path=str(tmp_path / "out.npy"),
+            )
+        assert not list(tmp_path.iterdir())
+        assert threading.active_count() == threads
+
+
 def test_the_bundled_model_is_the_default(volume: np.ndarray) -> None:
     logits = etsam.segment(volume)
     assert logits.shape == SHAPE and np.isfinite(logits).all()

@@ -162,7 +162,7 @@ def test_what_is_not_there_is_said(tmp_path):
         assert tomogram.shape == SHAPE
 
 
-@pytest.mark.parametrize("spacing", [0.0, -1.0, float("nan"), float("inf"), 1e9])
+@pytest.mark.parametrize("spacing", [0.0, -1.0, float("nan"), float("inf"), 0.1, 1e3])
 def test_an_implausible_spacing_is_refused(tmp_path, spacing):
     (tmp_path / "a.mrc").write_bytes(mrc())
     with pytest.raises(ValueError, match="voxel spacing"):

@@ -14,8 +14,7 @@ from etsam.inputs import refuse_same_results
 from etsam.manifest import MANIFEST_NAME, SUFFIX, Entry, Manifest, here, now
 from etsam.options import SegmentOptions
 from etsam.provenance import peak_rss_mb, reset_peaks
-from etsam.results import request_of, result_names
-from etsam.volume import KNOWN_SUFFIXES
+from etsam.results import names_mask, request_of, result_names
 
 if TYPE_CHECKING:
     from etsam.results import SegmentResult
@@ -37,6 +36,8 @@ class BatchPlan:
         Keep what is done and go on where an earlier run stopped; stop at the first failure.
     manifest
         File for the record; None keeps it in memory.
+    masks
+        Names of masks, of those tomograms for which the options do not say them.
     run
         Name of this run, which marks its results and what it left unfinished.
     """
@@ -46,7 +47,25 @@ class BatchPlan:
     resume: bool = False
     fail_fast: bool = False
     manifest: Path | None = None
+    masks: dict[Path, Path] = field(default_factory=dict)
     run: str = field(default_factory=lambda: uuid4().hex[:12])
+
+    def options_for(self, path: Path) -> SegmentOptions:
+        """Return the choices for one tomogram."""
+        mask = self.masks.get(path)
+        return self.options if mask is None else replace(self.options, output=mask)
+
+    def masks_by_path(self) -> dict[Path, Path]:
+        """Where the mask of each tomogram goes.
+
+        Raises
+        ------
+        ValueError
+            Two tomograms share one.
+        """
+        masks = {path: result_names(path, self.options_for(path)).mask for path in self.paths}
+        refuse_same_results(masks)
+        return masks
 
 
 @dataclass(frozen=True)
@@ -86,12 +105,21 @@ class ModelOnce:
         return self._stages
 
 
-def default_manifest(paths: list[Path], output: Path | None, shard: str | None = None) -> Path:
-    """Return where a batch records itself: in the results' folder, or the one its tomograms share."""
+def default_manifest(
+    paths: list[Path],
+    output: Path | None,
+    shard: str | None = None,
+    masks: dict[Path, Path] | None = None,
+) -> Path:
+    """Return where a batch records itself: in the results' folder, or the one its tomograms share.
+
+    That of masks that go back into a project (`masks`, by tomogram) is the one these share.
+    """
     if output is None:
-        folder = Path(os.path.commonpath([path.resolve().parent for path in paths]))
+        ends = [masks[path] if masks else path for path in paths]
+        folder = Path(os.path.commonpath([end.resolve().parent for end in ends]))
     else:
-        folder = output.parent if KNOWN_SUFFIXES.search(output.name) else output
+        folder = output.parent if names_mask(output) else output
     part = f".{shard.replace('/', 'of')}" if shard else ""
     return folder / f"{MANIFEST_NAME}{part}{SUFFIX}"
 
@@ -111,8 +139,7 @@ def run_batch(
         Two tomograms have the same result, another batch is at work here, or the model cannot be
         loaded.
     """
-    masks = {path: result_names(path, plan.options).mask for path in plan.paths}
-    refuse_same_results(masks)
+    masks = plan.masks_by_path()
     load = ModelOnce(plan.options)
     with Manifest(plan.manifest) as manifest:
         queue = manifest.begin(masks.items())
@@ -147,7 +174,7 @@ def segment_one(
     entry = replace(entry, parameters=request_of(plan.options))
     try:
         result = segment_file(
-            path, plan.options, progress, load=load, resume=plan.resume, run=plan.run
+            path, plan.options_for(path), progress, load=load, resume=plan.resume, run=plan.run
         )
     except FAILURES as error:
         text = " ".join(str(error).split()) or type(error).__name__

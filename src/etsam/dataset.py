@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from etsam.frames import FrameSpec
 from etsam.intensity import IntensityScaling, measure_intensity
 from etsam.logits import LogitRange
 from etsam.metrics import IGNORE
+from etsam.projects import by_stem, portal_tomograms
 from etsam.volume import KNOWN_SUFFIXES, Tomogram, open_tomogram, tomogram_from_array
 
 MASK_ENDING = "_membrane"
@@ -24,9 +24,6 @@ LOGIT_STEP = 5.0 / 127
 """Stage-1 logits, clipped to [-5, 5], are kept as int8 in memory and on disk."""
 OPEN_VOLUMES = 64
 """Files kept open at once."""
-PORTAL_TOMOGRAMS = "Reconstructions/VoxelSpacing*/Tomograms/*/*"
-PORTAL_FOLDERS = ("", "*/", "*/*/")
-"""A run, a dataset of runs, several datasets; no ``**``, which would look into every Zarr."""
 PORTAL_MASKS = "*membrane*_segmentationmask.*"
 
 
@@ -56,7 +53,7 @@ def logits_path(tomogram: Path) -> Path:
 
 
 def _side_by_side(folder: Path) -> list[tuple[Path, Path]]:
-    volumes = _by_stem(folder.glob("*")) if folder.is_dir() else {}
+    volumes = by_stem(folder.glob("*")) if folder.is_dir() else {}
     return [
         (tomogram, volumes[stem + MASK_ENDING])
         for stem, tomogram in sorted(volumes.items())
@@ -66,13 +63,11 @@ def _side_by_side(folder: Path) -> list[tuple[Path, Path]]:
 
 def _portal(folder: Path) -> list[tuple[Path, Path]]:
     pairs = []
-    found = [path for above in PORTAL_FOLDERS for path in folder.glob(above + PORTAL_TOMOGRAMS)]
-    tomograms = _by_stem(found, whole_path=True)
-    for _, tomogram in sorted(tomograms.items()):
+    for tomogram in portal_tomograms(folder):
         spacing = tomogram.parents[2]
         annotations = spacing / "Annotations"
         paths = [*annotations.glob(PORTAL_MASKS), *annotations.glob("*/" + PORTAL_MASKS)]
-        masks = _by_stem(paths, whole_path=True)
+        masks = by_stem(paths, whole_path=True)
         if len(masks) > 1:
             raise ValueError(
                 f"{spacing} has {len(masks)} membrane annotations ({', '.join(sorted(masks))}): "
@@ -80,16 +75,6 @@ def _portal(folder: Path) -> list[tuple[Path, Path]]:
             )
         pairs += [(tomogram, mask) for mask in masks.values()]
     return pairs
-
-
-def _by_stem(paths: Iterable[Path], *, whole_path: bool = False) -> dict[str, Path]:
-    """Volumes by name; of one in several formats the MRC, which is read faster at random."""
-    volumes: dict[str, Path] = {}
-    for path in sorted(paths, key=lambda p: (p.suffix == ".zarr", p.name)):
-        if KNOWN_SUFFIXES.search(path.name):
-            stem = stem_of(path)
-            volumes.setdefault(str(path.parent / stem) if whole_path else stem, path)
-    return volumes
 
 
 class SliceStore:

@@ -15,10 +15,8 @@ from types import ModuleType
 from typing import Any, Literal
 
 from etsam.batch import BatchPlan, ModelOnce, Outcome, segment_one
-from etsam.inputs import refuse_same_results
 from etsam.manifest import Entry, Manifest, here, now
 from etsam.options import SegmentOptions
-from etsam.results import result_names
 from etsam.weights import resolve_model
 
 EngineKind = Literal["local", "slurm", "pbs", "sge", "lsf"]
@@ -61,17 +59,16 @@ def run_on_engine(
     ValueError, OSError
         As `etsam.batch.run_batch`; or dask is not installed, or does not take the options.
     """
-    masks = {path: result_names(path, plan.options).mask for path in plan.paths}
-    refuse_same_results(masks)
+    masks = plan.masks_by_path()
     if None in (plan.options.stage1_checkpoint, plan.options.stage2_checkpoint):
         resolve_model(plan.options.model)  # fetched once, before the workers want it
-    with Manifest(plan.manifest) as manifest, _client(engine, say) as client:
+    with Manifest(plan.manifest) as manifest, start_workers(engine, say) as client:
         entries = manifest.begin(masks.items())
         events: Queue[Any] = Queue()
         client.subscribe_topic(TOPIC, lambda event: events.put(event[1]))
         waiting: dict[Any, tuple[Path, str]] = {}
         for number, (path, entry) in enumerate(zip(plan.paths, entries, strict=True)):
-            alone = replace(plan, paths=[path])
+            alone = replace(plan, paths=[path], masks={path: masks[path]})
             future = client.submit(_work, path, entry, alone, key=f"{plan.run}-{number}")
             waiting[future] = path, entry.mask
             future.add_done_callback(events.put)
@@ -139,7 +136,7 @@ def _device(options: SegmentOptions, name: object) -> str:
 
 
 @contextmanager
-def _client(engine: Engine, say: Callable[[str], None]) -> Iterator[Any]:
+def start_workers(engine: Engine, say: Callable[[str], None]) -> Iterator[Any]:
     """Start the workers, and stop them in the end."""
     distributed = _module("distributed")
     workers = engine.workers or max(1, _gpus())

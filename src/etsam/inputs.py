@@ -1,4 +1,4 @@
-"""What a user names as input, as a list of tomograms: files, folders, globs, lists."""
+"""What a user names as input, as a list of tomograms: files, folders, globs, lists, projects."""
 
 from __future__ import annotations
 
@@ -8,43 +8,65 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from etsam.ngff_metadata import is_zarr
+from etsam.projects import (
+    Member,
+    copick_tomograms,
+    is_copick,
+    mask_in_copick,
+    mask_in_folder,
+    member_of,
+    portal_tomograms,
+)
+from etsam.results import names_mask
 from etsam.volume import KNOWN_SUFFIXES
 
 LIST_SUFFIXES = (".txt", ".lst")
 RESULT_STEMS = ("_membrane", "_membrane_logits", "_membrane_postprocessed")
 
 
-def find_tomograms(names: Iterable[str | Path]) -> list[Path]:
-    """Turn names into tomograms, each once, in the order given.
+def find_tomograms(names: Iterable[str | Path]) -> dict[Path, Member | None]:
+    """Turn names into tomograms, each once, in the order given, and say what they are in a project.
 
-    A folder stands for the MRC files and OME-Zarr folders right in it, without our own results; a
-    name with ``*``, ``?`` or ``[`` for what it matches (``**`` for folders at any depth); a text
-    file (.txt, .lst) for the names on its lines, relative to its folder, ``#`` starting a comment.
-    Anything else stands for itself, there or not, so that each tomogram fails on its own.
+    A folder stands for the MRC files and OME-Zarr folders right in it, without our own results, or
+    for the tomograms of the copick project or the runs of the CryoET Data Portal that it holds; the
+    JSON config of a copick project for its tomograms; a name with ``*``, ``?`` or ``[`` for what it
+    matches (``**`` for folders at any depth); a text file (.txt, .lst) for the names on its lines,
+    relative to its folder, ``#`` starting a comment. Anything else stands for itself, there or not,
+    so that each tomogram fails on its own.
 
     Raises
     ------
     FileNotFoundError
-        A folder holds no tomogram, or a pattern matches none, or a list is empty.
+        A folder or project holds no tomogram, or a pattern matches none, or a list is empty.
+    ValueError
+        A list or config is not one, or a project lies on a server.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Member | None] = {}
     for name in names:
-        found.update(dict.fromkeys(_one(Path(name))))
-    return list(found)
+        for path, member in _one(Path(name)).items():
+            found.setdefault(path, member)
+    return found
 
 
-def _one(path: Path) -> list[Path]:
+def _one(path: Path) -> dict[Path, Member | None]:
     if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
         return _in_list(path)
+    if (path.is_file() and path.suffix.lower() == ".json") or is_copick(path):
+        found = copick_tomograms(path)
+        return {path: member for path, member in found.items() if not _is_result(path)}
     if path.is_dir() and path.suffix.lower() != ".zarr" and not is_zarr(path):
-        return _in_folder(path)
+        return _with_members(_in_folder(path))
     if not path.exists() and glob.has_magic(str(path)):
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
         chosen = [match for match in matches if not _is_result(match)]
         if not chosen:
             raise FileNotFoundError(f"no tomogram matches {path}")
-        return chosen
-    return [path]
+        return _with_members(chosen)
+    return _with_members([path])
+
+
+def _with_members(paths: Iterable[Path]) -> dict[Path, Member | None]:
+    return {path: member_of(path) for path in paths}
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -52,16 +74,16 @@ def _in_folder(folder: Path) -> list[Path]:
         path
         for path in sorted(folder.iterdir())
         if KNOWN_SUFFIXES.search(path.name) and not _is_result(path)
-    ]
+    ] or [path for path in portal_tomograms(folder) if not _is_result(path)]
     if not found:
         raise FileNotFoundError(
             f"{folder} holds no tomogram: expected MRC files (.mrc, .rec, .map, ...) or OME-Zarr "
-            "folders right in it"
+            "folders right in it, or runs of a copick project or of the CryoET Data Portal"
         )
     return found
 
 
-def _in_list(path: Path) -> list[Path]:
+def _in_list(path: Path) -> dict[Path, Member | None]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -73,13 +95,43 @@ def _in_list(path: Path) -> list[Path]:
     nested = [name for name in names if Path(name).suffix.lower() in LIST_SUFFIXES]
     if nested:
         raise ValueError(f"{path} names {nested[0]}: a list holds tomograms, not lists")
-    return [found for name in names for found in _one(path.parent / name)]
+    return find_tomograms(path.parent / name for name in names)
 
 
 def _is_result(path: Path) -> bool:
     """Whether a file is one that we make, or hidden."""
     stem = KNOWN_SUFFIXES.sub("", path.name)
     return stem.endswith(RESULT_STEMS) or path.name.startswith(".")
+
+
+def choose_masks(
+    tomograms: dict[Path, Member | None], output: Path | None, *, copick: bool
+) -> dict[Path, Path]:
+    """Say where the masks of tomograms of projects go; of the others nothing is said.
+
+    With `copick` they become segmentations of their projects, otherwise files of the folder
+    `output`, or beside the tomogram where that is None.
+
+    Raises
+    ------
+    ValueError
+        With `copick` for a tomogram outside of copick projects, and without it and without `output`
+        for one inside, beside which a mask would count as a tomogram.
+    """
+    if copick:
+        return {path: mask_in_copick(path, member) for path, member in tomograms.items()}
+    members = {path: member for path, member in tomograms.items() if member is not None}
+    if output is None:
+        for path, member in members.items():
+            if member.copick is not None:
+                raise ValueError(
+                    f"copick would take a mask beside {path} for a tomogram: give --copick to make it a "
+                    "segmentation, or --output"
+                )
+        return {}
+    if names_mask(output):
+        return {}
+    return {path: mask_in_folder(path, member, output) for path, member in members.items()}
 
 
 def refuse_same_results(masks: dict[Path, Path]) -> None:

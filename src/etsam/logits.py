@@ -124,6 +124,11 @@ class NpyWriter:
         write_all(self._file, np.ascontiguousarray(logits, dtype="<f4"))
         self._written += 1
 
+    def restart(self) -> None:
+        """Begin with slice 0 again."""
+        self._file.seek(-self._written * 4 * math.prod(self._shape[1:]), os.SEEK_CUR)
+        self._written = 0
+
     def __enter__(self) -> NpyWriter:
         return self
 

@@ -75,6 +75,7 @@ class Manifest:
         """
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            _lock_path(self.path).touch()
             self._lock = _lock_of(self.path)
             if not _try(self._lock):
                 raise OSError(f"another batch is at work on {self.path}: wait for it")

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from etsam.ngff_metadata import NgffImage, find_image, group_attributes, is_zarr
-from etsam.storage import MAX_SIDE, RawFile, VolumeInfo, VoxelStatistics, scratch_file
+from etsam.storage import (
+    MAX_SIDE,
+    RawFile,
+    VolumeInfo,
+    VoxelStatistics,
+    check_slice,
+    scratch_file,
+)
 
 if TYPE_CHECKING:
     import tensorstore
@@ -242,6 +249,7 @@ def _checked_dtype(store: tensorstore.TensorStore, chunk: tuple[int, ...], path:
         raise ValueError(f"{path} holds {store.dtype.name}: a tomogram holds real numbers")
     if not all(1 <= side <= MAX_SIDE for side in store.shape):
         raise ValueError(f"{path} has shape {tuple(store.shape)}: expected 1 to {MAX_SIDE} a side")
+    check_slice(store.shape[1:], path)
     if math.prod(map(min, chunk, store.shape)) * dtype.itemsize > CHUNK_LIMIT:
         raise ValueError(f"{path} has chunks of {chunk}: too large to decode, store smaller ones")
     return dtype

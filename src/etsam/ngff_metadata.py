@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from etsam.storage import VolumeInfo, VoxelStatistics, Zyx, known_spacing
+from etsam.storage import SPACING_UNKNOWN, VolumeInfo, VoxelStatistics, Zyx, known_spacing
 
 METADATA_LIMIT = 16 << 20  # bytes
 ANCESTORS = 3  # folders above an array in which its multiscales may lie
@@ -115,7 +115,7 @@ def is_zarr(path: Path) -> bool:
 
 def _read_node(path: Path) -> _Node | None:
     if (path / "zarr.json").is_file():
-        content = _read_json(path / "zarr.json")
+        content = read_json(path / "zarr.json")
         attributes = _mapping(content.get("attributes", {}), f"attributes in {path}/zarr.json")
         kind = content.get("node_type")
         if content.get("zarr_format") != 3 or kind not in ("group", "array"):
@@ -123,7 +123,7 @@ def _read_node(path: Path) -> _Node | None:
         return _Node(3, kind, attributes)
     if not is_zarr(path):
         return None
-    attributes = _read_json(path / ".zattrs") if (path / ".zattrs").is_file() else {}
+    attributes = read_json(path / ".zattrs") if (path / ".zattrs").is_file() else {}
     return _Node(2, "array" if (path / ".zarray").is_file() else "group", attributes)
 
 
@@ -137,7 +137,7 @@ def _image_of_array(path: Path, node: _Node) -> NgffImage:
                 level = _level(group, above, image, _mapping(dataset, f"datasets of {group}"))
                 if level.array == path.resolve():
                     return level
-    note = "no NGFF metadata: voxel spacing unknown"
+    note = f"no NGFF metadata: {SPACING_UNKNOWN}"
     return NgffImage(
         path, node.zarr_format, "0.5" if node.zarr_format == 3 else "0.4", notes=(note,)
     )
@@ -236,19 +236,26 @@ def _in_angstrom(
     given = [units.get(axis) for axis in "zyx"]
     strange = [unit for unit in given if unit and unit not in ANGSTROM]
     if strange:
-        notes.append(f"unit {strange[0]!r} is not a length known here: voxel spacing unknown")
+        notes.append(f"unit {strange[0]!r} is not a length known here: {SPACING_UNKNOWN}")
         return None, (0.0, 0.0, 0.0)
     factors = [ANGSTROM[unit or "angstrom"] for unit in given]
     steps = [scale[place] * factor for place, factor in zip(places, factors, strict=True)]
     shift = [translation[place] * factor for place, factor in zip(places, factors, strict=True)]
     origin = (shift[0], shift[1], shift[2])
     if None in given:
-        notes.append("no unit of length: voxel spacing unknown")
+        notes.append(f"no unit of length: {SPACING_UNKNOWN}")
         return None, origin
     return known_spacing((steps[0], steps[1], steps[2])), origin
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file, which may be damaged or far too large.
+
+    Raises
+    ------
+    ValueError
+        It is not one.
+    """
     if path.stat().st_size > METADATA_LIMIT:
         raise ValueError(f"{path} is larger than metadata ever are ({path.stat().st_size:,} bytes)")
     try:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 Polarity = Literal["auto", "dark", "bright"]
 
 LOGIT_THRESHOLD = -0.25  # default of the paper (4.3) and of the released code
+MAX_TILE = 1024  # pixels of the network; larger frames are tiled
+MIN_TILE = 192  # tiles share 128 with their neighbours
 MIN_SLICES = 10  # post-processing drops what spans fewer slices (released code)
 
 
@@ -32,6 +34,9 @@ class SegmentOptions:
         prompts in slices (default 50, or 10 when splitting).
     split_processing
         Track the four quadrants of the slices on their own.
+    tile
+        Longest side of a tile, in pixels of the network; larger frames of our own models are tiled.
+        Halved when memory runs out.
     first_slice
         ``predict``: every slice is predicted; ``prompt``: prompted slices return their prompt, as
         SAM 2 and the released pipeline do.
@@ -60,6 +65,7 @@ class SegmentOptions:
     stage2_prompt: PromptKind | None = None
     interval: int | None = None
     split_processing: bool = False
+    tile: int = MAX_TILE
     first_slice: Literal["predict", "prompt"] = "predict"
     polarity: Polarity = "auto"
     voxel_spacing: float | None = None

@@ -25,7 +25,7 @@ from etsam.intensity import (
     measure_intensity,
 )
 from etsam.logits import ScratchLogits
-from etsam.options import SegmentOptions
+from etsam.options import MAX_TILE, SegmentOptions
 from etsam.prompts import (
     INTERVAL,
     LEAD_IN,
@@ -37,7 +37,6 @@ from etsam.prompts import (
 from etsam.sam2 import MemoryBank
 from etsam.stages import Stage
 from etsam.tiling import (
-    MAX_TILE,
     OVERLAP,
     Cropped,
     RecentSlices,
@@ -75,6 +74,7 @@ class StageRun:
     interval: int = INTERVAL
     lead_in: int = 0
     split: bool = False
+    tile: int = MAX_TILE
     scaling: IntensityScaling = UNSCALED
     feedback: ScratchLogits | None = None
 
@@ -167,7 +167,17 @@ def _plan(stage: Stage, number: int, volume: Volume, options: SegmentOptions) ->
         interval=interval if options.interval is None else options.interval,
         lead_in=LEAD_IN if options.first_slice == "predict" else 0,
         split=options.split_processing,
+        tile=options.tile,
     )
+
+
+def largest_frame(volume: Volume, stages: Sequence[Stage], options: SegmentOptions) -> int:
+    """Longest side, in pixels, of what the networks see at once; 0 where it cannot be tiled."""
+    if options.split_processing or any(stage.spec.size == "square" for stage in stages):
+        return 0
+    shape = volume.slices.shape[1], volume.slices.shape[2]
+    frames = [frame_geometry(stage.spec, shape, volume.voxel_spacing) for stage in stages]
+    return max(max(frame.scaled_shape) for frame in frames)
 
 
 def _normalisation(stage: Stage, options: SegmentOptions) -> Normalisation:
@@ -235,7 +245,7 @@ def _regions(run: StageRun, shape: tuple[int, int]) -> tuple[list[Region], int]:
     scaled = frame_geometry(run.stage.spec, shape, run.volume.voxel_spacing).scaled_shape
     voxels = [side / length for side, length in zip(shape, scaled, strict=True)]
     overlap = round(OVERLAP * max(voxels))
-    limits = (round(MAX_TILE * voxels[0]), round(MAX_TILE * voxels[1]))
+    limits = (round(run.tile * voxels[0]), round(run.tile * voxels[1]))
     return tiles(shape, limits, overlap), overlap
 
 

@@ -39,7 +39,8 @@ def settle_polarity(
         return replace(options, polarity="dark")
     if progress is not None:
         progress(0.0, "dark or bright membranes?")
-    run = StageRun(stage, volume, prompt=stage.spec.prompt or "grid_zero", lead_in=LEAD_IN)
+    prompt = stage.spec.prompt or "grid_zero"
+    run = StageRun(stage, volume, prompt, lead_in=LEAD_IN, tile=options.tile)
     dark, bright = membrane_evidence(run)
     found = bright > max(CERTAIN * dark, LEAST)
     return replace(options, polarity="bright" if found else "dark")

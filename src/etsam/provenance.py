@@ -154,7 +154,8 @@ def write_json(path: Path | str, details: Mapping[str, Any]) -> None:
     text = json.dumps(plain(details), indent=2, ensure_ascii=False, allow_nan=False)
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text + "\n", encoding="utf-8")
+        # a file's name that is no Unicode becomes \udcXX, as JSON has it
+        partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from etsam.options import SegmentOptions
+from etsam.projects import is_segmentation
 from etsam.provenance import plain, sha256
 from etsam.volume import KNOWN_SUFFIXES, output_path
 
@@ -70,25 +71,26 @@ class Task:
 def result_names(path: Path, options: SegmentOptions) -> SegmentResult:
     """Names of all results of a tomogram."""
     output = options.output
-    if output is not None and KNOWN_SUFFIXES.search(output.name) and not _is_folder(output):
+    mask = output_path(path, "_membrane", output)
+    if output is not None and names_mask(output):
         mask = output
-    else:
-        mask = output_path(path, "_membrane", output)
     stem = KNOWN_SUFFIXES.sub("", mask.name)
+    joint = "-" if is_segmentation(mask) else "_"  # copick's names part at underscores
     return SegmentResult(
         mask,
         mask.with_name(f"{stem}.json"),
         mask.with_name(f"{stem}.png") if options.preview else None,
-        output_path(mask, "_logits") if options.store_logits else None,
-        output_path(mask, "_postprocessed") if options.post_process else None,
-        output_path(mask, "_instances") if options.instances else None,
+        output_path(mask, f"{joint}logits") if options.store_logits else None,
+        output_path(mask, f"{joint}postprocessed") if options.post_process else None,
+        output_path(mask, f"{joint}instances") if options.instances else None,
         {},
     )
 
 
-def _is_folder(path: Path) -> bool:
-    """Whether a path is a folder for results, which an OME-Zarr is not."""
-    return path.is_dir() and path.suffix.lower() != ".zarr"
+def names_mask(output: Path) -> bool:
+    """Whether an output is the name of a mask, and not of a folder for results."""
+    is_folder = output.is_dir() and output.suffix.lower() != ".zarr"
+    return bool(KNOWN_SUFFIXES.search(output.name)) and not is_folder
 
 
 def request_of(options: SegmentOptions) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from etsam import __version__
 from etsam.frame import frame_of
 from etsam.logits import NpyWriter
+from etsam.memory import memory_errors, with_smaller_tiles
 from etsam.options import SegmentOptions
 from etsam.postprocess import postprocess
 from etsam.preview import save_preview
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[float, str], None]
 Load = Callable[[Progress | None], "list[Stage]"]
-
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # as torch says it
-LESS_MEMORY = "try --split-processing, --dtype bfloat16, --device cpu, or a larger machine"
 
 EMPTY = (
     "no membrane found in {path}: look at the preview; try --logit-threshold -1, --polarity bright, "
@@ -123,19 +121,26 @@ def segment_array(
     )
     with ExitStack() as stack:
         tomogram = stack.enter_context(closing(opened))
+        write: Callable[[int, np.ndarray], None]
         if output_path is None:
-            logits = np.empty(tomogram.shape, np.float32)
-            write: Callable[[int, np.ndarray], None] = logits.__setitem__
+            writer, logits = None, np.empty(tomogram.shape, np.float32)
+            write = logits.__setitem__
         else:
-            target = Path(output_path)
-            write = stack.enter_context(NpyWriter(target, tomogram.shape)).write_slice
-        stages = _load(options, progress)
-        options = _with_polarity(tomogram, stages, options, progress)
-        slices = _slices(tomogram, stages, options, progress)
-        with closing(slices):
-            for z, plane in enumerate(slices):
-                write(z, plane)
-    return logits if output_path is None else np.load(target, mmap_mode="r")
+            writer = stack.enter_context(NpyWriter(Path(output_path), tomogram.shape))
+            write = writer.write_slice
+        with memory_errors():
+            stages = _load(options, progress)
+
+        def attempt(options: SegmentOptions) -> None:
+            if writer is not None:
+                writer.restart()
+            options = _with_polarity(tomogram, stages, options, progress)
+            with closing(_slices(tomogram, stages, options, progress)) as slices:
+                for z, plane in enumerate(slices):
+                    write(z, plane)
+
+        with_smaller_tiles(attempt, options, _frame(tomogram, stages, options))
+    return logits if output_path is None else np.load(output_path, mmap_mode="r")
 
 
 def segment_file(
@@ -173,19 +178,19 @@ def segment_file(
         earlier = earlier_result(result)
         ours = earlier is not None and (resume or bool(run and earlier.get("run") == run))
         refuse_existing(result, Path(path), replaceable=options.overwrite or ours)
-        with _memory_errors():
+        with memory_errors():
             stages = (load or partial(_load, options))(progress)
         task = Task(input_record(tomogram), [s.sha256 for s in stages], request_of(options))
         if earlier is not None and ours and is_finished(result, earlier, task):
             return replace(result, details=earlier, reused=True)
         with work_folder(result) as folder, HashInBackground(Path(path)) as hashed:
             staged = result.staged(folder)
-            with _memory_errors(), _unfinished(folder, task, stages, resume, run) as unfinished:
-                options = _settled(tomogram, stages, options, progress, unfinished)
+            with _unfinished(folder, task, stages, resume, run) as unfinished:
                 with clock.stage("segment"):
-                    slices = _slices(tomogram, stages, options, progress, unfinished)
-                    voxels = _write_volumes(tomogram, slices, options, staged)
-                with clock.stage("finish"):
+                    work = partial(_attempt, tomogram, stages, progress, unfinished, staged)
+                    kept = replace(options, tile=unfinished.settled.get("tile", options.tile))
+                    options, voxels = with_smaller_tiles(work, kept, _frame(tomogram, stages, kept))
+                with clock.stage("finish"), memory_errors():
                     cleaning = _finish(tomogram, options, staged)
             _refuse_changed(task.source, input_record(tomogram))
             result.details.update(
@@ -251,6 +256,36 @@ def _with_polarity(
     return settle_polarity(volume, stages[0], options, progress)
 
 
+def _frame(tomogram: Tomogram, stages: list[Stage], options: SegmentOptions) -> int:
+    """Longest side of what the networks see at once; 0 where it cannot be tiled."""
+    from etsam.pipeline import Volume, largest_frame
+
+    return largest_frame(Volume(tomogram, tomogram.voxel_spacing), stages, options)
+
+
+def _attempt(
+    tomogram: Tomogram,
+    stages: list[Stage],
+    progress: Progress | None,
+    unfinished: Unfinished,
+    staged: SegmentResult,
+    options: SegmentOptions,
+) -> tuple[SegmentOptions, int]:
+    """Segment with tiles of the size given; returns the options, all settled, and how many voxels are membrane.
+
+    What is on disk of another size is begun anew.
+    """
+    if unfinished.settled.get("tile", options.tile) != options.tile:
+        run = unfinished.settled["run"]
+        unfinished.restart()
+        unfinished.settled["run"] = run
+        clear_folder(staged.mask.parent)
+    unfinished.settled["tile"] = options.tile
+    options = _settled(tomogram, stages, options, progress, unfinished)
+    slices = _slices(tomogram, stages, options, progress, unfinished)
+    return options, _write_volumes(tomogram, slices, options, staged)
+
+
 def _settled(
     tomogram: Tomogram,
     stages: list[Stage],
@@ -287,18 +322,6 @@ def _refuse_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> None
     """Refuse a result whose input was written while it was being read."""
     if before != after:
         raise ValueError(f"{before['path']} has changed while it was being read: segment it again")
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Turn what torch raises when the memory of a device or of the machine is used up into MemoryError."""
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if not any(words in text for words in OUT_OF_MEMORY):
-            raise
-        raise MemoryError(f"{text.splitlines()[0][:160]}: {LESS_MEMORY}") from error
 
 
 def _slices(

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -16,7 +17,9 @@ from typing import Literal, Protocol
 import numpy as np
 
 MAX_SIDE = 65535  # voxels along one axis; larger numbers are a damaged or foreign header
-SPACING_RANGE = (1e-3, 1e6)  # Å; outside is a damaged header, not a microscope
+SPACING_RANGE = (0.5, 200.0)  # Å; outside is a wrong header or a wrong unit, not a tomogram
+MAX_SLICE = 1 << 28  # voxels; larger slices are a damaged header, and would not fit in memory
+SPACING_UNKNOWN = "voxel spacing unknown"  # how a note ends that says so
 UNKNOWN_SPACING = 1.0  # Å; what most programs write when they do not know
 ENTRY_BYTES = 1 << 30  # the largest single read the operating systems agree on
 
@@ -171,6 +174,19 @@ def require_space(folder: Path, nbytes: int, purpose: str) -> None:
     if free < nbytes:
         message = f"{purpose} needs {nbytes:,} bytes, {free:,} are free"
         raise OSError(errno.ENOSPC, message, str(folder))
+
+
+def check_slice(sides: Sequence[int], path: Path) -> None:
+    """Refuse slices larger than any detector's.
+
+    Raises
+    ------
+    ValueError
+        They have more than 2^28 voxels.
+    """
+    if math.prod(sides) > MAX_SLICE:
+        size = " x ".join(str(side) for side in sides)
+        raise ValueError(f"{path} has slices of {size} voxels: is its header damaged?")
 
 
 def known_spacing(spacing: Zyx) -> Zyx | None:

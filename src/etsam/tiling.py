@@ -10,8 +10,8 @@ from threading import Lock
 import numpy as np
 
 from etsam.intensity import SliceSource
+from etsam.options import MAX_TILE
 
-MAX_TILE = 1024  # voxels; larger slices of native models are tiled
 OVERLAP = 128  # voxels shared by neighbouring tiles
 
 

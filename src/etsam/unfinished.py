@@ -147,9 +147,15 @@ class Unfinished:
         self._saved, self._saved_at = self.position, time.monotonic()
 
     def restart(self) -> None:
-        """Forget what was loaded."""
+        """Forget what was loaded or done."""
+        self._close()
         self.position = self._saved = Position()
         self.settled, self._extremes = {}, {}
+
+    def _close(self) -> None:
+        for scratch in self._stages.values():
+            scratch.close()
+        self._stages.clear()
 
     def files(self) -> tuple[str, ...]:
         """Names of the files that hold what is done."""
@@ -170,8 +176,7 @@ class Unfinished:
         if error is not None:
             with suppress(OSError, RuntimeError, SafetensorError):
                 self.save()
-        for scratch in self._stages.values():
-            scratch.close()
+        self._close()
 
 
 def _logits_name(stage: int) -> str:

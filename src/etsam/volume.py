@@ -13,13 +13,24 @@ import numpy as np
 from etsam.arrays import ArraySource
 from etsam.mrc import MrcSink, MrcSource
 from etsam.ngff import NgffSink, NgffSource
-from etsam.storage import SliceSink, SliceSource, VolumeInfo, VoxelStatistics, Zyx, check_spacing
+from etsam.storage import (
+    SPACING_UNKNOWN,
+    SliceSink,
+    SliceSource,
+    VolumeInfo,
+    VoxelStatistics,
+    Zyx,
+    check_spacing,
+    known_spacing,
+)
 
 OutputType = Literal["int8", "int16", "float32"]
 KNOWN_SUFFIXES = re.compile(
     r"(\.ome\.zarr|\.zarr|\.(mrc|mrcs|rec|map|st|ali|preali|ccp4)(\.gz|\.bz2)?)$", re.IGNORECASE
 )
 PARTIAL_SUFFIX = ".partial"
+SPACING_FOLDER = re.compile(r"VoxelSpacing(\d+(?:\.\d+)?)")  # copick's and the CryoET Data Portal's
+FOLDERS_ABOVE = 3  # the portal's lies so far above its tomograms
 
 
 class Tomogram:
@@ -246,12 +257,28 @@ def output_path(source: Path | str, suffix: str, folder: Path | str | None = Non
     )
     source = zarr or source
     stem = KNOWN_SUFFIXES.sub("", source.name) or source.name
-    joined = suffix if suffix.startswith(("_", ".")) else f"_{suffix}"
+    joined = suffix if suffix.startswith(("_", "-", ".")) else f"_{suffix}"
     return Path(folder or source.parent) / f"{stem}{joined}{'.zarr' if zarr else '.mrc'}"
+
+
+def folder_spacing(path: Path) -> float | None:
+    """Return the voxel spacing in Å that a folder ``VoxelSpacing{Å}`` above a volume tells, or None."""
+    if not KNOWN_SUFFIXES.search(path.name):
+        return None  # a level inside of a Zarr has a spacing of its own
+    for folder in path.absolute().parents[:FOLDERS_ABOVE]:
+        if match := SPACING_FOLDER.fullmatch(folder.name):
+            return float(match[1])
+    return None
 
 
 def _tomogram(source: SliceSource, path: Path | None, voxel_spacing: float | None) -> Tomogram:
     info = source.info
+    named = None if path is None or info.voxel_spacing else folder_spacing(path)
+    spacing = None if named is None else known_spacing((named,) * 3)
+    if voxel_spacing is None and spacing is not None:
+        note = f"voxel spacing {named:g} Å taken from the folder's name"
+        others = [text for text in info.notes if not text.endswith(SPACING_UNKNOWN)]
+        info = replace(info, voxel_spacing=spacing, notes=(*others, note))
     if voxel_spacing is not None:
         try:
             info = replace(info, voxel_spacing=check_spacing(voxel_spacing))

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etsam.batch import BatchClock, BatchPlan, Outcome, default_manifest, run_batch
+from etsam.batch import BatchClock, BatchPlan, Outcome, run_batch
 from etsam.cli.command import EXIT_FAILED, Stopped, one_line, report_error
 from etsam.cli.progress import StageProgress, duration
-from etsam.options import SegmentOptions
 
 if TYPE_CHECKING:
     from etsam.results import SegmentResult
@@ -98,26 +97,14 @@ class BatchDisplay:
 
 
 def run_segment(
-    paths: list[Path],
-    options: SegmentOptions,
-    params: dict[str, Any],
-    show: Callable[[SegmentResult], None],
+    plan: BatchPlan, params: dict[str, Any], show: Callable[[SegmentResult], None]
 ) -> int:
     """Segment tomograms as the options of the command say; returns the exit code."""
     if params["engine"] is None and (params["workers"] or params["engine_options"]):
         raise click.UsageError("--workers and --engine-options need --engine")
-    recorded = params["manifest"] or params["shard"] or params["engine"] or len(paths) > 1
-    if not paths:
+    if not plan.paths:
         click.echo("etsam: nothing to do: this shard has no tomogram", err=True)
         return 0
-    manifest = params["manifest"] or default_manifest(paths, options.output, params["shard"])
-    plan = BatchPlan(
-        paths,
-        options,
-        resume=params["resume"],
-        fail_fast=params["fail_fast"],
-        manifest=manifest if recorded else None,
-    )
     signals = Signals()
     outcomes: list[Outcome] = []
     with signals.caught(), closing(_outcomes(plan, params, signals)) as stream:
@@ -128,9 +115,11 @@ def run_segment(
             else:
                 _report(outcome)
     failed = sum(outcome.error is not None for outcome in outcomes)
-    if len(paths) > 1:
+    if len(plan.paths) > 1:
         kept = sum(outcome.entry.reused for outcome in outcomes)
-        text = f"{len(outcomes) - failed} of {len(paths)} done ({kept} before), {failed} failed"
+        text = (
+            f"{len(outcomes) - failed} of {len(plan.paths)} done ({kept} before), {failed} failed"
+        )
         click.echo(f"etsam: {text}: {plan.manifest}", err=True)
     return exit_code(failed)
 

@@ -41,11 +41,17 @@ def inspect(params: dict[str, Any]) -> int:
     options = SegmentOptions(model=params["model"], device=params["device"])
     forecast = forecaster(options, ModelOnce(options)) if params["timing"] else None
 
+    times: list[float] = []
+
     def run(path: Path) -> None:
         found = look(path, forecast)
+        times.extend([] if found.seconds is None else [found.seconds])
         click.echo(json.dumps(summary(found)) if params["as_json"] else _page(found))
 
-    return run_each(find_tomograms(params["tomograms"]), run)
+    code = run_each(list(find_tomograms(params["tomograms"])), run)
+    if len(times) > 1 and not params["as_json"]:
+        click.echo(f"{len(times)} tomograms take about {duration(sum(times))} here, one by one")
+    return code
 
 
 def _page(found: Inspection) -> str:
@@ -58,6 +64,7 @@ def _page(found: Inspection) -> str:
         f"  {z} x {y} x {x} voxels (z, y, x) of {found.dtype}, spacing {steps}",
         f"  grey values {values} (smallest, 0.1 %, median, 99.9 %, largest)",
     ]
+    lines.append(f"  {_thickness(found)}")
     if found.seconds is not None:
         memory = "" if found.memory_mb is None else f", {found.memory_mb:.0f} MB of memory"
         lines.append(
@@ -68,6 +75,21 @@ def _page(found: Inspection) -> str:
     if found.flags:
         lines.append(f"  try: etsam segment {found.path} {' '.join(found.flags)}")
     return "\n".join(lines)
+
+
+def _thickness(found: Inspection) -> str:
+    """How thick the sample is, as far as that can be told."""
+    slab = found.lamella
+    if slab is None:
+        return "sample: its faces are not seen along z (it fills the volume, or noise hides them)"
+    sizes = [found.in_nm(n) or n for n in (slab.thickness, slab.least, slab.most)]
+    unit = "slices" if found.voxel_spacing_zyx_angstrom is None else "nm"
+    likeliest, least, most = (f"{size:.0f}" for size in sizes)
+    ends = slab.start == 0 or slab.stop == found.shape_zyx[0]
+    return (
+        f"sample: {'at least' if ends else 'about'} {likeliest} {unit} thick ({least} to {most}), z {slab.start} to "
+        f"{slab.stop - 1}, by its texture"
+    )
 
 
 @click.command(cls=VerbCommand, short_help="Check that two volumes lie in the same place.")

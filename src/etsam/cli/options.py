@@ -38,6 +38,16 @@ def batch_options(command: Command) -> Command:
     """Add what matters for many tomograms."""
     options = (
         click.option(
+            "--select",
+            metavar="TYPE@SPACING",
+            help="Only such tomograms of a copick project or of portal runs, e.g. wbp@10.012.",
+        ),
+        click.option(
+            "--copick",
+            is_flag=True,
+            help="Write masks into their copick project, as segmentations.",
+        ),
+        click.option(
             "--resume",
             is_flag=True,
             help="Keep what is done, redo what changed, go on where a run was stopped.",

@@ -12,8 +12,10 @@ import click
 
 from etsam.cli.command import VerbCommand, check_output
 from etsam.cli.options import batch_options, finite, min_slices_option, overwrite_option
+from etsam.options import MAX_TILE, MIN_TILE
 
 if TYPE_CHECKING:
+    from etsam.batch import BatchPlan
     from etsam.options import SegmentOptions
     from etsam.results import SegmentResult
 
@@ -106,6 +108,13 @@ NORMALISATIONS = ["min_max_positive_values", "softplus_minmax", "min_max", "robu
     is_flag=True,
     help="Segment the four quadrants one by one, for closely packed membranes.",
 )
+@click.option(
+    "--tile",
+    type=click.IntRange(min=MIN_TILE),
+    default=MAX_TILE,
+    show_default=True,
+    help="Longest side of a tile in pixels of the network; halved when memory runs out.",
+)
 @click.option("--post-process", is_flag=True, help="Write a cleaned mask too.")
 @click.option("--instances", is_flag=True, help="Write int16 labels too, one per membrane.")
 @min_slices_option
@@ -115,11 +124,12 @@ def segment(params: dict[str, Any]) -> int:
     TS_001.mrc gives TS_001_membrane.mrc with the same geometry (1 membrane, 0 not), a preview and a
     JSON with weights, parameters, time and memory. No option is needed.
 
-    TOMOGRAM may be a folder, a pattern in quotes, or a text file with a name on each line. Several
+    TOMOGRAM may be a folder, a pattern in quotes, a text file with a name on each line, the config
+    of a copick project, or a folder of runs as the CryoET Data Portal lays them out. Several
     are done in order and recorded in etsam_manifest.jsonl, see `etsam status`; the exit code is not
     0 if any of them failed.
     """
-    paths = _inputs(params)
+    paths, masks = _inputs(params)
     check_output(paths, params["output"])
 
     from etsam.cli.batch import run_segment
@@ -127,21 +137,50 @@ def segment(params: dict[str, Any]) -> int:
     def show(result: SegmentResult) -> None:
         _show(result, as_json=params["as_json"], open_preview=params["show"])
 
-    return run_segment(paths, _options(params), params, show)
+    plan = _plan(params, paths, masks)
+    return run_segment(plan, params, show)
 
 
-def _inputs(params: dict[str, Any]) -> list[Path]:
+def _plan(params: dict[str, Any], paths: list[Path], masks: dict[Path, Path]) -> BatchPlan:
+    """What is to be done, and where it is recorded."""
+    from etsam.batch import BatchPlan, default_manifest
+
+    recorded = params["manifest"] or params["shard"] or params["engine"] or len(paths) > 1
+    options = _options(params)
+    manifest = params["manifest"]
+    if manifest is None and recorded and paths:
+        manifest = default_manifest(paths, options.output, params["shard"], masks)
+    return BatchPlan(
+        paths,
+        options,
+        resume=params["resume"],
+        fail_fast=params["fail_fast"],
+        manifest=manifest,
+        masks=masks,
+    )
+
+
+def _inputs(params: dict[str, Any]) -> tuple[list[Path], dict[Path, Path]]:
+    """Tomograms, and the names of the masks of those that lie in projects."""
     names = list(params["tomograms"])
     if params["sample"] == bool(names):
         raise click.UsageError("give tomograms or --sample, see `etsam segment --help`")
     if params["sample"]:
         from etsam.cli.sample import write_sample
 
-        return [write_sample(params["output"] or Path.cwd())]
-    from etsam.inputs import find_tomograms, shard
+        return [write_sample(params["output"] or Path.cwd())], {}
+    if params["copick"] and params["output"] is not None:
+        raise click.UsageError("give --copick or --output, not both")
 
-    paths = find_tomograms(names)
-    return shard(paths, params["shard"]) if params["shard"] else paths
+    from etsam.inputs import choose_masks, find_tomograms, shard
+    from etsam.projects import select
+
+    found = find_tomograms(names)
+    paths = select(found, params["select"]) if params["select"] else list(found)
+    if params["shard"]:
+        paths = shard(paths, params["shard"])
+    chosen = {path: found[path] for path in paths}
+    return paths, choose_masks(chosen, params["output"], copick=params["copick"])
 
 
 def _options(params: dict[str, Any]) -> SegmentOptions:
@@ -156,7 +195,7 @@ def _show(result: SegmentResult, *, as_json: bool, open_preview: bool) -> None:
     if as_json:
         click.echo(result.json())
     else:
-        click.echo(result.mask)
+        click.echo(os.fsencode(result.mask))  # names need not be Unicode
     if open_preview and result.preview is not None:
         click.echo(f"preview: {result.preview}", err=True)
         if _has_screen():

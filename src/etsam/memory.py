@@ -1,0 +1,87 @@
+"""When memory runs out: smaller tiles where they help, otherwise one line that says what to do."""
+
+from __future__ import annotations
+
+import gc
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TypeVar
+
+from etsam.options import MIN_TILE, SegmentOptions
+
+OUT_OF_MEMORY = (  # as torch, oneDNN and the C++ library say it
+    *("out of memory", "can't allocate memory", "not enough memory", "bad_alloc"),
+    *("could not create a primitive", "could not create a memory"),
+)
+LESS_MEMORY = "try --split-processing, --dtype bfloat16, --device cpu, or a larger machine"
+NOT_FOR_USERS = re.compile(r"\[enforce fail[^\]]*\]\s*(err == 0\.)?\s*|\s*Error code \d.*")
+REASON_LENGTH = 160
+
+Result = TypeVar("Result")
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn what torch raises when the memory of a device or of the machine is used up into MemoryError."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not any(words in text for words in OUT_OF_MEMORY):
+            raise
+        reason = NOT_FOR_USERS.sub("", text.splitlines()[0])[:REASON_LENGTH].rstrip(" .")
+        raise MemoryError(f"{reason}: {LESS_MEMORY}") from error
+
+
+def with_smaller_tiles(
+    attempt: Callable[[SegmentOptions], Result], options: SegmentOptions, frame: int
+) -> Result:
+    """Return what `attempt` returns; where it runs out of memory call it again with half the tile.
+
+    Parameters
+    ----------
+    attempt
+        Does the work from its beginning, with the options it is given.
+    frame
+        Longest side of the network's frames in pixels; 0 where they are not tiled.
+
+    Raises
+    ------
+    MemoryError
+        The smallest tiles are too large, or there are none.
+    """
+    while True:
+        try:
+            with memory_errors():
+                return attempt(options)
+        except MemoryError as error:
+            tile = smaller_tile(options.tile, frame)
+            if tile is None:
+                raise
+            reason = str(error).removesuffix(f": {LESS_MEMORY}")
+        warnings.warn(
+            f"not enough memory ({reason}): beginning again with tiles of {tile} pixels",
+            stacklevel=3,
+        )
+        options = replace(options, tile=tile)
+        _release()
+
+
+def smaller_tile(tile: int, frame: int) -> int | None:
+    """Half a tile, or a quarter ... : the largest that parts a frame; None where that is too small."""
+    tile //= 2
+    while tile >= max(frame, 1):
+        tile //= 2
+    return tile if tile >= MIN_TILE else None
+
+
+def _release() -> None:
+    """Give back what the failed attempt held."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

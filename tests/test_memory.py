@@ -1,0 +1,141 @@
+"""Memory that really runs out: smaller tiles, or one line; never a half-written result."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from etsam.memory import smaller_tile
+from etsam.options import SegmentOptions
+from etsam.results import how_far
+from etsam.sam2 import SAM2, save_checkpoint
+from etsam.segmentation import segment_array, segment_file
+from test_cli import Run, assert_one_line, write_mrc
+from tiny_model import SPEC, tiny_network
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+
+SHAPE = (3, 64, 520)
+ROOM = 350 << 20  # bytes a process may still take
+HUNGRY = 12_000  # bytes a pixel: 400 MB for the whole frame, 270 MB for each of two tiles
+STARVING = 120_000
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> SegmentOptions:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    for stage in (1, 2):
+        path = folder / f"stage{stage}.safetensors"
+        save_checkpoint(path, tiny_network(stage), {"frame_spec": SPEC.to_dict()}, half=False)
+    return SegmentOptions(
+        model=folder, device="cpu", preview=False, polarity="dark", output=tmp_path / "out"
+    )
+
+
+@pytest.fixture
+def tomogram(tmp_path: Path) -> Path:
+    data = np.random.default_rng(3).normal(size=SHAPE).astype(np.float32)
+    return write_mrc(tmp_path / "wide.mrc", data)
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    """Let the kernel refuse this process more than `ROOM`."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, most))
+
+
+@pytest.fixture
+def needing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the networks ask for so many bytes a pixel while they look at a frame."""
+    encode = SAM2.encode
+
+    def need(bytes_a_pixel: int) -> None:
+        def hungry(self: SAM2, frame: Tensor) -> object:
+            height, width = frame.shape[-2:]
+            held = torch.empty(height * width * bytes_a_pixel, dtype=torch.uint8)
+            features = encode(self, frame)
+            del held
+            return features
+
+        monkeypatch.setattr(SAM2, "encode", hungry)
+
+    return need
+
+
+def test_tiles_are_halved_until_they_part_the_frame() -> None:
+    sizes = {(1024, 1000): 512, (1024, 512): 256, (512, 1000): 256, (1024, 300): 256}
+    assert {case: smaller_tile(*case) for case in sizes} == sizes
+    for case in ((256, 1000), (1024, 200), (1024, 0), (300, 1000)):
+        assert smaller_tile(*case) is None
+
+
+def test_smaller_tiles_give_what_they_give_without_need(
+    options: SegmentOptions, tomogram: Path, tmp_path: Path, needing: Callable[[int], None]
+) -> None:
+    asked = replace(options, tile=512, output=tmp_path / "wanted")
+    wanted = segment_file(tomogram, asked)
+    needing(HUNGRY)
+    with little_memory(), pytest.warns(UserWarning, match="tiles of 512 pixels"):
+        result = segment_file(tomogram, options)
+    assert result.mask.read_bytes() == wanted.mask.read_bytes()
+    details = json.loads(result.provenance.read_text())
+    assert details["parameters"]["tile"] == 512 and details["request"]["tile"] == 1024
+    assert segment_file(tomogram, options, resume=True).reused
+    target = tmp_path / "logits.npy"
+    with little_memory(), pytest.warns(UserWarning, match="not enough memory"):
+        logits = segment_array(tomogram, options, output_path=target)
+    assert np.array_equal(logits, segment_array(tomogram, asked))
+
+
+def test_what_stopped_goes_on_with_the_smaller_tiles(
+    options: SegmentOptions, tomogram: Path, tmp_path: Path, needing: Callable[[int], None]
+) -> None:
+    wanted = segment_file(tomogram, replace(options, tile=512, output=tmp_path / "wanted"))
+    needing(HUNGRY)
+
+    def stop(fraction: float, message: str) -> None:
+        if fraction > 0.6:
+            raise KeyboardInterrupt
+
+    with little_memory(), pytest.warns(UserWarning), pytest.raises(KeyboardInterrupt):
+        segment_file(tomogram, options, stop)
+    assert how_far(tmp_path / "out" / "wide_membrane.mrc") == (2, 1)
+    seen: list[str] = []
+    result = segment_file(tomogram, options, lambda _, text: seen.append(text), resume=True)
+    assert result.mask.read_bytes() == wanted.mask.read_bytes()
+    assert not any("stage 1" in text for text in seen)
+
+
+def test_where_no_tile_is_small_enough_it_is_said_in_one_line(
+    run: Run, options: SegmentOptions, tomogram: Path, needing: Callable[[int], None]
+) -> None:
+    needing(STARVING)
+    with (
+        little_memory(),
+        pytest.warns(UserWarning),
+        pytest.raises(MemoryError, match="larger mach"),
+    ):
+        segment_file(tomogram, options)
+    args = ["segment", tomogram, "--model", options.model, "--no-preview", "--split-processing"]
+    with little_memory():
+        code, out, err = run(*args, "--device", "cpu", "--overwrite", "-o", options.output)
+    assert (code, out) == (1, "")
+    assert_one_line("".join(err.splitlines(keepends=True)[-1:]), "not enough memory")
+    assert not list((options.output or Path()).glob("*.mrc"))
