@@ -12,6 +12,7 @@ from etsam import __version__
 from etsam.cli.baseline import baseline
 from etsam.cli.command import EXPECTED_ERRORS, report_error, report_warning
 from etsam.cli.compare import compare
+from etsam.cli.download import download
 from etsam.cli.evaluate import evaluate
 from etsam.cli.export import export
 from etsam.cli.figures import figures
@@ -65,6 +66,7 @@ for _verb in (
     figures,
     baseline,
     simulate,
+    download,
     train,
     weights,
 ):
