@@ -11,6 +11,7 @@ import urllib.parse
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files as package_files
 from typing import Any
@@ -64,11 +65,14 @@ class DataServers(ThreadingHTTPServer):
         )
         self.files[f"/store/{number}"] = data
 
-    def add_run(self, dataset: int, run: int, name: str, **arrays: bytes) -> None:
+    def add_run(
+        self, dataset: int, run: int, name: str, spacing: float = 10.0, **arrays: bytes
+    ) -> None:
         """Add a run with a tomogram (``tomogram``) and annotations (``a500`` for number 500)."""
-        prefix = f"{dataset}/{name}/Reconstructions/VoxelSpacing10.000"
+        prefix = f"{dataset}/{name}/Reconstructions/VoxelSpacing{spacing:.3f}"
         self.portal["runs"].append({"id": run, "datasetId": dataset, "name": name})
-        self._add_tomogram(run, f"{prefix}/Tomograms/100/{name}", arrays.pop("tomogram"))
+        path = f"{prefix}/Tomograms/100/{name}"
+        self.add_tomogram(run, path, arrays.pop("tomogram"), run + 1, spacing)
         for key, data in arrays.items():
             number = int(key[1:])
             path = f"{prefix}/Annotations/{number}/membrane-1.0_segmentationmask"
@@ -90,10 +94,16 @@ class DataServers(ThreadingHTTPServer):
             self.files[f"/{path}.zarr/.zattrs"] = b"{}"
             self.files[f"/{path}.zarr/0/0/0/0"] = data
 
-    def _add_tomogram(self, run: int, path: str, data: bytes) -> None:
+    def add_tomogram(self, run: int, path: str, data: bytes, group: int, spacing: float) -> None:
+        """Add a tomogram to a run; ``group`` is the number of its voxel spacing."""
         self.portal["tomograms"].append(
-            {"id": run * 10, "runId": run, "voxelSpacing": 10.0, "fileSizeMrc": float(len(data))}
-            | {"tomogramVoxelSpacingId": run + 1, "isVisualizationDefault": True}
+            {
+                "id": 10 * group,
+                "runId": run,
+                "voxelSpacing": spacing,
+                "fileSizeMrc": float(len(data)),
+            }
+            | {"tomogramVoxelSpacingId": group, "isVisualizationDefault": True}
             | {"httpsMrcFile": f"https://files.invalid/{path}.mrc"}
             | {"s3MrcFile": f"s3://{BUCKET}/{path}.mrc"}
             | {"httpsOmezarrDir": f"https://files.invalid/{path}.zarr"}
@@ -268,12 +278,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def answer_graphql(tables: dict[str, list[dict[str, Any]]], question: dict[str, Any]) -> Any:
-    """Answer a question as the portal's API does, by its published schema."""
-    from graphql import build_schema, graphql_sync
+@cache
+def portal_schema() -> Any:
+    """The schema that the portal publishes."""
+    from graphql import build_schema
 
     text = package_files("cryoet_data_portal").joinpath("data/schema.graphql").read_text("utf-8")
-    schema = build_schema(text, assume_valid=True)
+    return build_schema(text, assume_valid=True)
+
+
+def answer_graphql(tables: dict[str, list[dict[str, Any]]], question: dict[str, Any]) -> Any:
+    """Answer a question as the portal's API does, by its published schema."""
+    from graphql import default_field_resolver, get_named_type, graphql_sync, is_non_null_type
 
     def rows(table: str) -> Any:
         def resolve(_info: Any, where: dict[str, Any] | None = None, **_more: Any) -> Any:
@@ -281,10 +297,22 @@ def answer_graphql(tables: dict[str, list[dict[str, Any]]], question: dict[str, 
 
         return resolve
 
+    def resolve(source: Any, info: Any, **arguments: Any) -> Any:
+        value = default_field_resolver(source, info, **arguments)
+        if value is not None or not is_non_null_type(info.return_type):
+            return value
+        named = get_named_type(info.return_type)  # something, where the test does not care
+        blanks = {"Int": 0, "Float": 0.0, "String": "", "Boolean": False}
+        first = next(iter(named.values)) if hasattr(named, "values") else "2020-01-01T00:00:00"
+        return blanks.get(named.name, first)
+
     names = ("runs", "tomograms", "annotations", "annotationShapes", "annotationFiles")
-    root = {name: rows(name) for name in names}
     result = graphql_sync(
-        schema, question["query"], root, variable_values=question.get("variables")
+        portal_schema(),
+        question["query"],
+        {name: rows(name) for name in names},
+        variable_values=question.get("variables"),
+        field_resolver=resolve,
     )
     return result.formatted
 
