@@ -53,16 +53,14 @@ class DataServers(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def add_dataverse(self, name: str, data: bytes, **more: Any) -> None:
-        """Add a file ``folder/label`` to the data set."""
+    def add_dataverse(self, name: str, data: bytes, **record_of_file: Any) -> None:
+        """Add a file ``folder/label`` to the data set; the rest goes into its ``dataFile``."""
         folder, _, label = name.rpartition("/")
         number = 100 + len(self.dataverse)
         record = {"id": number, "filename": label, "filesize": len(data), "md5": md5(data)}
         record["checksum"] = {"type": "MD5", "value": md5(data)}
-        self.dataverse.append(
-            {"label": label, "directoryLabel": folder, "dataFile": record | more.pop("data", {})}
-            | more
-        )
+        entry = {"label": label, "directoryLabel": folder, "dataFile": record | record_of_file}
+        self.dataverse.append(entry)
         self.files[f"/store/{number}"] = data
 
     def add_run(

@@ -136,8 +136,10 @@ def test_a_converted_table_is_taken_as_uploaded(server: DataServers, tmp_path: P
     server.add_dataverse(
         "list.tab",
         b"a,b\n",
-        data={"originalFileFormat": "text/csv", "originalFileName": "list.csv"}
-        | {"originalFileSize": 4, "filesize": 9, "md5": "0" * 32},
+        originalFileFormat="text/csv",
+        originalFileName="list.csv",
+        originalFileSize=4,
+        filesize=9,
     )
     chosen = options(server, match=("list*",))
     (item,) = list_items([DATAVERSE_DOI], chosen.selection)
