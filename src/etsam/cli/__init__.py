@@ -18,6 +18,7 @@ from etsam.cli.export import export
 from etsam.cli.figures import figures
 from etsam.cli.inspect import inspect, verify
 from etsam.cli.postprocess import postprocess
+from etsam.cli.prepare import prepare
 from etsam.cli.report import report
 from etsam.cli.segment import segment
 from etsam.cli.simulate import simulate
@@ -67,6 +68,7 @@ for _verb in (
     baseline,
     simulate,
     download,
+    prepare,
     train,
     weights,
 ):
