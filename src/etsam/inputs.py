@@ -11,7 +11,7 @@ from etsam.ngff_metadata import is_zarr
 from etsam.volume import KNOWN_SUFFIXES
 
 LIST_SUFFIXES = (".txt", ".lst")
-RESULT_STEMS = ("_membrane", "_membrane_logits", "_membrane_postprocessed")
+RESULT_STEMS = ("_membrane", "_membrane_logits", "_membrane_postprocessed", "_components")
 
 
 def find_tomograms(names: Iterable[str | Path]) -> list[Path]:
