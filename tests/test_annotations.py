@@ -94,7 +94,7 @@ def test_holes_are_those_of_a_whole_array_method(
     labels: Labels, largest: int, slab: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(components, "SLAB_VOXELS", slab * 30 * 25)
-    mask = ndimage.binary_dilation(labels == 1, iterations=1)
+    mask = np.random.default_rng(6).random(labels.shape) < 0.8
     holes = holes_of(mask, largest)
     assert holes.any()
     filled, count = fill_holes(packed(mask), packed(np.zeros_like(mask)), largest)
@@ -110,7 +110,7 @@ def test_the_lumen_of_a_vesicle_is_larger_than_a_hole() -> None:
     pinhole[12, 12, 20] = 0
     result = clean(pinhole, fill=10)
     np.testing.assert_array_equal(result, shell)
-    assert clean(pinhole, fill=10_000).sum() > 2 * shell.sum()
+    assert clean(pinhole, fill=10_000).sum() > 1.3 * shell.sum()
 
 
 @pytest.mark.parametrize("sigma", [0.6, 1.0, 2.3])

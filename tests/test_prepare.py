@@ -31,7 +31,7 @@ LABELS[0, 0] = -1
 def write_mrc(path: Path, data: np.ndarray, *, start: int = 0, spacing: float = 9.5) -> Path:
     """An MRC file with a geometry that is easily lost."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with mrcfile.new(path) as file:
+    with mrcfile.new(path, overwrite=True) as file:
         file.set_data(data)
         file.voxel_size = spacing
         file.header.origin = (100.0, -20.0, 3.5)
