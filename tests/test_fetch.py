@@ -45,7 +45,7 @@ def test_a_file_arrives_and_nothing_else_is_left(
         remote(server, size=size, checked=checked),
         tmp_path / "a",
         patience=QUICK,
-        report=seen.append,
+        report=lambda done, _total: seen.append(done),
     )
     assert (tmp_path / "a").read_bytes() == DATA
     assert left_in(tmp_path) == ["a"]
@@ -112,7 +112,12 @@ def test_a_server_without_ranges_sends_all_again(server: DataServers, tmp_path: 
     server.ranges = False
     server.faults["/a.mrc"] = [("cut", 3_000_000)]
     seen: list[int] = []
-    fetch(remote(server), tmp_path / "a", patience=QUICK, report=seen.append)
+    fetch(
+        remote(server),
+        tmp_path / "a",
+        patience=QUICK,
+        report=lambda done, _total: seen.append(done),
+    )
     assert (tmp_path / "a").read_bytes() == DATA
     assert seen != sorted(seen)  # the bar goes back
 
@@ -228,7 +233,7 @@ def test_only_http_is_fetched(tmp_path: Path, url: str) -> None:
 def test_stopping_keeps_what_came(server: DataServers, tmp_path: Path) -> None:
     stop = threading.Event()
 
-    def report(done: int) -> None:
+    def report(done: int, _total: int | None) -> None:
         if done >= 2_000_000:
             stop.set()
 

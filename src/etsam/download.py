@@ -208,7 +208,7 @@ class _Work:
                 resume=self._options.resume,
                 patience=self._options.selection.patience,
                 stop=self._stop,
-                report=lambda done: self._report(item, part, done),
+                report=lambda done, _total: self._report(item, part, done),
             )
         except (OSError, ValueError):
             self._failed.add(item.name)

@@ -34,7 +34,7 @@ CLOSED = (401, 403, 451)
 RANGE_REFUSED = 416
 CHECKSUMS = ("md5", "sha1", "sha256", "sha512")
 
-Report = Callable[[int], None]
+Report = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def fetch(
     stop
         Checked after each megabyte and while waiting.
     report
-        Called with the bytes that are there; may go back to 0.
+        Called with the bytes that are there, and all there are if known; may go back to 0.
 
     Raises
     ------
@@ -280,7 +280,7 @@ def _attempt(
                 file.write(chunk)
                 done += len(chunk)
                 if report is not None:
-                    report(done)
+                    report(done, total)
                 if stop.is_set():
                     raise Stopping
             file.flush()
