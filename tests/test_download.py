@@ -214,9 +214,6 @@ def test_masks_count_as_truth_or_are_recommended_or_all(server: DataServers) -> 
 @pytest.mark.parametrize(
     ("source", "masks", "words"),
     [
-        ("9/9", "auto", "no run 9/9"),
-        ("10001/245", "auto", "run 245 is of data set 10000"),
-        ("test-17", "dataverse", "no run 10000/247"),
         ("emdb", "auto", "is no data"),
         ("10.7910/DVN/NONE", "auto", "is not there"),
         ("10.5281/zenodo.5", "auto", "is not there"),
@@ -229,6 +226,29 @@ def test_what_is_not_there_is_one_line(
         list(download([source], tmp_path, options(server, masks=masks)))
     assert "\n" not in str(caught.value)
     assert files_in(tmp_path) == {}
+
+
+def test_runs_that_are_not_there_fail_alone(server: DataServers, tmp_path: Path, run: Run) -> None:
+    args = ("9/9", "10001/245", "10444/16674", "--masks", "none")
+    code, text, err = run(*command(server, *args, "-o", tmp_path, "--json"))
+    assert code == 1
+    assert "the portal has no run 9/9" in err
+    assert "no run 10001/245: run 245 is of data set 10000" in err
+    states = {file["name"]: file["state"] for file in json.loads(text)["files"]}
+    assert states == {
+        "9/9": "failed",
+        "10001/245": "failed",
+        "10444/16674/tomogram/TS_9.mrc": "fetched",
+    }
+    code, text, err = run(*command(server, *args, "--dry-run"))
+    assert code == 1
+    assert "no run 9/9" in err
+    assert "1 of 1 files" in text
+    items = list_items(["test-17"], options(server, masks="dataverse").selection)
+    problems = {item.name: item.problem for item in items if item.problem}
+    assert "no folder 10000/247/target_mask" in problems["10000/247/target_mask"]
+    assert "no run 10000/247" in problems["10000/247"]
+    assert "10000/245/target_mask" not in problems
 
 
 def test_a_portal_that_fails_is_one_line(server: DataServers, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def download(
 def state_of(item: Item, folder: Path) -> State:
     """Whether an item is there, in part, or not at all, by names and sizes."""
     target = folder / item.name
-    if all(
+    if item.parts and all(
         (target / part.name).is_file() and part.size in (None, (target / part.name).stat().st_size)
         for part in item.parts
     ):
@@ -126,6 +126,8 @@ class _Work:
             target = self._folder / item.name
             if not target.resolve().is_relative_to(home):
                 raise ValueError(f"{target} leads out of {self._folder} by a link: refused")
+            if item.problem:
+                continue
             if target.exists() and not (self._options.resume or self._options.overwrite):
                 raise FileExistsError(
                     f"{target} is there already: give --resume, --overwrite or another --output"
@@ -147,6 +149,10 @@ class _Work:
             try:
                 jobs: dict[Future[None], Item] = {}
                 for item in self._items:
+                    if item.problem:
+                        missing = FileNotFoundError(item.problem)
+                        yield Outcome(item, self._folder / item.name, error=missing)
+                        continue
                     if self._complete(item):
                         yield Outcome(item, self._folder / item.name, kept=True)
                         continue

@@ -46,10 +46,14 @@ class Selection:
 
 @dataclass(frozen=True)
 class Item:
-    """What appears as one: a file, or a Zarr of many; ``name`` is its path below the folder."""
+    """What appears as one: a file, or a Zarr of many; ``name`` is its path below the folder.
+
+    ``problem`` says why what was asked for is not there; ``name`` is then that of the run.
+    """
 
     name: str
     parts: tuple[RemoteFile, ...]
+    problem: str = ""
 
     @property
     def is_folder(self) -> bool:
@@ -59,6 +63,8 @@ class Item:
     @property
     def size(self) -> int | None:
         """Bytes in all; None where a part does not say."""
+        if self.problem:
+            return None
         sizes = [part.size for part in self.parts if part.size is not None]
         return sum(sizes) if len(sizes) == len(self.parts) else None
 
@@ -81,7 +87,9 @@ def list_items(sources: Iterable[str], choice: Selection) -> list[Item]:
     items += _run_items(list(runs.values()), choice)
     if choice.match:
         items = [
-            item for item in items if any(fnmatch(item.name, pattern) for pattern in choice.match)
+            item
+            for item in items
+            if item.problem or any(fnmatch(item.name, pattern) for pattern in choice.match)
         ]
     if not items:
         raise ValueError(f"no file to fetch of {', '.join(sources)}: see the names with --dry-run")
@@ -121,6 +129,9 @@ def _run_items(runs: list[PublishedRun], choice: Selection) -> list[Item]:
                 asked, format=choice.format, with_masks=with_masks, servers=choice.portal
             )
             for name, run in found.items():
+                if isinstance(run, FileNotFoundError):
+                    items.append(Item(name, (), str(run)))
+                    continue
                 items.append(_portal_item(f"{name}/tomogram", run.tomogram))
                 items += [_portal_item(f"{name}/target_mask", mask) for mask in run.masks]
     elsewhere = [run for run in runs if run.source != "cdp"]
@@ -141,12 +152,10 @@ def _folders(wanted: Iterable[str], choice: Selection) -> list[Item]:
         place = file.name.rpartition("/")[0]
         if place in found:
             found[place].append(_item(file))
-    empty = [name for name, items in found.items() if not items]
-    if empty:
-        raise FileNotFoundError(
-            f"doi:{ETSAM_DATA} has no folder {empty[0]} ({len(empty)} of {len(found)} are missing): "
-            "give --masks portal or none"
-        )
+    for name, items in found.items():
+        if not items:
+            problem = f"doi:{ETSAM_DATA} has no folder {name}: give --masks portal or none"
+            items.append(Item(name, (), problem))
     return [item for items in found.values() for item in items]
 
 
@@ -168,7 +177,7 @@ def _with_sizes(items: list[Item], choice: Selection) -> list[Item]:
     """Ask the servers for sizes that the listing does not give."""
 
     def ask(item: Item) -> Item:
-        if item.size is not None or item.is_folder:
+        if item.size is not None or item.is_folder or item.problem:
             return item
         try:
             size = size_on_server(item.parts[0].url, choice.patience)

@@ -61,19 +61,23 @@ def portal_runs(
     format: Format = "mrc",
     with_masks: bool = True,
     servers: PortalServers | None = None,
-) -> dict[str, PortalRun]:
+) -> dict[str, PortalRun | FileNotFoundError]:
     """Ask the portal for the files of runs, by ``dataset/run``: five questions for all of them.
 
     The tomogram is the one with the run's voxel spacing, of several the one with masks on it, then
     the one that the portal shows, then the oldest. Masks are the run's annotations if it names
     any; else all of membranes that count as ground truth, or that a curator recommends, or all.
 
+    Returns
+    -------
+    dict
+        By name the files of a run; or, where there is no such run, tomogram or mask, the error that
+        says so.
+
     Raises
     ------
     ValueError
         The client is not installed.
-    FileNotFoundError
-        There is no such run, or it has no tomogram or mask of this format.
     OSError
         The portal does not answer, or not as it should.
     """
@@ -83,7 +87,8 @@ def portal_runs(
         client = api.Client(servers.graphql)
         _with_timeout(client)
         answers = _Answers(api, client, runs, format, with_masks)
-        return {run.name: answers.of(run, _Files(format, servers)) for run in runs}
+        files = _Files(format, servers)
+        return {run.name: _found_or_not(answers, run, files) for run in runs}
 
 
 class _Answers:
@@ -211,6 +216,15 @@ class _Files:
         if self._servers.files is None:
             return url
         return self._servers.files.rstrip("/") + urllib.parse.urlsplit(url).path
+
+
+def _found_or_not(
+    answers: _Answers, run: PublishedRun, files: _Files
+) -> PortalRun | FileNotFoundError:
+    try:
+        return answers.of(run, files)
+    except FileNotFoundError as error:
+        return error
 
 
 def _objects(s3: str, https: str, endpoint: str | None) -> Iterator[RemoteFile]:

@@ -75,8 +75,7 @@ def download(params: dict[str, Any]) -> int:
         raise click.UsageError("give --output FOLDER, or --dry-run")
     options = _options(params)
     if params["dry_run"]:
-        _show_plan(params, options)
-        return 0
+        return _show_plan(params, options)
     return _fetch(params, options)
 
 
@@ -151,19 +150,25 @@ def _list(sources: Sequence[str], as_json: bool) -> None:
         click.echo(line.rstrip())
 
 
-def _show_plan(params: dict[str, Any], options: DownloadOptions) -> None:
+def _show_plan(params: dict[str, Any], options: DownloadOptions) -> int:
     from etsam.download import state_of
     from etsam.listing import list_items
 
-    items = list_items(params["sources"], options.selection)
+    listed = list_items(params["sources"], options.selection)
+    items = [item for item in listed if not item.problem]
+    for item in listed:
+        if item.problem:
+            report_error(item.problem)
+    code = EXIT_FAILED if len(items) < len(listed) else 0
     folder = params["output"] or Path()
     states = {item.name: state_of(item, folder) if params["output"] else "absent" for item in items}
     missing = [item for item in items if states[item.name] != "here"]
     known = sum(item.size or 0 for item in missing)
     if params["as_json"]:
         records = [_item_record(item) | {"state": states[item.name]} for item in items]
-        click.echo(json.dumps({"files": records, "bytes_to_fetch": known}))
-        return
+        problems = [item.problem for item in listed if item.problem]
+        click.echo(json.dumps({"files": records, "bytes_to_fetch": known, "problems": problems}))
+        return code
     for item in items:
         note = {"here": "  (is there)", "part": "  (begun)", "absent": ""}[states[item.name]]
         many = f"  ({len(item.parts)} files)" if item.is_folder else ""
@@ -173,10 +178,11 @@ def _show_plan(params: dict[str, Any], options: DownloadOptions) -> None:
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = f"; {_bytes(shutil.disk_usage(there).free)} are free" if params["output"] else ""
     click.echo(f"{len(missing)} of {len(items)} files to fetch: {_bytes(known)}{more}{free}")
+    return code
 
 
 def _item_record(item: Item) -> dict[str, Any]:
-    single = None if item.is_folder else item.parts[0]
+    single = None if item.is_folder or item.problem else item.parts[0]
     return {
         "name": item.name,
         "bytes": item.size,
