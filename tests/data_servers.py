@@ -31,7 +31,7 @@ class DataServers(ThreadingHTTPServer):
 
     ``faults`` maps a path to what goes wrong with the next requests for it, first come first:
     a status code (with headers), ``("cut", n)`` ends the connection after n bytes, ``("stall", n)``
-    falls silent there, ``("alter", n)`` changes byte n, ``("slow", seconds)`` waits per 64 kB.
+    falls silent there for a second, ``("hold", n)`` until ``released`` is set, ``("alter", n)`` changes byte n, ``("slow", seconds)`` waits per 64 kB.
     """
 
     daemon_threads = True
@@ -48,6 +48,7 @@ class DataServers(ThreadingHTTPServer):
         self.tags = True
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
+        self.released = threading.Event()
 
     @property
     def url(self) -> str:
@@ -256,13 +257,16 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if kind == "alter":
                 data = data[: int(where)] + bytes([data[int(where)] ^ 255]) + data[int(where) + 1 :]
-            stop = int(where) if kind in ("cut", "stall") else len(data)
+            stop = int(where) if kind in ("cut", "stall", "hold") else len(data)
             for place in range(start, stop, 65536):
                 self.wfile.write(data[place : min(place + 65536, stop)])
                 time.sleep(where if kind == "slow" else 0)
             if kind == "stall":
                 self.wfile.flush()
                 time.sleep(1.0)
+            if kind == "hold":
+                self.wfile.flush()
+                server.released.wait(600)
         except ConnectionError:
             pass  # the client went away
         finally:

@@ -54,7 +54,7 @@ def options(server: DataServers, **more: object) -> DownloadOptions:
         zenodo=server.url,
         dataverse=server.url,
         portal=PortalServers(f"{server.url}/graphql", server.url, server.url),
-        patience=Patience(timeout=2, attempts=3, first_wait=0.01, longest_wait=2),
+        patience=Patience(timeout=30, attempts=3, first_wait=0.01, longest_wait=2),
     )
     own = {name: more.pop(name) for name in ("workers", "resume", "overwrite") if name in more}
     return DownloadOptions(replace(selection, **more), **own)  # type: ignore[arg-type]
@@ -376,7 +376,7 @@ def command(server: DataServers, *args: object) -> list[str]:
         "--portal",
         f"{server.url}/graphql",
     ]
-    servers += ["--portal-files", server.url, "--portal-s3", server.url, "--timeout", "5"]
+    servers += ["--portal-files", server.url, "--portal-s3", server.url]
     return ["download", *map(str, args), *servers]
 
 
@@ -385,18 +385,19 @@ def test_killed_in_the_middle_it_goes_on_and_nothing_half_is_named(
 ) -> None:
     data = os.urandom(4_000_000)
     server.zenodo[RECORD] = {"big.mrc": data}
-    server.faults[f"/api/records/{RECORD}/files/big.mrc/content"] = [("slow", 0.1)]
+    server.faults[f"/api/records/{RECORD}/files/big.mrc/content"] = [("hold", 2_500_000)]
     args = command(server, ZENODO_DOI, "-o", tmp_path, "--resume")
     code = "import sys; from etsam.cli import main; main(sys.argv[1:])"
     child = subprocess.Popen([sys.executable, "-c", code, *args], stderr=subprocess.DEVNULL)
     part = tmp_path / "big.mrc.partial"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not (part.exists() and part.stat().st_size >= 1 << 20):
         assert time.monotonic() < deadline
         assert child.poll() is None
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.wait()
+    server.released.set()
     size = part.stat().st_size
     assert size < len(data)
     assert not (tmp_path / "big.mrc").exists()
