@@ -31,7 +31,8 @@ class DataServers(ThreadingHTTPServer):
 
     ``faults`` maps a path to what goes wrong with the next requests for it, first come first:
     a status code (with headers), ``("cut", n)`` ends the connection after n bytes, ``("stall", n)``
-    falls silent there for a second, ``("hold", n)`` until ``released`` is set, ``("alter", n)`` changes byte n, ``("slow", seconds)`` waits per 64 kB.
+    falls silent there for a second, ``("hold", n)`` until ``released`` is set, ``("alter", n)``
+    changes byte n, ``("slow", seconds)`` waits per 64 kB.
     """
 
     daemon_threads = True

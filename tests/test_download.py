@@ -386,7 +386,7 @@ def test_killed_in_the_middle_it_goes_on_and_nothing_half_is_named(
     data = os.urandom(4_000_000)
     server.zenodo[RECORD] = {"big.mrc": data}
     server.faults[f"/api/records/{RECORD}/files/big.mrc/content"] = [("hold", 2_500_000)]
-    args = command(server, ZENODO_DOI, "-o", tmp_path, "--resume")
+    args = command(server, ZENODO_DOI, "-o", tmp_path, "--resume", "--timeout", 300)
     code = "import sys; from etsam.cli import main; main(sys.argv[1:])"
     child = subprocess.Popen([sys.executable, "-c", code, *args], stderr=subprocess.DEVNULL)
     part = tmp_path / "big.mrc.partial"
