@@ -24,6 +24,7 @@ Box = tuple[slice, slice, slice]
 
 REACH = 3.0  # standard deviations of the Gaussian that smooths
 HALF = 0.5
+HOLE_SLAB_VOXELS = 8_000_000  # looked at together; outside membranes nearly every voxel counts
 MOST_NUMBERS = 32_767  # components that an int16 volume can number
 
 
@@ -182,7 +183,8 @@ def fill_holes(mask: PackedMask, ignored: PackedMask, largest: int) -> tuple[Pac
     for z in range(depth):
         outside.append(~mask.read(z, z + 1)[0] & ~ignored.read(z, z + 1)[0])
         faces.append(np.ones_like(edge) if z in (0, depth - 1) else edge)
-    blobs = find_blobs(outside, connectivity=6)
+    slab = max(2, HOLE_SLAB_VOXELS // edge.size)
+    blobs = find_blobs(outside, slab=slab, connectivity=6)
     sizes, at_faces = blob_hits(outside, blobs, faces)
     holes = (sizes <= largest) & (at_faces == 0)
     result, filled = PackedMask(mask.slice_shape), 0
