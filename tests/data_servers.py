@@ -11,14 +11,24 @@ import urllib.parse
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files as package_files
 from typing import Any
 from xml.sax.saxutils import escape
 
+from etsam.download import DownloadOptions
+from etsam.fetch import Patience
+from etsam.listing import Selection
+from etsam.portal import PortalServers
+
 BUCKET = "cryoet-data-portal-public"
 DATAVERSE_DOI = "10.7910/DVN/K4JKCW"
+RECORD = 17571925
+ZENODO_DOI = f"10.5281/zenodo.{RECORD}"
+TOMOGRAM = b"tomogram" * 50_000
+MASK = b"mask" * 20_000
 PAGE = 2  # keys that S3 lists at once
 
 
@@ -125,6 +135,33 @@ def running() -> Iterator[DataServers]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def stocked() -> Iterator[DataServers]:
+    """Serve a record, two runs of the portal and a few files of the paper's data set."""
+    with running() as server:
+        server.zenodo[RECORD] = {"a.pt": TOMOGRAM, "b c.pt": MASK}
+        server.add_run(10000, 245, "TS_026", tomogram=TOMOGRAM, a500=MASK)
+        server.add_run(
+            10444, 16674, "TS_9", 4.99, tomogram=TOMOGRAM[::-1], a32927=MASK, a4=b"other"
+        )
+        for run in ("10000/245", "emdb/4603"):
+            server.add_dataverse(f"{run}/target_mask/truth.mrc", MASK)
+        server.add_dataverse("emdb/4603/tomogram/emd_4603.map", TOMOGRAM)
+        server.add_dataverse("train/polnet/x.mrc", b"x" * 77)
+        yield server
+
+
+def options(server: DataServers, **more: object) -> DownloadOptions:
+    selection = Selection(
+        zenodo=server.url,
+        dataverse=server.url,
+        portal=PortalServers(f"{server.url}/graphql", server.url, server.url),
+        patience=Patience(timeout=30, attempts=3, first_wait=0.01, longest_wait=2),
+    )
+    own = {name: more.pop(name) for name in ("workers", "resume", "overwrite") if name in more}
+    return DownloadOptions(replace(selection, **more), **own)  # type: ignore[arg-type]
 
 
 class _Handler(BaseHTTPRequestHandler):
