@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from etsam import annotations, components
+from etsam import components
 from etsam.annotations import CleaningOptions, clean_annotation, fill_holes, smooth_mask
 from etsam.components import PackedMask
 from etsam.volume import tomogram_from_array
@@ -93,7 +93,7 @@ def holes_of(mask: NDArray[np.bool_], largest: int) -> NDArray[np.bool_]:
 def test_holes_are_those_of_a_whole_array_method(
     labels: Labels, largest: int, slab: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(annotations, "HOLE_SLAB_VOXELS", slab * 30 * 25)
+    monkeypatch.setattr("etsam.annotations.HOLE_SLAB_VOXELS", slab * 30 * 25)
     mask = np.random.default_rng(6).random(labels.shape) < 0.8
     holes = holes_of(mask, largest)
     assert holes.any()
