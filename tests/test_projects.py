@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from etsam.inputs import choose_masks, find_tomograms
+from etsam.layout import portal_tomograms
 from etsam.manifest import read_manifest
-from etsam.projects import Member, copick_tomograms, portal_tomograms, select
+from etsam.projects import Member, copick_tomograms, select
 from etsam.sam2 import save_checkpoint
 from etsam.volume import create_volume, open_tomogram, tomogram_from_array
 from test_cli import Run, assert_one_line, write_mrc

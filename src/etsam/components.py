@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import cc3d
 import numpy as np
@@ -18,6 +19,10 @@ from scipy.sparse.csgraph import connected_components
 
 SLAB_VOXELS = 30_000_000
 """Voxels labelled at once: 120 MB of labels, and slabs of 32 slices at 928 x 960."""
+
+
+Connectivity = Literal[6, 26]
+Value = TypeVar("Value", bound=np.generic)
 
 
 class PackedMask:
@@ -55,16 +60,18 @@ class PackedMask:
 
 @dataclass(frozen=True)
 class Blobs:
-    """The 26-connected blobs of a mask.
+    """The connected blobs of a mask.
 
     `first` and `last` are the first and last slice of each blob; `of_label[i]` maps the labels of
-    slab i to blobs (label 0, the background, to -1).
+    slab i to blobs (label 0, the background, to -1). Voxels of a blob meet at faces
+    (`connectivity` 6), or at edges and corners too (26).
     """
 
     first: NDArray[np.int64]
     last: NDArray[np.int64]
     of_label: tuple[NDArray[np.int64], ...]
     slab: int
+    connectivity: Connectivity
 
     @property
     def span(self) -> NDArray[np.int64]:
@@ -72,8 +79,10 @@ class Blobs:
         return self.last - self.first + 1
 
 
-def find_blobs(mask: PackedMask, *, slab: int | None = None) -> Blobs:
-    """Find the 26-connected blobs of a mask and the slices they reach over.
+def find_blobs(
+    mask: PackedMask, *, slab: int | None = None, connectivity: Connectivity = 26
+) -> Blobs:
+    """Find the connected blobs of a mask and the slices they reach over.
 
     `slab` is the number of slices labelled at once (default: about `SLAB_VOXELS` voxels).
     """
@@ -83,7 +92,7 @@ def find_blobs(mask: PackedMask, *, slab: int | None = None) -> Blobs:
     total = 0
     shared: NDArray[np.uint32] | None = None
     for start, stop in _slabs(len(mask), slab):
-        labels = _label(mask.read(start, stop))
+        labels = _label(mask.read(start, stop), connectivity)
         if shared is not None:
             offsets = np.array([[total - counts[-1]], [total]])
             pairs.append(_meeting(shared, labels[0]) + offsets)
@@ -101,18 +110,21 @@ def find_blobs(mask: PackedMask, *, slab: int | None = None) -> Blobs:
     np.maximum.at(last, blob, np.concatenate([np.zeros(0, np.int64), *lasts]))
     parts = np.split(blob, np.cumsum(counts)[:-1]) if counts else []
     of_label = tuple(np.concatenate([[-1], part]) for part in parts)
-    return Blobs(first, last, of_label, slab)
+    return Blobs(first, last, of_label, slab, connectivity)
 
 
 def select_blobs(
-    mask: PackedMask, blobs: Blobs, keep: NDArray[np.bool_]
-) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """Yield (z, slice) for every slice of a mask with only the blobs where `keep` is true."""
+    mask: PackedMask, blobs: Blobs, values: NDArray[Value]
+) -> Iterator[tuple[int, NDArray[Value]]]:
+    """Yield (z, slice) for every slice with the value of each blob, and 0 outside.
+
+    With booleans that is the mask of the blobs to keep.
+    """
     for number, (start, stop) in enumerate(_slabs(len(mask), blobs.slab)):
         data = mask.read(start, stop)
-        wanted = np.append(keep, False)[blobs.of_label[number]]  # blob -1 is the background
-        if not wanted[1:].all():
-            data = wanted[_label(data)]
+        table = np.append(values, values.dtype.type(0))[blobs.of_label[number]]  # blob -1: outside
+        if table.dtype != bool or not table[1:].all():
+            data = table[_label(data, blobs.connectivity)]
         last = stop if stop == len(mask) else stop - 1  # the shared slice comes with the next slab
         yield from enumerate(data[: last - start], start)
 
@@ -126,7 +138,7 @@ def blob_hits(
     for number, (start, stop) in enumerate(_slabs(len(mask), blobs.slab)):
         last = stop if stop == len(mask) else stop - 1  # the shared slice comes with the next slab
         data = mask.read(start, stop)
-        labels = _label(data)[: last - start]
+        labels = _label(data, blobs.connectivity)[: last - start]
         inside = labels > 0
         blob = blobs.of_label[number][labels[inside]]
         sizes += np.bincount(blob, minlength=count)
@@ -145,10 +157,12 @@ def _slabs(depth: int, slab: int) -> Iterator[tuple[int, int]]:
         start = stop - 1
 
 
-def _label(data: NDArray[np.bool_]) -> NDArray[np.uint32]:
-    """Label the 26-connected components of a slab; the same slab always gets the same labels."""
+def _label(data: NDArray[np.bool_], connectivity: Connectivity) -> NDArray[np.uint32]:
+    """Label the connected components of a slab; the same slab always gets the same labels."""
     return np.asarray(
-        cc3d.connected_components(data, connectivity=26, binary_image=True, out_dtype=np.uint32)
+        cc3d.connected_components(
+            data, connectivity=connectivity, binary_image=True, out_dtype=np.uint32
+        )
     )
 
 

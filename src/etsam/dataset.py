@@ -13,68 +13,22 @@ from torch import Tensor
 
 from etsam.frames import FrameSpec
 from etsam.intensity import IntensityScaling, measure_intensity
+from etsam.layout import find_pairs as find_pairs  # who trains asks for pairs here
+from etsam.layout import stem_of
 from etsam.logits import LogitRange
 from etsam.metrics import IGNORE
-from etsam.projects import by_stem, portal_tomograms
-from etsam.volume import KNOWN_SUFFIXES, Tomogram, open_tomogram, tomogram_from_array
+from etsam.volume import Tomogram, open_tomogram, tomogram_from_array
 
-MASK_ENDING = "_membrane"
 LOGITS_SUFFIX = "_stage1.npy"
 LOGIT_STEP = 5.0 / 127
 """Stage-1 logits, clipped to [-5, 5], are kept as int8 in memory and on disk."""
 OPEN_VOLUMES = 64
 """Files kept open at once."""
-PORTAL_MASKS = "*membrane*_segmentationmask.*"
-
-
-def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """List the tomograms of a folder that have a mask, sorted by name.
-
-    Either NAME and NAME_membrane lie side by side, in any format that can be read (MRC, packed or not,
-    and OME-Zarr), or the folder holds runs as the CryoET Data Portal lays them out:
-    ``{run}/Reconstructions/VoxelSpacing*/Tomograms/*/`` and ``.../Annotations/*/*membrane*_segmentationmask``.
-
-    Raises
-    ------
-    ValueError
-        A run of the portal has several membrane annotations.
-    """
-    return _side_by_side(folder) or _portal(folder)
-
-
-def stem_of(path: Path) -> str:
-    """The name of a volume without the suffix of its format."""
-    return KNOWN_SUFFIXES.sub("", path.name)
 
 
 def logits_path(tomogram: Path) -> Path:
     """Where the stage-1 logits of a training tomogram lie."""
     return tomogram.with_name(stem_of(tomogram) + LOGITS_SUFFIX)
-
-
-def _side_by_side(folder: Path) -> list[tuple[Path, Path]]:
-    volumes = by_stem(folder.glob("*")) if folder.is_dir() else {}
-    return [
-        (tomogram, volumes[stem + MASK_ENDING])
-        for stem, tomogram in sorted(volumes.items())
-        if stem + MASK_ENDING in volumes
-    ]
-
-
-def _portal(folder: Path) -> list[tuple[Path, Path]]:
-    pairs = []
-    for tomogram in portal_tomograms(folder):
-        spacing = tomogram.parents[2]
-        annotations = spacing / "Annotations"
-        paths = [*annotations.glob(PORTAL_MASKS), *annotations.glob("*/" + PORTAL_MASKS)]
-        masks = by_stem(paths, whole_path=True)
-        if len(masks) > 1:
-            raise ValueError(
-                f"{spacing} has {len(masks)} membrane annotations ({', '.join(sorted(masks))}): "
-                "leave one, or merge them"
-            )
-        pairs += [(tomogram, mask) for mask in masks.values()]
-    return pairs
 
 
 class SliceStore:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from etsam.layout import portal_tomograms
 from etsam.ngff_metadata import is_zarr
 from etsam.projects import (
     Member,
@@ -15,13 +16,12 @@ from etsam.projects import (
     mask_in_copick,
     mask_in_folder,
     member_of,
-    portal_tomograms,
 )
 from etsam.results import names_mask
 from etsam.volume import KNOWN_SUFFIXES
 
 LIST_SUFFIXES = (".txt", ".lst")
-RESULT_STEMS = ("_membrane", "_membrane_logits", "_membrane_postprocessed")
+RESULT_STEMS = ("_membrane", "_membrane_logits", "_membrane_postprocessed", "_components")
 
 
 def find_tomograms(names: Iterable[str | Path]) -> dict[Path, Member | None]:

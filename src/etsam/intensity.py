@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Normalisation = Literal["min_max_positive_values", "softplus_minmax", "min_max", "robust"]
 
 ROBUST_PERCENTILES = (0.1, 99.9)
 SAMPLE_SLICES = 64
 SAMPLE_VALUES = 1 << 22
+
+
+Grey = TypeVar("Grey", "Tensor", np.ndarray)
 
 
 class SliceSource(Protocol):
@@ -43,12 +47,20 @@ class IntensityScaling:
 
     def apply(self, values: Tensor) -> Tensor:
         """Scale a slice of any shape to the network's grey values, float32."""
-        values = values.float()
+        return self._scaled(values.float(), lambda x: x.logaddexp(x.new_zeros(())))
+
+    def apply_to_array(self, values: np.ndarray) -> np.ndarray:
+        """Scale a slice as `apply` does, without torch."""
+        return self._scaled(
+            values.astype(np.float32), lambda x: np.logaddexp(x, np.float32(0))
+        ).astype(np.float32, copy=False)
+
+    def _scaled(self, values: Grey, softplus: Callable[[Grey], Grey]) -> Grey:
         if self.mirror is not None:
             values = self.mirror - values
         if self.softplus:
-            values = torch.nn.functional.softplus(values)
-        return (values.clamp(self.low, self.high) - self.offset) / self.divisor
+            values = softplus(values)
+        return (values.clip(self.low, self.high) - self.offset) / self.divisor
 
 
 UNSCALED = IntensityScaling(-math.inf, math.inf, 0.0, 1.0)
@@ -85,9 +97,8 @@ def measure_intensity(
     if method == "min_max":
         return IntensityScaling(low, high, low, high - low, mirror=mirror)
     if method == "softplus_minmax":
-        soft = torch.nn.functional.softplus(torch.tensor([low, high], dtype=torch.float64))
-        low, high = float(soft[0]), float(soft[1])
-        if high - low < torch.finfo(torch.float32).tiny:
+        low, high = (float(np.logaddexp(value, 0.0)) for value in (low, high))
+        if high - low < np.finfo(np.float32).tiny:
             raise ValueError(f"softplus leaves nothing of grey values <= {high:g}: use min_max")
         return IntensityScaling(low, high, low, high - low, softplus=True, mirror=mirror)
     if high <= 0:

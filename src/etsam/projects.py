@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,10 +12,6 @@ from typing import Any
 
 from etsam.ngff_metadata import read_json
 from etsam.volume import KNOWN_SUFFIXES, folder_spacing
-
-PORTAL_TOMOGRAMS = "Reconstructions/VoxelSpacing*/Tomograms/*/*"
-PORTAL_FOLDERS = ("", "*/", "*/*/")
-"""A run, a dataset of runs, several datasets; no ``**``, which would look into every Zarr."""
 
 COPICK_RUNS = "ExperimentRuns"
 COPICK_SEGMENTATIONS = "Segmentations"
@@ -43,22 +39,6 @@ class Member:
     spacing: float
     kind: str
     copick: Path | None = None
-
-
-def by_stem(paths: Iterable[Path], *, whole_path: bool = False) -> dict[str, Path]:
-    """Volumes by name; of one in several formats the MRC, which is read faster at random."""
-    volumes: dict[str, Path] = {}
-    for path in sorted(paths, key=lambda p: (p.suffix == ".zarr", p.name)):
-        if KNOWN_SUFFIXES.search(path.name):
-            stem = KNOWN_SUFFIXES.sub("", path.name)
-            volumes.setdefault(str(path.parent / stem) if whole_path else stem, path)
-    return volumes
-
-
-def portal_tomograms(folder: Path) -> list[Path]:
-    """List the tomograms of a run, a dataset or several datasets of the portal, in order."""
-    found = [path for above in PORTAL_FOLDERS for path in folder.glob(above + PORTAL_TOMOGRAMS)]
-    return [path for _, path in sorted(by_stem(found, whole_path=True).items())]
 
 
 def is_copick(path: Path) -> bool:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import importlib.resources
-import json
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from etsam.fetch import Patience, RemoteFile, fetch
+from etsam.repositories import ZENODO, zenodo_files
 
 Progress = Callable[[float, str], None]
 
 CACHE_VARIABLE = "ETSAM_CACHE"
 CHECKSUM_FILE = "SHA256SUMS"
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth")
-TIMEOUT_S = 30
-CHUNK_BYTES = 1 << 20
+LOCK_NAME = ".lock"
+PATIENCE = Patience(attempts=4)
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class ZenodoModel:
     stage2: str
     about: str
     record: int
-    server: str = "https://zenodo.org"
+    server: str = ZENODO
 
     @property
     def page(self) -> str:
@@ -182,10 +181,9 @@ def fetch_model(model: ZenodoModel, *, progress: Progress | None = None) -> Mode
     missing = [name for name in names if not (model.folder / name).is_file()]
     if missing:
         try:
-            listing = _zenodo_listing(model)
+            listed = zenodo_files(model.record, server=model.server, patience=PATIENCE)
             for name in missing:
-                url, known_hash = _entry(listing, name)
-                _download(url, known_hash, model.folder / name, progress)
+                _download(_listed(listed, name), model.folder / name, progress)
         except OSError as error:
             raise OSError(
                 f"cannot fetch model {model.name!r} ({_reason(error)}): get {' and '.join(names)} "
@@ -219,7 +217,8 @@ def fetch_start_weights(name: str, *, progress: Progress | None = None) -> Path:
             raise ValueError(f"{target} has the wrong SHA-256 sum: delete it and try again")
         return target
     try:
-        _download(weights.url, f"sha256:{weights.sha256}", target, progress)
+        file = RemoteFile(weights.url, target.name, None, f"sha256:{weights.sha256}")
+        _download(file, target, progress)
     except OSError as error:
         raise OSError(
             f"cannot fetch {weights.name} ({_reason(error)}): get {weights.url} and put it into "
@@ -267,57 +266,25 @@ def _only_checkpoint(folder: Path, stage: str) -> Path:
     return found[0]
 
 
-def _zenodo_listing(model: ZenodoModel) -> dict[str, tuple[str, str]]:
-    """Files of the record: name -> (address, ``md5:`` sum)."""
-    url = f"{model.server}/api/records/{model.record}"
-    with _open(url) as response:
-        text = response.read()
-    try:
-        files = json.loads(text)["files"]
-        return {file["key"]: (file["links"]["self"], file["checksum"]) for file in files}
-    except (ValueError, KeyError, TypeError) as error:
-        raise OSError(f"{url} did not answer as Zenodo's API does") from error
+def _listed(files: list[RemoteFile], name: str) -> RemoteFile:
+    for file in files:
+        if file.name == name:
+            return file
+    raise OSError(f"the record has no file {name}")
 
 
-def _entry(listing: dict[str, tuple[str, str]], name: str) -> tuple[str, str]:
-    if name not in listing:
-        raise OSError(f"the record has no file {name}")
-    return listing[name]
+def _download(file: RemoteFile, target: Path, progress: Progress | None) -> None:
+    """Fetch a file into the cache, going on with what an earlier try left; one process at a time."""
+    from filelock import FileLock
 
+    def report(done: int, total: int | None) -> None:
+        if progress is not None and total:
+            progress(done / total, f"fetch {target.name}")
 
-def _open(url: str) -> http.client.HTTPResponse:
-    try:
-        response: http.client.HTTPResponse = urllib.request.urlopen(url, timeout=TIMEOUT_S)
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise
-    return response
-
-
-def _download(url: str, known_hash: str, target: Path, progress: Progress | None) -> None:
-    import pooch
-
-    def stream(url: str, output_file: str, _pooch: object) -> None:
-        with _open(url) as response, open(output_file, "wb") as file:
-            total, done = int(response.headers.get("Content-Length", 0)), 0
-            while chunk := response.read(CHUNK_BYTES):
-                file.write(chunk)
-                done += len(chunk)
-                if progress is not None and total:
-                    progress(done / total, f"fetch {target.name}")
-            if done < total:
-                raise OSError(f"the connection ended after {done} of {total} bytes")
-
-    pooch.get_logger().setLevel("WARNING")
-    try:
-        pooch.retrieve(
-            url, known_hash=known_hash, fname=target.name, path=target.parent, downloader=stream
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"{url} does not have the checksum {known_hash}: the download was damaged or altered; "
-            "try again"
-        ) from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_folder() / LOCK_NAME):
+        if not target.is_file():
+            fetch(file, target, resume=True, patience=PATIENCE, report=report)
 
 
 def _record_sum(path: Path) -> None:

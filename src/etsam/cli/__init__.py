@@ -12,11 +12,13 @@ from etsam import __version__
 from etsam.cli.baseline import baseline
 from etsam.cli.command import EXPECTED_ERRORS, report_error, report_warning
 from etsam.cli.compare import compare
+from etsam.cli.download import download
 from etsam.cli.evaluate import evaluate
 from etsam.cli.export import export
 from etsam.cli.figures import figures
 from etsam.cli.inspect import inspect, verify
 from etsam.cli.postprocess import postprocess
+from etsam.cli.prepare import prepare
 from etsam.cli.report import report
 from etsam.cli.segment import segment
 from etsam.cli.simulate import simulate
@@ -65,6 +67,8 @@ for _verb in (
     figures,
     baseline,
     simulate,
+    download,
+    prepare,
     train,
     weights,
 ):

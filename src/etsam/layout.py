@@ -1,0 +1,109 @@
+"""Where tomograms and their masks lie: side by side, as the portal lays them out, or as fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from etsam.volume import KNOWN_SUFFIXES
+
+MASK_ENDING = "_membrane"
+ABOVE = ("", "*/", "*/*/")
+"""A run, a dataset of runs, several datasets; no ``**``, which would look into every Zarr."""
+PORTAL_TOMOGRAMS = "Reconstructions/VoxelSpacing*/Tomograms/*/*"
+PORTAL_MASKS = ("*membrane*_segmentationmask.*", "*/*membrane*_segmentationmask.*")
+FETCHED_TOMOGRAMS = "tomogram/*"
+FETCHED_MASKS = "target_mask"
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """A tomogram and the masks that lie on it, with a name for both."""
+
+    name: str
+    tomogram: Path
+    masks: tuple[Path, ...]
+
+
+def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
+    """List the tomograms of a folder that have a mask, sorted by name; see `find_annotated`.
+
+    Raises
+    ------
+    ValueError
+        A tomogram has several masks.
+    """
+    pairs = []
+    for found in find_annotated(folder):
+        if len(found.masks) > 1:
+            listed = ", ".join(path.name for path in found.masks)
+            raise ValueError(
+                f"{found.tomogram} has {len(found.masks)} membrane annotations ({listed}): leave "
+                "one, or merge them with `etsam prepare`"
+            )
+        pairs += [(found.tomogram, mask) for mask in found.masks]
+    return pairs
+
+
+def find_annotated(folder: Path) -> list[Annotated]:
+    """List the tomograms of a folder with their masks, sorted by name.
+
+    Either NAME and NAME_membrane lie side by side, in any format that can be read (MRC, packed or not,
+    and OME-Zarr); or the folder holds runs as the CryoET Data Portal lays them out,
+    ``{dataset}/{run}/Reconstructions/VoxelSpacing*/Tomograms/*/`` and
+    ``.../Annotations/*/*membrane*_segmentationmask``; or as the paper's data set and `etsam download` do,
+    ``{dataset}/{run}/tomogram/`` and ``.../target_mask/``. Runs are called ``{dataset}_{run}``; they
+    may have several masks or none.
+    """
+    return _side_by_side(folder) or [*_portal(folder), *_fetched(folder)]
+
+
+def portal_tomograms(folder: Path) -> list[Path]:
+    """List the tomograms of a run, a dataset or several datasets of the portal, in order."""
+    return by_stem(path for up in ABOVE for path in folder.glob(up + PORTAL_TOMOGRAMS))
+
+
+def stem_of(path: Path) -> str:
+    """The name of a volume without the suffix of its format."""
+    return KNOWN_SUFFIXES.sub("", path.name)
+
+
+def _side_by_side(folder: Path) -> list[Annotated]:
+    stems = {stem_of(path): path for path in by_stem(folder.glob("*"))}
+    return [
+        Annotated(stem, tomogram, (stems[stem + MASK_ENDING],))
+        for stem, tomogram in sorted(stems.items())
+        if stem + MASK_ENDING in stems
+    ]
+
+
+def _portal(folder: Path) -> list[Annotated]:
+    found = []
+    for tomogram in portal_tomograms(folder):
+        annotations = tomogram.parents[2] / "Annotations"
+        masks = by_stem(path for pattern in PORTAL_MASKS for path in annotations.glob(pattern))
+        found.append(_of_run(tomogram.parents[4], tomogram, masks))
+    return found
+
+
+def _fetched(folder: Path) -> list[Annotated]:
+    found = []
+    for tomogram in by_stem(path for up in ABOVE for path in folder.glob(up + FETCHED_TOMOGRAMS)):
+        run = tomogram.parents[1]
+        found.append(_of_run(run, tomogram, by_stem((run / FETCHED_MASKS).glob("*"))))
+    return found
+
+
+def _of_run(run: Path, tomogram: Path, masks: list[Path]) -> Annotated:
+    run = run.resolve()
+    return Annotated(f"{run.parent.name}_{run.name}", tomogram, tuple(masks))
+
+
+def by_stem(paths: Iterable[Path]) -> list[Path]:
+    """Volumes, sorted; of one in several formats the MRC, which is read faster at random."""
+    volumes: dict[Path, Path] = {}
+    for path in sorted(paths, key=lambda p: (p.suffix == ".zarr", p.name)):
+        if KNOWN_SUFFIXES.search(path.name):
+            volumes.setdefault(path.parent / stem_of(path), path)
+    return [volumes[stem] for stem in sorted(volumes)]

@@ -1,0 +1,368 @@
+"""VERB prepare: tomograms and their annotations, cleaned, as the pairs that train and evaluate read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from etsam.annotations import Cleaned, CleaningOptions, clean_annotation
+from etsam.intensity import Normalisation, measure_intensity
+from etsam.layout import MASK_ENDING, Annotated, find_annotated, stem_of
+from etsam.provenance import Clock, input_record, plain, provenance, write_json
+from etsam.storage import require_space
+from etsam.volume import KNOWN_SUFFIXES, PARTIAL_SUFFIX, Tomogram, create_volume, open_tomogram
+
+COMPONENTS_ENDING = "_components"
+LIMIT_ENDING = "_limit"
+RECORD_ENDING = "_prepared.json"
+MOST_LISTED = 1000  # components in the record
+SAME_PLACE = 0.01  # relative difference of voxel sizes, share of a voxel of origins
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Choices for preparing a pair.
+
+    Attributes
+    ----------
+    cleaning
+        What is done to the annotation.
+    limit
+        A region: a volume, or a folder of ``NAME_limit`` volumes. It counts where it is above 0.
+    normalise
+        Write the tomogram as float32, scaled; None: as it is, byte for byte.
+    link
+        Link to the tomogram instead of copying it.
+    components
+        Also write the number of each voxel's component, before any is dropped.
+    resume, overwrite
+        Keep what is done; replace what is there.
+    """
+
+    cleaning: CleaningOptions = field(default_factory=CleaningOptions)
+    limit: Path | None = None
+    normalise: Normalisation | None = None
+    link: bool = False
+    components: bool = False
+    resume: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.link and self.normalise is not None:
+            raise ValueError("a link shows the tomogram as it is: give --link or --normalise")
+        if self.resume and self.overwrite:
+            raise ValueError("--resume keeps what is there, --overwrite replaces it: give one")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The files of a pair; ``mask`` and ``components`` are None where there is no annotation."""
+
+    name: str
+    tomogram: Path
+    mask: Path | None
+    components: Path | None
+    record: Path
+    details: dict[str, Any]
+    reused: bool = False
+
+    def paths(self) -> list[Path]:
+        """All files."""
+        return [path for path in vars(self).values() if isinstance(path, Path)]
+
+    def json(self) -> str:
+        """One line of JSON with paths and details."""
+        paths = {
+            name: None if value is None else str(value)
+            for name, value in vars(self).items()
+            if name in ("tomogram", "mask", "components", "record")
+        }
+        return json.dumps({"name": self.name, **paths, "reused": self.reused, **self.details})
+
+
+def prepare(
+    pair: Annotated,
+    folder: Path | str,
+    options: PrepareOptions | None = None,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Put a tomogram and its cleaned annotation into a folder, as NAME and NAME_membrane.
+
+    The mask is int8 (1 membrane, 0 not, -1 not annotated) with the tomogram's geometry, field by
+    field. ``NAME_prepared.json`` says how it was made, and that all is there.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        A volume is not there, cannot be read, has another shape than the tomogram, or holds no labels.
+    FileExistsError
+        A result is there and neither ``resume`` nor ``overwrite`` is set.
+    """
+    options, folder = options or PrepareOptions(), Path(folder)
+    clock = Clock()
+    with ExitStack() as stack:
+        tomogram = stack.enter_context(closing(open_tomogram(pair.tomogram)))
+        masks = [stack.enter_context(closing(open_tomogram(path))) for path in pair.masks]
+        limit = _limit(pair, options)
+        region = None if limit is None else stack.enter_context(closing(open_tomogram(limit)))
+        inputs = [tomogram, *masks, *([region] if region is not None else [])]
+        target = _names(pair, folder, options)
+        task = _task(inputs, options)
+        if options.resume and (earlier := _finished(target, task)):
+            return replace(target, details=earlier, reused=True)
+        _refuse_existing(target, inputs, options)
+        _check_place(inputs)
+        folder.mkdir(parents=True, exist_ok=True)
+        target.record.unlink(missing_ok=True)  # from here on the pair is not complete
+        cleaned = (
+            clean_annotation(masks, options.cleaning, limit=region, progress=progress)
+            if masks
+            else None
+        )
+        _place_tomogram(tomogram, target.tomogram, options, progress)
+        if cleaned is not None:
+            _write_masks(cleaned, tomogram, target, progress)
+        details = provenance(
+            "prepare",
+            parameters=task["request"],
+            results=_results(cleaned),
+            inputs=task["inputs"],
+            clock=clock,
+        )
+        write_json(target.record, details)
+    return replace(target, details=json.loads(target.record.read_bytes()))
+
+
+def find_inputs(places: Iterable[Path], annotations: tuple[Path, ...] = ()) -> list[Annotated]:
+    """Turn what a user names into tomograms with masks: folders, or one tomogram with annotations.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        A folder holds no tomogram with a mask, two would have one name, or masks are not given.
+    """
+    found: list[Annotated] = []
+    for place in places:
+        if annotations or not place.is_dir() or KNOWN_SUFFIXES.search(place.name):
+            if not annotations:
+                raise ValueError(
+                    f"{place} is a volume: name its mask with --annotation, or a folder"
+                )
+            found.append(Annotated(stem_of(place), place, annotations))
+            continue
+        here = find_annotated(place)
+        if not here:
+            raise FileNotFoundError(
+                f"{place} holds no tomogram with a mask: expected NAME and NAME_membrane, or "
+                "DATASET/RUN as `etsam download` or the CryoET Data Portal lay them out"
+            )
+        found += here
+    if annotations and len(found) != 1:
+        raise ValueError(f"--annotation is of one tomogram, {len(found)} are given")
+    names: dict[str, Path] = {}
+    for pair in found:
+        if names.setdefault(pair.name, pair.tomogram) != pair.tomogram:
+            raise ValueError(
+                f"{names[pair.name]} and {pair.tomogram} would both be called {pair.name}: prepare "
+                "them into two folders"
+            )
+    return found
+
+
+def read_choices(path: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Read which components to keep or drop: a CSV with columns name, keep, drop.
+
+    Returns
+    -------
+    dict
+        name -> (keep, drop); the fields hold numbers with blanks between.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        There is no such table, or it reads otherwise.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give a CSV with columns name, keep, drop")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        records = list(csv.DictReader(file))
+    choices = {}
+    for number, record in enumerate(records, 1):
+        try:
+            lists = [
+                tuple(int(word) for word in (record.get(column) or "").split())
+                for column in ("keep", "drop")
+            ]
+            choices[record["name"]] = (lists[0], lists[1])
+        except (KeyError, ValueError):
+            raise ValueError(
+                f"{path}, row {number}: expected columns name, keep, drop, with numbers as in '1 4 7'"
+            ) from None
+    return choices
+
+
+def _names(pair: Annotated, folder: Path, options: PrepareOptions) -> Prepared:
+    ending = KNOWN_SUFFIXES.search(pair.tomogram.name)
+    kept = ending[0] if ending else ".mrc"
+    written = ".zarr" if kept.lower().endswith(".zarr") else ".mrc"
+    masked = bool(pair.masks)
+    return Prepared(
+        pair.name,
+        folder / f"{pair.name}{written if options.normalise else kept}",
+        folder / f"{pair.name}{MASK_ENDING}{written}" if masked else None,
+        folder / f"{pair.name}{COMPONENTS_ENDING}{written}"
+        if masked and options.components
+        else None,
+        folder / f"{pair.name}{RECORD_ENDING}",
+        {},
+    )
+
+
+def _limit(pair: Annotated, options: PrepareOptions) -> Path | None:
+    """The region of a tomogram: the volume given, or the one of its name in the folder given."""
+    place = options.limit
+    if place is None or not place.is_dir() or KNOWN_SUFFIXES.search(place.name):
+        return place
+    wanted = pair.name + LIMIT_ENDING
+    found = [path for path in sorted(place.iterdir()) if stem_of(path) == wanted]
+    if not found:
+        raise FileNotFoundError(f"{place} holds no region for {pair.name}: expected {wanted}.mrc")
+    return found[0]
+
+
+def _task(inputs: list[Tomogram], options: PrepareOptions) -> dict[str, Any]:
+    """What decides the result."""
+    asked = asdict(replace(options, resume=False, overwrite=False))
+    box = options.cleaning.box
+    asked["cleaning"]["box"] = box and [[side.start, side.stop] for side in box]
+    del asked["resume"], asked["overwrite"]
+    return {
+        "request": json.loads(json.dumps(plain(asked), default=str)),
+        "inputs": [input_record(volume) for volume in inputs],
+    }
+
+
+def _finished(target: Prepared, task: dict[str, Any]) -> dict[str, Any] | None:
+    """What the record of an earlier run says, if it made all of the same."""
+    try:
+        earlier = json.loads(target.record.read_bytes())
+        same = earlier["parameters"] == task["request"] and earlier["inputs"] == task["inputs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return earlier if same and all(path.exists() for path in target.paths()) else None
+
+
+def _refuse_existing(target: Prepared, inputs: list[Tomogram], options: PrepareOptions) -> None:
+    sources = {volume.path.resolve() for volume in inputs if volume.path is not None}
+    for path in target.paths():
+        if path.exists() and path.resolve() in sources and not path.is_symlink():
+            raise ValueError(f"{path} is an input: give another --output")
+        if path.exists() and not (options.overwrite or options.resume):
+            raise FileExistsError(
+                f"{path} is there already: give --resume, --overwrite or another --output"
+            )
+
+
+def _check_place(inputs: list[Tomogram]) -> None:
+    """Refuse other grids; warn where headers place volumes elsewhere."""
+    first = inputs[0]
+    for volume in inputs[1:]:
+        if volume.shape != first.shape:
+            raise ValueError(
+                f"{volume.path} has shape {volume.shape}, {first.path} has {first.shape}: they "
+                "must lie on one grid"
+            )
+        spacing = first.voxel_spacing or volume.voxel_spacing or (1.0, 1.0, 1.0)
+        near = np.abs(np.subtract(volume.origin, first.origin)) <= SAME_PLACE * np.array(spacing)
+        sizes = [v.voxel_spacing for v in (first, volume) if v.voxel_spacing is not None]
+        if len(sizes) == 2 and not np.allclose(sizes[0], sizes[1], rtol=SAME_PLACE, atol=0):
+            listed = " and ".join("x".join(f"{step:g}" for step in size) for size in sizes)
+            warnings.warn(
+                f"{volume.path} and the tomogram have voxels of {listed} Å: laid voxel on voxel",
+                stacklevel=2,
+            )
+        elif not near.all():
+            warnings.warn(
+                f"{volume.path} and the tomogram have other origins: laid voxel on voxel",
+                stacklevel=2,
+            )
+
+
+def _place_tomogram(
+    tomogram: Tomogram, target: Path, options: PrepareOptions, progress: Progress | None
+) -> None:
+    """Copy, link or scale a tomogram; it gets its name when complete."""
+    assert tomogram.path is not None
+    source, partial = tomogram.path, target.with_name(target.name + PARTIAL_SUFFIX)
+    if options.normalise is not None:
+        scaling = measure_intensity(tomogram, options.normalise)
+        label = f"etsam prepare normalise={options.normalise}"
+        with create_volume(target, tomogram, dtype="float32", label=label) as writer:
+            for z in range(tomogram.shape[0]):
+                writer.write_slice(z, scaling.apply_to_array(tomogram.read_slice(z)))
+                if progress is not None:
+                    progress("scale", z + 1, tomogram.shape[0])
+        return
+    try:
+        _remove(partial)
+        if options.link:
+            partial.symlink_to(source.resolve())
+        elif source.is_dir():
+            shutil.copytree(source, partial)
+        else:
+            require_space(target.parent, source.stat().st_size, f"copying {source.name}")
+            shutil.copyfile(source, partial)
+        if target.is_dir() or target.is_symlink():
+            _remove(target)
+        os.replace(partial, target)
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write_masks(
+    cleaned: Cleaned, tomogram: Tomogram, target: Prepared, progress: Progress | None
+) -> None:
+    assert target.mask is not None
+    depth = tomogram.shape[0]
+    if target.components is not None:
+        label = "etsam prepare: number of each component, 1 the largest"
+        with create_volume(target.components, tomogram, dtype="int16", label=label) as numbers:
+            for z, plane in cleaned.numbers():
+                numbers.write_slice(z, plane)
+    label = "etsam prepare: 1 membrane, 0 not, -1 not annotated"
+    with create_volume(target.mask, tomogram, dtype="int8", label=label) as masks:
+        for z, labels in cleaned.slices():
+            masks.write_slice(z, labels)
+            if progress is not None:
+                progress("write", z + 1, depth)
+
+
+def _results(cleaned: Cleaned | None) -> dict[str, Any]:
+    if cleaned is None:
+        return {}
+    counts = ("voxels_before", "voxels_after", "left_out", "filled", "smoothed")
+    return {
+        **{name: getattr(cleaned, name) for name in counts},
+        "components": [asdict(component) for component in cleaned.components[:MOST_LISTED]],
+        "components_found": len(cleaned.components),
+        "components_kept": sum(component.kept for component in cleaned.components),
+    }
