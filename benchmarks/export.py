@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from postprocess import mask_slice
 
 from etsam.frame import Frame
 from etsam.instances import separate_membranes
 from etsam.membrane import Membrane
 from etsam.meshes import surface_mesh
-from postprocess import mask_slice
 
 SHAPE = (500, 928, 960)
 SPACING = 10.0  # Å
@@ -31,14 +31,8 @@ def benchmark_membrane() -> Membrane:
     """Return the mask in memory."""
     random = np.random.default_rng(0)
     depth, height, width = SHAPE
-    vesicles = np.column_stack(
-        [
-            random.uniform(0, height, VESICLES),
-            random.uniform(0, width, VESICLES),
-            random.uniform(40, 120, VESICLES),
-            random.uniform(0, depth, VESICLES),
-        ]
-    )
+    low, high = (0, 0, 30, 0), (height, width, 160, depth)
+    vesicles = random.uniform(low, high, (VESICLES, 4))
     mask = np.empty(SHAPE, bool)
     for z in range(depth):
         mask[z] = mask_slice(z, (height, width), vesicles)

@@ -109,7 +109,9 @@ def _shifted(field: Field, gap: Field) -> Field:
     return lambda z, y, x: normalised(field(z, y, x))[0] + gap(z, y, x)
 
 
-def _gap(rng: np.random.Generator, spacing: float, wide: tuple[float, float], reach: float) -> Field:
+def _gap(
+    rng: np.random.Generator, spacing: float, wide: tuple[float, float], reach: float
+) -> Field:
     """A distance [voxels] that falls to contact in patches about `reach` Å wide."""
     closest, usual = rng.uniform(*CONTACT) / spacing, rng.uniform(*wide) / spacing
     bump = random_bump(rng, np.zeros(3), np.array(SHAPE, float), reach / spacing, 1.0)
@@ -229,7 +231,10 @@ def _sac(
     """A disc with a round rim: `size` is its place along the axis, height and radius [voxels]."""
     along, height, radius = size
     sway = SWAY / spacing
-    axes = [sheet(SHAPE, centre, turn[[i, 1 - i, 2]] if i < 2 else turn[[2, 1, 0]], None).field for i in range(3)]
+    axes = [
+        sheet(SHAPE, centre, turn[[i, 1 - i, 2]] if i < 2 else turn[[2, 1, 0]], None).field
+        for i in range(3)
+    ]
 
     def field(z: Tensor, y: Tensor, x: Tensor) -> Tensor:
         a, b, c = (axis(z, y, x) for axis in axes)

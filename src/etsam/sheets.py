@@ -9,6 +9,7 @@ and carried on from there along the skin.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,9 +51,11 @@ MEETING = 12
 """Least number of neighbouring voxels of the skin at which sheets that are one meet so."""
 
 CHUNK = 2_000_000
-OPEN = np.int32(np.iinfo(np.int32).min)
-SKIN = np.int32(OPEN + 1)
-_STEPS = [(z, y, x) for z in (-1, 0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1) if (z, y, x) != (0, 0, 0)]
+SKIN_DEPTHS = (0.3, 0.7, 1.1)
+"""Where along a normal the skin is looked for, in finest voxels from where the mask ends."""
+
+INSIDE, SKIN = np.int32(-2), np.int32(-1)
+_STEPS = sorted(product((-1, 0, 1), repeat=3), key=lambda step: np.abs(step).sum())[1:]
 
 
 def link_sheets(
@@ -129,17 +132,18 @@ def _same_sheet(
     return good
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Canvas:
-    """A padded volume (Z + 2, Y + 2, X + 2) of codes, flat, and the steps to a voxel's 26 neighbours.
+    """A volume padded by a voxel (Z + 2, Y + 2, X + 2), flat, in which pieces of a mask are painted.
 
-    Codes: 0 outside; `OPEN` and `SKIN` not yet painted; 2 i + side + 1 painted from point i and, on the skin, from the
-    side its normal looks to (0) or the other (1); -b a piece b of the mask that has one sheet only.
+    Codes: 0 not to be painted; `INSIDE` and `SKIN` still to be painted; 2 i + side + 1 painted from point i, on
+    the skin from the side its normal looks to (0) or from the other (1). `around` are the steps to the 26
+    neighbours, nearest first; `stride` is what a voxel along z, y, x adds.
     """
 
     codes: NDArray[np.int32]
-    steps: list[int]
-    nearest: list[int]
+    stride: NDArray[np.int64]
+    around: list[int]
 
 
 def carry_on(
@@ -154,7 +158,7 @@ def carry_on(
     Parameters
     ----------
     blobs
-        Connected pieces of the mask from 1 (Z, Y, X); those with several sheets get numbers above.
+        Connected pieces of the mask from 1 (Z, Y, X); what belongs to a sheet gets a number above.
     surface, sheets, reach
         As `link_sheets` takes and returns them.
     """
@@ -168,120 +172,99 @@ def carry_on(
     if not len(used):
         return
     canvas = _canvas(blobs, several)
-    painted = _seeded(canvas, surface, used, reach, frame)
-    _spread(canvas, painted, SKIN, canvas.steps)
+    front = _seeded(canvas, surface, used, reach, frame)
+    _spread(canvas, front, (SKIN,))
+    skin = np.flatnonzero(canvas.codes > 0)
     places = surface.points * np.array(frame.spacing, np.float32)
-    merged = _joined(canvas, places, surface.normals, sheets)
-    painted = np.flatnonzero(canvas.codes > 0)
-    _fill(canvas, painted)
-    names = (merged + several.size).astype(np.uint32)
+    names = _going_on(canvas, skin, (places, surface.normals), sheets) + several.size
+    _spread(canvas, skin, (SKIN, INSIDE))
     whole = canvas.codes.reshape(np.array(blobs.shape) + 2)[1:-1, 1:-1, 1:-1]
     for plane, codes in zip(blobs, whole, strict=True):
-        new = codes > 0
-        plane[new] = names[(codes[new] - 1) // 2]
+        painted = codes > 0
+        plane[painted] = names[(codes[painted] - 1) // 2]
 
 
 def _canvas(blobs: NDArray[np.uint32], several: NDArray[np.bool_]) -> _Canvas:
-    """Return a canvas on which the pieces with several sheets are to be painted."""
+    """Return a canvas on which the pieces with several sheets are to be painted.
+
+    At the faces of the volume there is no skin: the mask goes on beyond them.
+    """
     shape = np.array(blobs.shape) + 2
     codes = np.zeros(shape, np.int32)
     for z, plane in enumerate(blobs):
-        inner = plane > 0
-        for other in (blobs[max(z - 1, 0)], blobs[min(z + 1, len(blobs) - 1)]):
-            inner &= other > 0
-        for axis in (0, 1):
-            for side in (-1, 1):
-                near = np.roll(plane > 0, side, axis)
-                edge = [slice(None), slice(None)]
-                edge[axis] = slice(0, 1) if side == 1 else slice(-1, None)
-                near[tuple(edge)] = True  # the mask goes on beyond the volume
-                inner &= near
-        play = several[plane]
-        codes[z + 1, 1:-1, 1:-1] = np.where(play, np.where(inner, OPEN, SKIN), -plane.astype(np.int32))
-    weights = np.array([shape[1] * shape[2], shape[2], 1])
-    steps = [int(np.dot(step, weights)) for step in _STEPS]
-    nearest = [int(sign * weight) for weight in weights for sign in (-1, 1)]
-    return _Canvas(codes.reshape(-1), steps, nearest)
+        to_paint = several[plane]
+        if not to_paint.any():
+            continue
+        here = np.pad(plane > 0, 1, mode="edge")
+        inside = (blobs[max(z - 1, 0)] > 0) & (blobs[min(z + 1, len(blobs) - 1)] > 0)
+        inside &= here[:-2, 1:-1] & here[2:, 1:-1] & here[1:-1, :-2] & here[1:-1, 2:]
+        codes[z + 1, 1:-1, 1:-1] = np.where(to_paint, np.where(inside, INSIDE, SKIN), np.int32(0))
+    stride = np.array([shape[1] * shape[2], shape[2], 1], np.int64)
+    around = [int(np.dot(step, stride)) for step in _STEPS]
+    return _Canvas(codes.reshape(-1), stride, around)
 
 
 def _seeded(
     canvas: _Canvas, surface: MidSurface, used: np.ndarray, reach: np.ndarray, frame: Frame
 ) -> NDArray[np.int64]:
-    """Paint the skin to either side of points; returns the flat places that were painted."""
+    """Paint the skin where the normals of points go through it; returns the flat places."""
     spacing = np.array(frame.spacing)
-    direction = surface.normals[used] / spacing  # voxels per Å
-    shape = surface_shape = np.array(frame.shape)
-    weights = np.array([(shape[1] + 2) * (shape[2] + 2), shape[2] + 2, 1])
+    along = surface.normals[used] / spacing  # voxels per Å
     found = []
     for side, sign in ((0, 1.0), (1, -1.0)):
-        for inward in (0.3, 0.7, 1.1):  # finest voxels from where the mask ends
-            far = reach[used, side] - inward * spacing.min()
-            places = np.rint(surface.points[used] + sign * far[:, None] * direction).astype(np.int64)
-            places = np.clip(places, 0, surface_shape - 1) + 1
-            flat = places @ weights
+        for depth in SKIN_DEPTHS:
+            far = sign * (reach[used, side] - depth * spacing.min())
+            places = np.rint(surface.points[used] + far[:, None] * along).astype(np.int64)
+            flat = (places.clip(0, np.array(frame.shape) - 1) + 1) @ canvas.stride
             free = canvas.codes[flat] == SKIN
-            canvas.codes[flat[free]] = (2 * used[free] + side + 1).astype(np.int32)
+            canvas.codes[flat[free]] = 2 * used[free] + side + 1
             found.append(flat[free])
     return np.unique(np.concatenate(found))
 
 
-def _spread(canvas: _Canvas, front: NDArray[np.int64], code: np.int32, steps: list[int]) -> None:
-    """Paint unpainted voxels of a code from their neighbours, until none is left within reach."""
+def _spread(canvas: _Canvas, front: NDArray[np.int64], unpainted: tuple[np.int32, ...]) -> None:
+    """Paint neighbours of a front, layer by layer, until none is left."""
+    codes = canvas.codes
     while len(front):
-        front = _layer(canvas, front, (code,), steps)
+        fresh = []
+        for step in canvas.around:
+            near = front + step
+            free = np.isin(codes[near], unpainted)
+            codes[near[free]] = codes[front[free]]
+            fresh.append(near[free])
+        front = np.unique(np.concatenate(fresh))
 
 
-def _layer(
-    canvas: _Canvas, front: NDArray[np.int64], open_codes: tuple[np.int32, ...], steps: list[int]
+def _going_on(
+    canvas: _Canvas,
+    skin: NDArray[np.int64],
+    points: tuple[np.ndarray, np.ndarray],
+    sheets: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Paint the unpainted neighbours of a front; returns them."""
-    codes, fresh = canvas.codes, []
-    for step in steps:
-        near = front + step
-        free = np.isin(codes[near], open_codes)
-        codes[near[free]] = codes[front[free]]
-        fresh.append(near[free])
-    return np.unique(np.concatenate(fresh))
+    """Return the sheets of points, with those made one that go on in each other on the skin.
 
-
-def _fill(canvas: _Canvas, front: NDArray[np.int64]) -> None:
-    """Paint all that is left, layer by layer from what is painted."""
-    turn = 0
-    while len(front):
-        steps = canvas.nearest if turn % 2 == 0 else canvas.steps
-        front = _layer(canvas, front, (OPEN, SKIN), steps)
-        turn += 1
-
-
-def _joined(
-    canvas: _Canvas, places: np.ndarray, normals: NDArray[np.float32], sheets: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Return the sheets of points with those made one that go on in each other on the skin."""
-    skin = np.flatnonzero(canvas.codes > 0)
+    Two sheets that meet on the skin are one where both look the same way, or away from each other, as at the rim
+    of a flat sac; where they look at each other, as in the crevice between two vesicles, they are not.
+    """
+    places, normals = points
     votes = []
-    for step in canvas.steps[: len(canvas.steps) // 2]:
-        other = canvas.codes[skin + step]
-        both = other > 0
-        a, b = canvas.codes[skin[both]] - 1, other[both] - 1
+    for step in (step for step in canvas.around if step > 0):  # each pair once
+        code = canvas.codes[skin + step]
+        both = code > 0
+        a, b = canvas.codes[skin[both]] - 1, code[both] - 1
         differ = sheets[a // 2] != sheets[b // 2]
         a, b = a[differ], b[differ]
-        facing_a = normals[a // 2] * (1 - 2 * (a & 1))[:, None]
-        facing_b = normals[b // 2] * (1 - 2 * (b & 1))[:, None]
-        onward = np.einsum("ij,ij->i", facing_a, facing_b) > ONWARD
-        apart = np.einsum("ij,ij->i", places[b // 2] - places[a // 2], facing_b - facing_a)
+        facing = [normals[one // 2] * (1 - 2 * (one & 1))[:, None] for one in (a, b)]
+        onward = np.einsum("ij,ij->i", *facing) > ONWARD
+        apart = np.einsum("ij,ij->i", places[b // 2] - places[a // 2], facing[1] - facing[0])
         pair = np.sort(np.stack([sheets[a // 2], sheets[b // 2]]), axis=0)
-        votes.append(np.vstack([pair, onward | (apart > 0), ~onward & (apart < 0), onward]))
-    pair, onward, against = (part for part in _counted(np.concatenate(votes, axis=1).astype(np.int64)))
-    one = (onward >= MEETING) & (onward > against)
+        votes.append(np.vstack([pair, onward | (apart > 0)]))
+    found = np.concatenate(votes, axis=1)
+    pair, number = np.unique(found[:2], axis=1, return_inverse=True)
+    number = number.ravel()
+    good = np.bincount(number, found[2], pair.shape[1])
+    one = (good >= MEETING) & (2 * good > np.bincount(number, minlength=pair.shape[1]))
     count = int(sheets.max()) + 1
     links = coo_matrix((np.ones(int(one.sum()), bool), tuple(pair[:, one])), (count, count))
     group = connected_components(links, directed=False)[1]
-    return np.where(sheets >= 0, group[sheets], -1)
-
-
-def _counted(votes: NDArray[np.int64]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return pairs (2, m) and how many votes each has for and against it."""
-    pair, place = np.unique(votes[:2], axis=1, return_inverse=True)
-    place = place.ravel()
-    size = pair.shape[1]
-    return pair, np.bincount(place, votes[2], size), np.bincount(place, votes[3], size)
+    return np.asarray(group[sheets], np.int64)

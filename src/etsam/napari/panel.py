@@ -44,9 +44,9 @@ class SegmentPanel(QWidget):  # type: ignore[misc]
     told = Signal(float, str)
     finished = Signal(bool)
 
-    def __init__(self, viewer: napari.Viewer) -> None:
+    def __init__(self, napari_viewer: napari.Viewer) -> None:  # napari fills in what has this name
         super().__init__()
-        self.viewer = viewer
+        self.viewer = viewer = napari_viewer
         self.logits: np.ndarray | None = None
         self.mask: Labels | None = None
         self.run: Run | None = None
