@@ -1,6 +1,6 @@
 """Measure how membranes are told apart on simulations with known membranes, against plain components.
 
-python experiments/instances.py touching          # masks of membranes that touch (experiments/touching.py)
+python experiments/instances.py touching [KIND...] # masks of membranes that touch (experiments/touching.py)
 python experiments/instances.py touching-logits   # the same with logits
 python experiments/instances.py                   # exact masks of the held-out suite's samples
 python experiments/instances.py 1.3               # masks 1.3 times as thick, so that more neighbours touch
@@ -131,7 +131,7 @@ def main(arguments: list[str]) -> None:
     """Print a line per sample and the means."""
     if arguments and arguments[0].startswith("touching"):
         logits = arguments[0] == "touching-logits"
-        chosen = (scene for scene in scenes() if not arguments[1:] or scene.name in arguments[1:])
+        chosen = scenes(arguments[1:])
         samples = ((one.name, one.membrane(logits=logits), one.true) for one in chosen)
     else:
         samples = suite(arguments)

@@ -6,7 +6,7 @@ smooth noise, so that at 10 to 14 Å a voxel most contacts are fused. Surfaces a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import cc3d
@@ -53,9 +53,10 @@ class Touching:
         return Membrane(self.logits > 0, field, self.frame)
 
 
-def scenes(seeds: range = range(3)) -> Iterator[Touching]:
-    """Build every kind of scene with some seeds, each with the next voxel spacing."""
-    for kind, make in KINDS.items():
+def scenes(kinds: Collection[str] = (), seeds: range = range(3)) -> Iterator[Touching]:
+    """Build scenes of some kinds (default: of every kind) with some seeds, each with the next voxel spacing."""
+    for kind in kinds or KINDS:
+        make = KINDS[kind]
         for seed in seeds:
             rng = np.random.default_rng([seed, *map(ord, kind)])
             spacing = SPACINGS[seed % len(SPACINGS)]

@@ -70,16 +70,6 @@ def test_inner_membrane_that_touches_the_outer_one_in_a_patch() -> None:
     assert min(shares(found.labels, (walls.argmin(axis=0) + 1) * mask)) > 0.95
 
 
-def test_flat_sac_stays_whole_where_its_lumen_is_filled() -> None:
-    z, y, x = np.meshgrid(*((np.arange(n) - n / 2) * 10.0 for n in SHAPE), indexing="ij")
-    height = 75 + 30 * np.tanh(x / 80)  # 45 to 105 Å between its sheets: filled on one side
-    rim = np.maximum(np.hypot(y, x) - 170, 0)
-    mask = np.abs(np.hypot(z, rim) - height / 2) < 27
-    found = separate_membranes(Membrane(mask, None, FRAME))
-    assert len(found) == 1
-    assert found.voxels[0] == mask.sum()
-
-
 def test_double_wall_with_rungs() -> None:
     distance = away((22, 24, 36))
     mask = (np.abs(distance - 110) < 22) | (np.abs(distance - 185) < 22)

@@ -29,11 +29,14 @@ BEND = 0.77
 ACROSS = 0.5
 """Largest share of a step between neighbours that goes across the sheet."""
 
-SINGLE = 1.3
-"""Thickness of a mask, in that of one membrane, from which there may be two."""
+SINGLE = (0.7, 1.3)
+"""Thickness of a mask, in that of one membrane: below lies an edge, above may be two membranes."""
 
 USUAL = 25
 """Percentile of the thickness over all points that is taken for that of one membrane."""
+
+OWN_SIDE = 0.7
+"""How far from its middle, in thicknesses of one membrane, the skin is that of this membrane."""
 
 SMALLEST_SHEET = 30
 """Points; a smaller sheet is part of the nearest larger one of its blob."""
@@ -71,11 +74,10 @@ def link_sheets(
         How far the mask goes on to either side of each point (n, 2) [Å], NaN beyond reach.
     """
     sheets = np.full(len(surface), -1, np.int64)
-    thick = reach.sum(axis=1)
-    known = np.isfinite(thick)
-    if not known.any():
+    ratio = reach.sum(axis=1) / _usual_thickness(reach)
+    thin = np.flatnonzero((ratio >= SINGLE[0]) & (ratio <= SINGLE[1]))  # nan is neither
+    if not len(thin):
         return sheets
-    thin = np.flatnonzero(known & (thick <= SINGLE * np.percentile(thick[known], USUAL)))
     places = surface.points[thin] * np.array(frame.spacing, np.float32)
     pairs = cKDTree(places).query_pairs(LINK * min(frame.spacing), output_type="ndarray").T
     first, second = pairs[:, _same_sheet(places, surface.normals[thin], *pairs)]
@@ -90,6 +92,13 @@ def link_sheets(
     keep = size >= np.minimum(SMALLEST_SHEET, largest[home])
     sheets[thin] = np.where(keep, np.cumsum(keep) - 1, -1)[sheet]
     return sheets
+
+
+def _usual_thickness(reach: NDArray[np.float32]) -> float:
+    """Return the thickness of one membrane [Å], NaN where it is known of no point."""
+    thick = reach.sum(axis=1)
+    known = thick[np.isfinite(thick)]
+    return float(np.percentile(known, USUAL)) if len(known) else float("nan")
 
 
 def _with_scraps(sheet: NDArray[np.int32], pairs: np.ndarray) -> tuple[int, NDArray[np.int64]]:
@@ -209,15 +218,17 @@ def _seeded(
 ) -> NDArray[np.int64]:
     """Paint the skin where the normals of points go through it; returns the flat places."""
     spacing = np.array(frame.spacing)
-    along = surface.normals[used] / spacing  # voxels per Å
+    furthest = OWN_SIDE * _usual_thickness(reach)
     found = []
     for side, sign in ((0, 1.0), (1, -1.0)):
+        near = used[reach[used, side] <= furthest]
+        along = surface.normals[near] / spacing  # voxels per Å
         for depth in SKIN_DEPTHS:
-            far = sign * (reach[used, side] - depth * spacing.min())
-            places = np.rint(surface.points[used] + far[:, None] * along).astype(np.int64)
+            far = sign * (reach[near, side] - depth * spacing.min())
+            places = np.rint(surface.points[near] + far[:, None] * along).astype(np.int64)
             flat = (places.clip(0, np.array(frame.shape) - 1) + 1) @ canvas.stride
             free = canvas.codes[flat] == SKIN
-            canvas.codes[flat[free]] = 2 * used[free] + side + 1
+            canvas.codes[flat[free]] = 2 * near[free] + side + 1
             found.append(flat[free])
     return np.unique(np.concatenate(found))
 
