@@ -35,7 +35,7 @@ SINGLE = (0.7, 1.3)
 USUAL = 25
 """Percentile of the thickness over all points that is taken for that of one membrane."""
 
-OWN_SIDE = 0.7
+OWN_SIDE = 0.65
 """How far from its middle, in thicknesses of one membrane, the skin is that of this membrane."""
 
 SMALLEST_SHEET = 30
