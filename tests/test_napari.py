@@ -141,6 +141,7 @@ def test_segment_threshold_save_and_cancel(panel: Any, tmp_path: Path) -> None:
     panel.threshold.setValue(1.0)
     assert 0 < panel.mask.data.sum() < before
     np.testing.assert_array_equal(panel.mask.data, panel.logits > 1.0)
+    assert panel.message.text() == f"{panel.mask.data.sum():,} membrane voxels."
     panel.split()
     assert panel.viewer.layers[-1].data.max() >= 1
     panel.save(str(tmp_path / "saved.mrc"))
