@@ -1,13 +1,17 @@
 """Measure how membranes are told apart on simulations with known membranes, against plain components.
 
-python experiments/instances.py            # exact masks of the held-out suite's samples
-python experiments/instances.py 1.3        # masks 1.3 times as thick, so that more neighbours touch
-python experiments/instances.py LOGITS     # with NAME_membrane_logits.mrc of suite tomograms in a folder
+python experiments/instances.py touching [KIND...] # masks of membranes that touch (experiments/touching.py)
+python experiments/instances.py touching-logits   # the same with logits
+python experiments/instances.py                   # exact masks of the held-out suite's samples
+python experiments/instances.py 1.3               # masks 1.3 times as thick, so that more neighbours touch
+python experiments/instances.py LOGITS            # with NAME_membrane_logits.mrc of suite tomograms in a folder
 """
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 from scipy.special import comb
+from touching import scenes
 
 from etsam.frame import Frame
 from etsam.instances import plain_components, separate_membranes
@@ -76,35 +81,72 @@ def instance_dice(found: NDArray[np.integer], true: NDArray[np.integer]) -> floa
     return float(np.mean(scores))
 
 
-def main(arguments: list[str]) -> None:
-    """Print a line per sample and the means."""
-    rows = []
-    thicker = float(arguments[0]) if arguments and not Path(arguments[0]).is_dir() else 1.0
-    print(f"{'sample':22s} membranes   plain: ARI  Dice  count   separated: ARI  Dice  count")
+def splits_and_merges(found: NDArray[np.integer], true: NDArray[np.integer]) -> tuple[int, int]:
+    """Return how many true membranes have several labels, and how many labels several true membranes.
+
+    A tenth of a true membrane, and `SMALLEST` voxels, count.
+    """
+    pairs, shared = np.unique(np.stack([found, true]), axis=1, return_counts=True)
+    size = np.bincount(true)
+    large = (pairs[0] > 0) & (shared >= np.maximum(0.1 * size[pairs[1]], SMALLEST))
+    labels, membranes = pairs[:, large]
+    splits = np.count_nonzero(np.unique(membranes, return_counts=True)[1] > 1)
+    merges = np.count_nonzero(np.unique(labels, return_counts=True)[1] > 1)
+    return splits, merges
+
+
+def suite(arguments: list[str]) -> Iterator[tuple[str, Membrane, NDArray[np.int32]]]:
+    """Yield the held-out suite's samples: name, mask and true membranes."""
+    folder = Path(arguments[0]) if arguments and Path(arguments[0]).is_dir() else None
+    thicker = float(arguments[0]) if arguments and folder is None else 1.0
     for entry in held_out_suite():
         true, spacing = true_membranes(entry, thicker)
-        sizes = np.bincount(true.ravel())
-        if (sizes[1:] >= SMALLEST).sum() < 2:
+        if (np.bincount(true.ravel())[1:] >= SMALLEST).sum() < 2:
             continue
-        if arguments and Path(arguments[0]).is_dir():
-            path = Path(arguments[0]) / f"{entry.name}_membrane_logits.mrc"
-            if not path.is_file():
-                continue
-            membrane = load_membrane(path, voxel_spacing=spacing)
-        else:
-            membrane = Membrane(true > 0, None, Frame(SUITE_SHAPE, (spacing,) * 3))
-        scored = membrane.mask & (sizes >= SMALLEST)[true] & (true > 0)
-        figures = []
-        for method in (plain_components, separate_membranes):
-            result = method(membrane)
-            labels = result.labels[scored].astype(np.int32)
-            figures += [adjusted_rand(labels, true[scored]), instance_dice(labels, true[scored])]
-            figures.append(int(np.count_nonzero(result.voxels >= SMALLEST)))
-        rows.append(figures)
-        line = "  ".join(f"{figure:9.3f}" for figure in figures)
-        print(f"{entry.name:22s} {(sizes[1:] >= SMALLEST).sum():6d}  {line}", flush=True)
-    line = "  ".join(f"{figure:9.3f}" for figure in np.mean(rows, axis=0))
-    print(f"{'mean':22s}         {line}")
+        if folder is None:
+            yield entry.name, Membrane(true > 0, None, Frame(SUITE_SHAPE, (spacing,) * 3)), true
+            continue
+        path = folder / f"{entry.name}_membrane_logits.mrc"
+        if path.is_file():
+            yield entry.name, load_membrane(path, voxel_spacing=spacing), true
+
+
+def scores(membrane: Membrane, true: NDArray[np.int32]) -> list[float]:
+    """Return the number of true membranes, and five scores and the CPU time of both methods."""
+    sizes = np.bincount(true.ravel())
+    scored = membrane.mask & (sizes >= SMALLEST)[true] & (true > 0)
+    figures = [float((sizes[1:] >= SMALLEST).sum())]
+    for method in (plain_components, separate_membranes):
+        start = time.process_time()
+        result = method(membrane)
+        seconds = time.process_time() - start
+        pair = result.labels[scored].astype(np.int32), true[scored]
+        count = np.count_nonzero(result.voxels >= SMALLEST)
+        figures += [adjusted_rand(*pair), instance_dice(*pair), count, *splits_and_merges(*pair)]
+        figures.append(seconds)
+    return figures
+
+
+def main(arguments: list[str]) -> None:
+    """Print a line per sample and the means."""
+    if arguments and arguments[0].startswith("touching"):
+        logits = arguments[0] == "touching-logits"
+        chosen = scenes(arguments[1:])
+        samples = ((one.name, one.membrane(logits=logits), one.true) for one in chosen)
+    else:
+        samples = suite(arguments)
+    heads = "  ARI   Dice  count split merge    s"
+    print(f"{'sample':22s} true   components:{heads}   separated:{heads}")
+    rows = []
+    for name, membrane, true in samples:
+        rows.append(scores(membrane, true))
+        print(_line(name, rows[-1]), flush=True)
+    print(_line("mean", np.mean(rows, axis=0).tolist()))
+
+
+def _line(name: str, figures: list[float]) -> str:
+    one = "{:6.3f} {:6.3f} {:5.1f} {:5.1f} {:5.1f} {:5.1f}"
+    return f"{name:22s} {figures[0]:4.1f}   " + (f"{one}   {one}").format(*figures[1:])
 
 
 if __name__ == "__main__":

@@ -184,6 +184,10 @@ def test_membrane_folders(exported: Path) -> None:
     assert (folder / config["seg_dir"]).is_dir() and (folder / config["tomo_dir"]).is_dir()
     with mrcfile.open(labels) as mrc:
         assert set(np.unique(mrc.data)) == {0, 1}
+        assert mrc.header.origin.tolist() == pytest.approx(tuple(reversed(ORIGIN)))
+        assert mrc.voxel_size.tolist() == pytest.approx(tuple(reversed(SPACING)))
+        places = FRAME.to_angstrom(np.argwhere(mrc.data == 1))
+    np.testing.assert_allclose(places.mean(axis=0), FRAME.to_angstrom(CENTRE[None])[0], atol=TENTH)
 
 
 def test_chimerax_script_opens_what_is_there(exported: Path) -> None:
@@ -218,6 +222,25 @@ def test_copick_project(tmp_path: Path) -> None:
     spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{array}/"}}
     np.testing.assert_array_equal(tensorstore.open(spec).result().read().result(), mask)
     mesh = trimesh.load(run / "Meshes" / "etsam_0_membrane.glb", force="mesh")
+    assert_sphere(np.asarray(mesh.vertices), centre[::-1] * 10.0, 100.0, 1.0)
+
+
+@pytest.mark.filterwarnings("default")  # copick and zarr warn of themselves
+def test_copick_opens_the_project(tmp_path: Path) -> None:
+    copick = pytest.importorskip("copick", exc_type=ImportError)
+    frame = Frame((30, 40, 40), (10.0,) * 3, ORIGIN)
+    centre = np.array([14.2, 20.1, 19.4])
+    mask = distances(frame, centre) < 100
+    source = write(tmp_path / "run_a_membrane.mrc", mask.astype(np.int8), frame)
+    export_file(source, ExportOptions(("copick",)))
+    root = copick.from_file(str(tmp_path / "run_a_membrane_copick" / "config.json"))
+    (run,) = root.runs
+    (found,) = run.get_segmentations(name="membrane", is_multilabel=False)
+    assert found.voxel_size == 10.0
+    np.testing.assert_array_equal(found.numpy(), mask)
+    (labels,) = run.get_segmentations(name="membranes", is_multilabel=True)
+    np.testing.assert_array_equal(labels.numpy(), mask)
+    mesh = trimesh.util.concatenate(list(run.get_meshes("membrane")[0].mesh.geometry.values()))
     assert_sphere(np.asarray(mesh.vertices), centre[::-1] * 10.0, 100.0, 1.0)
 
 

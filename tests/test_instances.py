@@ -46,6 +46,30 @@ def test_two_vesicles_that_touch() -> None:
     assert ((found.labels > 0) == mask).all()
 
 
+def test_walls_fused_without_a_dent_between_them() -> None:
+    left, right = away((22, 24, 19.5)), away((22, 24, 51.5))
+    distance = np.stack([np.abs(left - 140), np.abs(right - 140)])
+    mask = distance.min(axis=0) < 27  # 40 Å between the mid-surfaces: 94 Å of mask, 54 Å a wall
+    assert mask[22, 24, 33:39].all()
+    truth = (distance.argmin(axis=0) + 1) * mask
+    found = separate_membranes(Membrane(mask, None, FRAME), min_voxels=100)
+    assert len(found) == 2
+    assert min(shares(found.labels, truth)) > 0.97
+    assert ((found.labels > 0) == mask).all()
+
+
+def test_inner_membrane_that_touches_the_outer_one_in_a_patch() -> None:
+    distance = away((22, 24, 36))
+    x = np.arange(SHAPE[2]) - 36
+    gap = 75 - 30 * np.tanh(x / 8)  # 45 to 105 Å: fused on one side, clear on the other
+    walls = np.stack([np.abs(distance - 200), np.abs(distance - 200 + gap)])
+    mask = walls.min(axis=0) < 27
+    assert len(plain_components(Membrane(mask, None, FRAME))) == 1
+    found = separate_membranes(Membrane(mask, None, FRAME), min_voxels=100)
+    assert len(found) == 2
+    assert min(shares(found.labels, (walls.argmin(axis=0) + 1) * mask)) > 0.95
+
+
 def test_double_wall_with_rungs() -> None:
     distance = away((22, 24, 36))
     mask = (np.abs(distance - 110) < 22) | (np.abs(distance - 185) < 22)

@@ -83,6 +83,15 @@ def test_manifest_names_what_is_there() -> None:
         assert callable(_named(command.python_name))
 
 
+def test_napari_hands_its_viewer_to_the_panel() -> None:
+    import inspect
+
+    from etsam.napari.panel import SegmentPanel
+
+    # napari goes by this name where the annotation is a string
+    assert "napari_viewer" in inspect.signature(SegmentPanel.__init__).parameters
+
+
 def _named(python_name: str) -> Any:
     import importlib
 
@@ -101,8 +110,9 @@ def test_volumes_open_in_place_and_lazily(tomogram: Path, tmp_path: Path) -> Non
     assert meta["scale"] == (SPACING,) * 3 and meta["translate"] == ORIGIN
     with mrcfile.open(tomogram) as mrc:
         np.testing.assert_array_equal(np.asarray(data[5]), mrc.data[5])
-    mask = write(tmp_path / "TS_1_membrane.mrc", np.ones(SHAPE, np.int8))
-    assert read_layers(str(mask))[0][2] == "labels"
+    for name in ("TS_1_membrane.mrc", "TS_1_membrane_instances.mrc"):
+        mask = write(tmp_path / name, np.ones(SHAPE, np.int8))
+        assert read_layers(str(mask))[0][2] == "labels"
 
 
 @pytest.mark.parametrize("suffix", [".mrc", ".zarr"])
@@ -131,6 +141,7 @@ def test_segment_threshold_save_and_cancel(panel: Any, tmp_path: Path) -> None:
     panel.threshold.setValue(1.0)
     assert 0 < panel.mask.data.sum() < before
     np.testing.assert_array_equal(panel.mask.data, panel.logits > 1.0)
+    assert panel.message.text() == f"{panel.mask.data.sum():,} membrane voxels."
     panel.split()
     assert panel.viewer.layers[-1].data.max() >= 1
     panel.save(str(tmp_path / "saved.mrc"))

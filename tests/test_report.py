@@ -189,6 +189,28 @@ def test_options_name_the_page(segmented: Path, tmp_path: Path) -> None:
     assert script(page, "meta")["above"][64] == (shell() > 0.5).sum()
 
 
+def contrast(one: str, other: str) -> float:
+    """Contrast of two colours (WCAG 2.2), from 1 to 21."""
+    light = []
+    for colour in (one, other):
+        digits = colour.lstrip("#")
+        digits = "".join(2 * d for d in digits) if len(digits) == 3 else digits
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+        light.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+    return max(light) / min(light)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_stands_out(page: str, scheme: int) -> None:
+    blocks = re.findall(r":root\{([^}]*--warnbg[^}]*)\}", page)
+    colours = dict(re.findall(r"--(\w+):(#\w+)", blocks[scheme]))
+    for ink in ("ink", "mute", "accent"):
+        for ground in ("paper", "soft"):
+            assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
+    assert contrast(colours["warn"], colours["warnbg"]) >= 4.5
+
+
 def test_page_runs_in_a_browser(segmented: Path, tmp_path: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:

@@ -14,6 +14,9 @@ import pytest
 
 import etsam
 from etsam import stages, weights
+from etsam.export.layouts import MIN_VOXELS
+from etsam.instances import separate_membranes
+from etsam.membrane import load_membrane
 from etsam.options import SegmentOptions
 from etsam.sam2 import save_checkpoint
 from etsam.segmentation import segment_array, segment_file
@@ -175,6 +178,42 @@ def test_a_file_becomes_mask_logits_picture_and_provenance(
     text = json.dumps(details)
     assert weights.sha256_of(options.model / "stage1.safetensors") in text
     assert etsam.__version__ in text and str(threshold) in text
+
+
+def test_labels_per_membrane_of_the_mask_or_the_clean_mask(
+    options: SegmentOptions, tomogram: Path, tmp_path: Path
+) -> None:
+    threshold = float(np.median(segment_array(tomogram, options)))
+    asked = replace(options, logit_threshold=threshold, instances=True)
+    plain = segment_file(tomogram, asked)
+    clean = segment_file(tomogram, replace(asked, post_process=True, output=tmp_path / "clean"))
+    for result, source in ((plain, plain.mask), (clean, clean.cleaned)):
+        assert result.instances is not None and source is not None
+        assert result.instances.name == "TS_1_10.00Apx_membrane_instances.mrc"
+        assert json.loads(result.json())["instances"] == str(result.instances)
+        with mrcfile.open(result.instances) as labels, mrcfile.open(source) as mask:
+            assert labels.data.dtype == np.int16
+            assert labels.header.origin.y == -6 and labels.voxel_size.x == 10
+            assert not labels.data[mask.data == 0].any()
+            sizes = np.bincount(labels.data.ravel())[1:]
+        expected = separate_membranes(load_membrane(source), min_voxels=MIN_VOXELS)
+        assert sizes.tolist() == expected.voxels.tolist()
+        assert len(sizes) and sizes.min() >= MIN_VOXELS
+
+
+def test_labels_need_a_known_voxel_spacing(
+    options: SegmentOptions, volume: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / "unknown.mrc"
+    with mrcfile.new(path) as mrc:
+        mrc.set_data(volume)
+    asked = replace(options, instances=True)
+    with pytest.raises(ValueError, match="--voxel-spacing"):
+        segment_file(path, asked)
+    assert list(tmp_path.iterdir()) == [path]
+    result = segment_file(path, replace(asked, voxel_spacing=10.0, logit_threshold=-1e3))
+    with mrcfile.open(result.instances) as labels:
+        assert set(np.unique(labels.data)) == {1}
 
 
 def test_results_are_replaced_only_when_asked(options: SegmentOptions, tomogram: Path) -> None:

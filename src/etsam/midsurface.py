@@ -139,13 +139,16 @@ def thickness(membrane: Membrane, surface: MidSurface) -> NDArray[np.float32]:
 
     The thickness of a mask is that of the label it learned from rather than of the bilayer itself.
     """
+    return np.asarray(reaches(membrane, surface).sum(axis=1), np.float32)
+
+
+def reaches(membrane: Membrane, surface: MidSurface) -> NDArray[np.float32]:
+    """Return how far the mask goes on along and against the normal of each point (n, 2) [Å]; NaN beyond reach."""
     spacing = np.array(membrane.frame.spacing)
     fine = spacing.min()
     direction = surface.normals / spacing * fine  # voxels per step of the finest spacing
-    total = np.zeros(len(surface), np.float32)
-    for sign in (-1.0, 1.0):
-        total += _reach(membrane, surface.points, sign * direction)
-    return np.asarray(total * fine, np.float32)
+    sides = [_reach(membrane, surface.points, sign * direction) for sign in (1.0, -1.0)]
+    return np.asarray(np.stack(sides, axis=1) * fine, np.float32)
 
 
 def turned(

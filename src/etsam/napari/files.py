@@ -19,7 +19,7 @@ from etsam.volume import KNOWN_SUFFIXES, OutputType, Tomogram, create_volume, op
 
 LayerData = tuple[Any, dict[str, Any], str]
 
-LABEL_NAMES = re.compile(r"(membrane|mask|labels|postprocessed|seg)$", re.IGNORECASE)
+LABEL_NAMES = re.compile(r"(membrane|mask|labels|instances|postprocessed|seg)$", re.IGNORECASE)
 """Ends of the names of volumes that open as labels where they hold integers."""
 
 SOURCE = "etsam_source"

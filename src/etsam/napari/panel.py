@@ -44,9 +44,9 @@ class SegmentPanel(QWidget):  # type: ignore[misc]
     told = Signal(float, str)
     finished = Signal(bool)
 
-    def __init__(self, viewer: napari.Viewer) -> None:
+    def __init__(self, napari_viewer: napari.Viewer) -> None:  # napari fills in what has this name
         super().__init__()
-        self.viewer = viewer
+        self.viewer = viewer = napari_viewer
         self.logits: np.ndarray | None = None
         self.mask: Labels | None = None
         self.run: Run | None = None
@@ -212,6 +212,8 @@ class SegmentPanel(QWidget):  # type: ignore[misc]
     def _apply_threshold(self, value: float) -> None:
         if self.logits is not None and self.mask is not None:
             self.mask.data = (self.logits > value).astype(np.uint8)
+            if self.run is None:
+                self.message.setText(f"{np.count_nonzero(self.mask.data):,} membrane voxels.")
 
     def _show_progress(self, fraction: float, message: str) -> None:
         self.bar.setValue(round(1000 * fraction))

@@ -132,8 +132,11 @@
     $("z-out").value = `${place.z * meta.binning[0]} of ${meta.fullShape[0]}`;
     const voxels = meta.above[cut], volume = meta.voxelVolume ? voxels * meta.voxelVolume / 1e12 : null;
     const loaded = ready.reduce((sum, one) => sum + one, 0);
-    $("live").textContent = `${volume === null ? "" : volume.toPrecision(3) + " µm³, "}${voxels.toLocaleString("en")} voxels above the threshold` +
-      (loaded < Z ? `; reading slices, ${Math.round(100 * loaded / Z)} %` : "");
+    const text = `${volume === null ? "" : volume.toPrecision(3) + " µm³, "}${voxels.toLocaleString("en")} voxels above the threshold`;
+    if ($("live").textContent !== text) $("live").textContent = text; // read aloud only when it changes
+    $("loading").textContent = loaded < Z ? `; reading slices, ${Math.round(100 * loaded / Z)} %` : "";
+    $("xz").setAttribute("aria-label", `Section along x and z at y ${place.y * meta.binning[1]}`);
+    $("yz").setAttribute("aria-label", `Section along y and z at x ${place.x * meta.binning[2]}`);
     $("xy").setAttribute("aria-label", `Slice ${place.z * meta.binning[0]} of ${meta.fullShape[0]} across z, membrane ${$("overlay").value}`);
   }
 
