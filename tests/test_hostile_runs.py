@@ -262,7 +262,7 @@ def test_a_disk_that_fills_up_leaves_no_result(
     assert segment(path, "--no-preview", "-o", small_disk)[0] == 0
 
 
-@pytest.mark.filterwarnings("ignore:no membrane found")
+@pytest.mark.filterwarnings("ignore:no membrane found", "default:1 of 2 chunks")
 def test_chunks_that_are_missing_are_said_and_damaged_ones_refused(
     segment: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
