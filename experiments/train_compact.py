@@ -28,8 +28,8 @@ from etsam.train import COMPACT, Schedule, Source, TrainOptions, train
 
 FLAT, DEEP = (64, 256, 256), (160, 256, 256)
 DARK = SimulationOptions(bright_membranes=False)
-SPARSER, UNSEEN = 5, 500_000
-"""Stage 2 is trained on a fifth as many tomograms, whose seeds lie this far away."""
+SPARSER, UNSEEN = 3, 500_000
+"""Stage 2 is trained on a third as many tomograms, whose seeds lie this far away."""
 NARROW = FrameSpec(offsets=(-2, -1, 0, 1, 2))
 Job = tuple[int, SimulationOptions]
 Range = tuple[float, float]
