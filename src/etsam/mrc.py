@@ -22,6 +22,7 @@ from etsam.storage import (
     RawFile,
     VolumeInfo,
     VoxelStatistics,
+    check_slice,
     require_space,
     scratch_file,
     write_all,
@@ -58,6 +59,7 @@ class MrcSource:
                 size = os.fstat(file.fileno()).st_size
             header = _first_bytes(file, HEADER_BYTES)
             self._layout, self.info = read_header(header, path, size)
+            check_slice(self.info.shape[1:], path)
         except BaseException:
             file.close()
             raise
@@ -104,6 +106,7 @@ def _decompress(path: Path, packed: io.FileIO, compression: str) -> io.FileIO:
             raise ValueError(
                 f"{path} cannot hold the {total:,} bytes its header says ({packed_size:,} packed): it is damaged"
             )
+        check_slice(info.shape[1:], path)  # before anything is unpacked
         target = scratch_file(total, f"unpacking {path}")
         try:
             write_all(target, np.frombuffer(header, np.uint8))

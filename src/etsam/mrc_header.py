@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 
-from etsam.storage import MAX_SIDE, ByteOrder, VolumeInfo, Zyx, check_slice, known_spacing
+from etsam.storage import MAX_SIDE, ByteOrder, VolumeInfo, Zyx, known_spacing
 
 HEADER_BYTES = 1024
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
@@ -71,7 +71,6 @@ def read_header(header: bytes, path: Path, size: int | None) -> tuple[DataLayout
         )
     if shape[0] == 1 and int(fields["ispg"]) == 0:
         raise ValueError(f"{path} is a single 2-D image (nz = 1): etsam needs a volume")
-    check_slice(shape[1:], path)
     dtype = _data_dtype(fields, header, order, notes, path)
     data_bytes = shape[0] * shape[1] * shape[2] * dtype.itemsize
     offset = _data_offset(int(fields["nsymbt"]), data_bytes, size, notes)
