@@ -27,7 +27,7 @@ from etsam.options import SegmentOptions
 from etsam.results import how_far
 from etsam.sam2 import save_checkpoint
 from test_cli import Run, assert_one_line, write_mrc
-from tiny_model import SPEC, tiny_network
+from tiny_model import SPEC, tiny_network, write_tiny_model
 
 SHAPE = (7, 24, 32)
 DEPTH = 12
@@ -35,11 +35,7 @@ DEPTH = 12
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    for stage in (1, 2):
-        path = folder / f"stage{stage}.safetensors"
-        save_checkpoint(path, tiny_network(stage), {"frame_spec": SPEC.to_dict()}, half=False)
-    return folder
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -17,11 +17,10 @@ from etsam.cli import sample
 from etsam.frames import PromptKind
 from etsam.intensity import Normalisation
 from etsam.options import SegmentOptions
-from etsam.sam2 import save_checkpoint
 from etsam.simulation import recipe
 from etsam.weights import DEFAULT_MODEL
 from test_cli import Run, assert_one_line, write_mrc
-from tiny_model import SPEC, tiny_network
+from tiny_model import write_tiny_model
 
 SHAPE = (5, 40, 48)
 
@@ -29,11 +28,7 @@ SHAPE = (5, 40, 48)
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with both checkpoints of a tiny network with random weights."""
-    folder = tmp_path_factory.mktemp("tiny")
-    for stage in (1, 2):
-        path = folder / f"stage{stage}.safetensors"
-        save_checkpoint(path, tiny_network(stage), {"frame_spec": SPEC.to_dict()}, half=False)
-    return folder
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def volume(seed: int = 0) -> np.ndarray:

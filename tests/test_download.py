@@ -27,19 +27,10 @@ from data_servers import (
     DataServers,
     md5,
     options,
-    stocked,
 )
 from etsam.download import LOCK_NAME, Outcome, download
 from etsam.listing import list_items
 from etsam.published import SETS, PublishedRun, find_runs
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[DataServers]:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with stocked() as server:
-        yield server
 
 
 def fetched(outcomes: Iterator[Outcome]) -> dict[str, bool]:

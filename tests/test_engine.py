@@ -16,21 +16,16 @@ from etsam.engine import Engine, run_on_engine
 from etsam.manifest import read_manifest
 from etsam.options import SegmentOptions
 from etsam.results import how_far
-from etsam.sam2 import save_checkpoint
 from etsam.segmentation import segment_file
 from test_cli import Run, assert_one_line, write_mrc
-from tiny_model import SPEC, tiny_network
+from tiny_model import write_tiny_model
 
 SHAPE = (40, 32, 32)
 
 
 @pytest.fixture
 def options(tmp_path: Path) -> SegmentOptions:
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    for stage in (1, 2):
-        path = folder / f"stage{stage}.safetensors"
-        save_checkpoint(path, tiny_network(stage), {"frame_spec": SPEC.to_dict()}, half=False)
+    folder = write_tiny_model(tmp_path / "tiny")
     return SegmentOptions(model=folder, device="cpu", preview=False, polarity="dark")
 
 

@@ -17,23 +17,18 @@ import numpy as np
 import pytest
 
 from etsam.options import SegmentOptions
-from etsam.sam2 import save_checkpoint
 from etsam.segmentation import segment_file
 from etsam.volume import create_volume, open_tomogram, tomogram_from_array
 from test_cli import Run, assert_one_line, write_mrc
 from test_hostile import mrc_bytes
-from tiny_model import SPEC, tiny_network
+from tiny_model import write_tiny_model
 
 SHAPE = (5, 24, 32)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    for stage in (1, 2):
-        path = folder / f"stage{stage}.safetensors"
-        save_checkpoint(path, tiny_network(stage), {"frame_spec": SPEC.to_dict()}, half=False)
-    return folder
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from data_servers import DATAVERSE_DOI, RECORD, ZENODO_DOI, DataServers, options, stocked
+from data_servers import DATAVERSE_DOI, RECORD, ZENODO_DOI, DataServers, options
 from etsam.download import download
 from etsam.fetch import RemoteFile
 from etsam.listing import Item, check_names, list_items
 from etsam.published import SETS, PublishedRun, find_runs
 from etsam.repositories import doi_of
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[DataServers]:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with stocked() as server:
-        yield server
 
 
 def test_the_sets_are_what_the_paper_names(shared: Path) -> None:

@@ -18,10 +18,10 @@ from torch import Tensor
 from etsam.memory import smaller_tile
 from etsam.options import SegmentOptions
 from etsam.results import how_far
-from etsam.sam2 import SAM2, save_checkpoint
+from etsam.sam2 import SAM2
 from etsam.segmentation import segment_array, segment_file
 from test_cli import Run, assert_one_line, write_mrc
-from tiny_model import SPEC, tiny_network
+from tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 
@@ -33,11 +33,7 @@ STARVING = 120_000
 
 @pytest.fixture
 def options(tmp_path: Path) -> SegmentOptions:
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    for stage in (1, 2):
-        path = folder / f"stage{stage}.safetensors"
-        save_checkpoint(path, tiny_network(stage), {"frame_spec": SPEC.to_dict()}, half=False)
+    folder = write_tiny_model(tmp_path / "tiny")
     return SegmentOptions(
         model=folder, device="cpu", preview=False, polarity="dark", output=tmp_path / "out"
     )

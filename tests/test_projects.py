@@ -14,10 +14,9 @@ from etsam.inputs import choose_masks, find_tomograms
 from etsam.layout import portal_tomograms
 from etsam.manifest import read_manifest
 from etsam.projects import Member, copick_tomograms, select
-from etsam.sam2 import save_checkpoint
 from etsam.volume import create_volume, open_tomogram, tomogram_from_array
 from test_cli import Run, assert_one_line, write_mrc
-from tiny_model import SPEC, tiny_network
+from tiny_model import write_tiny_model
 
 SHAPE = (6, 24, 32)
 FROM_FOLDER = pytest.mark.filterwarnings("ignore:voxel spacing:UserWarning")
@@ -25,11 +24,7 @@ FROM_FOLDER = pytest.mark.filterwarnings("ignore:voxel spacing:UserWarning")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    for stage in (1, 2):
-        path = folder / f"stage{stage}.safetensors"
-        save_checkpoint(path, tiny_network(stage), {"frame_spec": SPEC.to_dict()}, half=False)
-    return folder
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def volume(seed: int) -> np.ndarray:

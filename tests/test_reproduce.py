@@ -12,9 +12,8 @@ import mrcfile
 import numpy as np
 import pytest
 
-from etsam.sam2.checkpoint import save_checkpoint
 from etsam.tables import Score, read_table, write_table
-from tiny_model import SPEC, tiny_network
+from tiny_model import write_tiny_model
 
 pytest.importorskip("matplotlib")
 
@@ -84,17 +83,12 @@ def simulated(folder: Path, count: int) -> Path:
     return folder
 
 
-def tiny_model(folder: Path) -> Path:
-    folder.mkdir()
-    for stage in (1, 2):
-        network = tiny_network(stage)
-        path = folder / f"stage{stage}.safetensors"
-        save_checkpoint(path, network, {"frame_spec": SPEC.to_dict()}, half=False)
-    return folder
-
-
 def test_all_methods_on_a_tiny_suite(tmp_path: Path) -> None:
-    suite, model, out = simulated(tmp_path / "suite", 3), tiny_model(tmp_path / "m"), tmp_path / "o"
+    suite, model, out = (
+        simulated(tmp_path / "suite", 3),
+        write_tiny_model(tmp_path / "m"),
+        tmp_path / "o",
+    )
     options = ("--model", model, "--polarity", "dark", "--lysosome", tmp_path / "none", "-o", out)
     said = run(suite, *options, script=SCRIPT.with_name("compare_methods.py"))
     assert "**suite** (3)" in said
@@ -110,7 +104,11 @@ def test_all_methods_on_a_tiny_suite(tmp_path: Path) -> None:
 
 
 def test_every_prompt_at_every_threshold(tmp_path: Path) -> None:
-    pairs, model, out = simulated(tmp_path / "pairs", 1), tiny_model(tmp_path / "m"), tmp_path / "o"
+    pairs, model, out = (
+        simulated(tmp_path / "pairs", 1),
+        write_tiny_model(tmp_path / "m"),
+        tmp_path / "o",
+    )
     said = run("ablation", pairs, "--model", model, "-o", out)
     rows = read_table(out / "ablation.csv")
     variants = {(row.stage, row.method) for row in rows}

@@ -18,9 +18,8 @@ from etsam.export.layouts import MIN_VOXELS
 from etsam.instances import separate_membranes
 from etsam.membrane import load_membrane
 from etsam.options import SegmentOptions
-from etsam.sam2 import save_checkpoint
 from etsam.segmentation import segment_array, segment_file
-from tiny_model import SPEC, tiny_network
+from tiny_model import write_tiny_model
 
 SHAPE = (6, 40, 30)
 OPTIONS = SegmentOptions(device="cpu", preview=False)
@@ -32,12 +31,7 @@ class Cancelled(Exception):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    for number in (1, 2):
-        described = {"frame_spec": SPEC.to_dict()}
-        path = folder / f"stage{number}.safetensors"
-        save_checkpoint(path, tiny_network(number), described, half=False)
-    return folder
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

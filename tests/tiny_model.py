@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from etsam.frames import FrameSpec
-from etsam.sam2 import SAM2, SAM2Config
+from etsam.sam2 import SAM2, SAM2Config, save_checkpoint
 from etsam.stages import Stage
 
 SPEC = FrameSpec(offsets=(-1, 0, 1))
@@ -38,3 +40,12 @@ def tiny_network(number: int, spec: FrameSpec = SPEC) -> SAM2:
 def tiny_stages(spec: FrameSpec = SPEC) -> list[Stage]:
     """Both stages in memory."""
     return [Stage(tiny_network(number, spec).eval(), spec) for number in (1, 2)]
+
+
+def write_tiny_model(folder: Path) -> Path:
+    """Both checkpoints in a folder, which is made if need be."""
+    folder.mkdir(exist_ok=True)
+    for number in (1, 2):
+        path = folder / f"stage{number}.safetensors"
+        save_checkpoint(path, tiny_network(number), {"frame_spec": SPEC.to_dict()}, half=False)
+    return folder
