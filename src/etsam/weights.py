@@ -119,9 +119,9 @@ def cache_folder() -> Path:
     """Folder for fetched weights: ``$ETSAM_CACHE``, else the platform's cache folder."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser()
-    import pooch
+    import platformdirs
 
-    return Path(pooch.os_cache("etsam"))
+    return platformdirs.user_cache_path("etsam")
 
 
 def sha256_of(path: Path) -> str:
