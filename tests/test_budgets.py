@@ -37,7 +37,16 @@ TORCH_FREE = [
     "etsam.provenance",
     "etsam.weights",
 ]
-HEAVY = ("torch", "numpy", "scipy", "skimage", "tensorstore", "transformers", "rich", "platformdirs")
+HEAVY = (
+    "torch",
+    "numpy",
+    "scipy",
+    "skimage",
+    "tensorstore",
+    "transformers",
+    "rich",
+    "platformdirs",
+)
 HELP_MODULES = 400
 
 
