@@ -29,7 +29,7 @@ from etsam.train import COMPACT, Schedule, Source, TrainOptions, train
 FLAT, DEEP = (64, 256, 256), (160, 256, 256)
 DARK = SimulationOptions(bright_membranes=False)
 SPARSER, UNSEEN = 3, 500_000
-"""Stage 2 is trained on a third as many tomograms, whose seeds lie this far away."""
+"""Stage 2 is trained on fewer tomograms, whose seeds lie this far away."""
 NARROW = FrameSpec(offsets=(-2, -1, 0, 1, 2))
 Job = tuple[int, SimulationOptions]
 Range = tuple[float, float]
@@ -126,6 +126,17 @@ def simulate_kinds(given: argparse.Namespace) -> tuple[list[Source], list[Source
 def _unseen(jobs: list[Job]) -> list[Job]:
     """The same kinds from other seeds: stage 1 answers tomograms it was trained on too well."""
     return [(seed + UNSEEN, options) for seed, options in jobs]
+
+
+def cluttered(job: Job) -> Job:
+    """The same tomogram with more of what is taken for membranes: filaments, gold, carbon."""
+    seed, options = job
+    random = np.random.default_rng(seed)
+    actin = int(np.exp(random.uniform(0, np.log(80)))) if random.random() < 0.55 else None
+    microtubules = int(random.integers(1, 14)) if random.random() < 0.5 else None
+    gold = int(random.integers(1, 16)) if random.random() < 0.5 else None
+    carbon = True if random.random() < 0.25 else None
+    return seed, replace(options, actin=actin, microtubules=microtubules, gold=gold, carbon=carbon)
 
 
 def _simulate(folder: Path, jobs: list[Job], shape: tuple[int, int, int], workers: int) -> None:

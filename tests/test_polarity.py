@@ -10,7 +10,7 @@ import pytest
 from etsam.frames import REFERENCE_SPEC
 from etsam.options import SegmentOptions
 from etsam.pipeline import StageRun, Volume
-from etsam.polarity import membrane_evidence, settle_polarity
+from etsam.polarity import CERTAIN, membrane_evidence, preference, settle_polarity, skewness
 from etsam.simulate import simulate
 from etsam.simulation.recipe import SimulationOptions
 from etsam.stages import Stage, load_stages
@@ -64,3 +64,22 @@ def test_an_answer_that_is_given_is_kept(tomogram: np.ndarray, stage: Stage) -> 
 def test_published_networks_take_dark_membranes(tomogram: np.ndarray) -> None:
     published = tiny_stages(replace(REFERENCE_SPEC, image_size=64))[0]
     assert settle_polarity(volume(-tomogram), published, SegmentOptions()).polarity == "dark"
+
+
+@pytest.mark.parametrize("preset", ["vesicles", "cell", "virus"])
+def test_dense_things_stand_out_on_the_side_of_membranes(preset: str) -> None:
+    options = replace(EASY, preset=preset, contrast_to_noise=1.5)
+    slices = tomogram_from_array(simulate(72, (20, 160, 160), options).tomogram)
+    inverted = tomogram_from_array(-simulate(72, (20, 160, 160), options).tomogram)
+    assert skewness(slices) < -0.1
+    assert skewness(inverted) == pytest.approx(-skewness(slices), rel=1e-4)
+
+
+def test_skewness_decides_where_the_network_cannot() -> None:
+    limit = np.log(CERTAIN)
+    assert preference(0.42, 0.46, 1.0) > limit > preference(0.42, 0.46, 0.0)
+    assert preference(0.06, 0.005, 1.5) < 0 < limit < preference(0.005, 0.06, -1.5)
+
+
+def test_a_constant_volume_has_no_skewness() -> None:
+    assert skewness(tomogram_from_array(np.ones((4, 16, 16), np.float32))) == 0.0

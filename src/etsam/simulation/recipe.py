@@ -25,6 +25,10 @@ class SimulationOptions:
     views: int | None = None  # of the tilt series
     blur: float | None = None  # Å, standard deviation
     core: float | None = None  # density that proteins add in the middle of bilayers
+    actin: int | None = None  # filaments
+    microtubules: int | None = None
+    gold: int | None = None  # beads
+    carbon: bool | None = None  # the edge of a carbon film
     proteins: tuple[str, ...] = ()  # density maps (MRC) used instead of pseudo-proteins
     membrane_proteins: tuple[str, ...] = ()  # maps aligned along z, membrane in the middle
     shapes: tuple[RealShape, ...] = ()  # segmentations used besides the preset's membranes
@@ -99,7 +103,7 @@ def draw(rng: np.random.Generator, options: SimulationOptions) -> Recipe:
         voxel_spacing=options.voxel_spacing or round(spacing, 2),
         tilt=replace(draw_tilt_series(rng, few, options.views), blur=blur),
         reconstruction=draw_reconstruction(rng),
-        contents=draw_contents(rng, preset),
+        contents=_fixed(draw_contents(rng, preset), options),
         contrast_to_noise=options.contrast_to_noise or round(ratio, 3),
         bright_membranes=bright if options.bright_membranes is None else options.bright_membranes,
         core=drawn_core if options.core is None else options.core,
@@ -186,6 +190,13 @@ def draw_contents(rng: np.random.Generator, preset: str) -> Contents:
         "layers": int(rng.random() < 0.04),
     }
     return Contents(**{**shared, **_BY_PRESET[preset](rng)})
+
+
+def _fixed(contents: Contents, options: SimulationOptions) -> Contents:
+    """Contents with what the options fix of them."""
+    names = ("actin", "microtubules", "gold", "carbon")
+    given = {name: getattr(options, name) for name in names}
+    return replace(contents, **{name: n for name, n in given.items() if n is not None})
 
 
 def _vesicles(rng: np.random.Generator) -> dict[str, Any]:
