@@ -1,4 +1,4 @@
-"""Triangle meshes of membrane masks: marching cubes on a smooth field, Taubin smoothing, decimation."""
+"""Triangle meshes of membrane masks: marching cubes on a smooth field, decimation, Taubin smoothing."""
 
 from __future__ import annotations
 
@@ -130,13 +130,15 @@ def _binned(data: np.ndarray, binning: int, scale: float) -> NDArray[np.float32]
 
 
 def _finished(frame: Frame, voxels: np.ndarray, faces: np.ndarray, max_faces: int) -> Mesh:
-    """Bring a mesh into Å, smooth it and keep it below the limit."""
+    """Bring a mesh into Å, keep it below the limit and smooth it.
+
+    Decimation first: it roughens what was smoothed before it, and leaves less to smooth.
+    """
     vertices = frame.to_angstrom(voxels)
     faces = np.asarray(faces, np.int64)  # outward in xyz: the way from zyx turns them round once
-    vertices = taubin(vertices, faces)
     if len(faces) > max_faces:
         vertices, faces = _decimated(vertices, faces, max_faces)
-    return Mesh(vertices, faces)
+    return Mesh(taubin(vertices, faces), faces)
 
 
 def taubin(

@@ -7,6 +7,8 @@ vanishes within the voxel lies the ridge, to a fraction of a voxel (Steger, IEEE
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +34,8 @@ FAINT = 0.2  # share of the median strength of clear sheets
 FACING = 0.7  # cosine between a normal and that of a face of the volume
 HALF_VOXEL = 0.6  # a little more than half, so that ridges are closed
 CHUNK = 400_000  # voxels expanded at once
-SLAB_VOXELS = 20_000_000  # voxels blurred at once
+SLAB_VOXELS = 20_000_000  # voxels blurred at once by a thread
+THREADS = min(4, os.cpu_count() or 1)
 THICKNESS_REACH = 12.0  # voxels to either side
 THICKNESS_STEP = 0.5
 NEIGHBOURS = 8  # of a point, when normals are turned to one side
@@ -96,18 +99,23 @@ def mid_surface(membrane: Membrane, *, blur: float | None = None) -> MidSurface:
     margin = int(np.ceil(4 * sigma[0])) + 2
     depth, height, width = membrane.mask.shape
     step = max(8, SLAB_VOXELS // (height * width))
-    parts = []
-    for start in range(0, depth, step):
+
+    def ridges(start: int) -> list[MidSurface]:
         stop = min(start + step, depth)
         low, high = max(0, start - margin), min(depth, stop + margin)
         field = _field(membrane, low, high)
         field = np.pad(gaussian_filter(field, sigma, mode="nearest", truncate=4.0), 1, mode="edge")
         inside = np.argwhere(membrane.mask[start:stop]) + np.array([start - low, 0, 0])
+        parts = []
         for first in range(0, len(inside), CHUNK):
             part = _ridge(field, inside[first : first + CHUNK], spacing)
             part.voxels[:, 0] += low
             part.points[:, 0] += low
             parts.append(part)
+        return parts
+
+    with ThreadPoolExecutor(THREADS) as pool:  # scipy and numpy let go of the interpreter
+        parts = [part for found in pool.map(ridges, range(0, depth, step)) for part in found]
     return _without_faint(_without_faces(_joined(parts), membrane.mask.shape))
 
 
@@ -147,7 +155,10 @@ def reaches(membrane: Membrane, surface: MidSurface) -> NDArray[np.float32]:
     spacing = np.array(membrane.frame.spacing)
     fine = spacing.min()
     direction = surface.normals / spacing * fine  # voxels per step of the finest spacing
-    sides = [_reach(membrane, surface.points, sign * direction) for sign in (1.0, -1.0)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        sides = list(
+            pool.map(lambda sign: _reach(membrane, surface.points, sign * direction), (1.0, -1.0))
+        )
     return np.asarray(np.stack(sides, axis=1) * fine, np.float32)
 
 
