@@ -30,6 +30,8 @@ FLAT, DEEP = (64, 256, 256), (160, 256, 256)
 DARK = SimulationOptions(bright_membranes=False)
 SPARSER, UNSEEN = 3, 500_000
 """Stage 2 is trained on fewer tomograms, whose seeds lie this far away."""
+PLAIN = 0.35
+"""Weight of those as stage 1 knows them, beside those with more of what is taken for membranes."""
 NARROW = FrameSpec(offsets=(-2, -1, 0, 1, 2))
 Job = tuple[int, SimulationOptions]
 Range = tuple[float, float]
@@ -43,6 +45,7 @@ class Kind:
     weight: float
     shape: tuple[int, int, int]
     jobs: list[Job]
+    every: int  # one of so many is simulated again for stage 2, cluttered
 
 
 def training_kinds() -> list[Kind]:
@@ -62,10 +65,10 @@ def training_kinds() -> list[Kind]:
         for seed in range(11_000, 11_040)
     ]
     return [
-        Kind("sharp", 1.0, FLAT, any_kind + faint + ice),
-        Kind("sharp_deep", 0.5, DEEP, deep),
-        Kind("blurred", 1.6, FLAT, soft),
-        Kind("blurred_deep", 1.2, DEEP, soft_deep),
+        Kind("sharp", 1.0, FLAT, any_kind + faint + ice, 4),
+        Kind("sharp_deep", 0.5, DEEP, deep, 6),
+        Kind("blurred", 1.6, FLAT, soft, 2),
+        Kind("blurred_deep", 1.2, DEEP, soft_deep, 4),
     ]
 
 
@@ -112,12 +115,14 @@ def simulate_kinds(given: argparse.Namespace) -> tuple[list[Source], list[Source
     for kind in training_kinds():
         jobs = kind.jobs[:2] if given.quick else kind.jobs
         shape = (16, 128, 128) if given.quick else kind.shape
-        for found, folder, wanted in (
-            (every, given.folder / kind.name, jobs),
-            (some, given.folder / f"{kind.name}_2", _unseen(jobs[::SPARSER])),
+        stray = [cluttered(job) for job in _unseen(jobs[1 :: kind.every])]
+        for found, name, wanted, weight in (
+            (every, kind.name, jobs, kind.weight),
+            (some, f"{kind.name}_2", _unseen(jobs[::SPARSER]), PLAIN * kind.weight),
+            (some, f"{kind.name}_3", stray, kind.weight),
         ):
-            _simulate(folder, wanted, shape, given.workers)
-            found.append(Source(folder, kind.weight))
+            _simulate(given.folder / name, wanted, shape, given.workers)
+            found.append(Source(given.folder / name, weight))
     held = [(seed, DARK) for seed in range(900_000, 900_001 if given.quick else 900_010)]
     _simulate(given.folder / "held", held, (16, 128, 128) if given.quick else FLAT, given.workers)
     return every, some

@@ -257,6 +257,18 @@ def test_softness_leaves_the_rest_of_a_seed_alone() -> None:
     assert replace(drawn, core=0.0, tilt=replace(drawn.tilt, blur=0.0)) == fixed
 
 
+def test_given_contents_leave_the_rest_of_a_seed_alone() -> None:
+    given = {"actin": 11, "microtubules": 3, "gold": 0, "carbon": True}
+    drawn, fixed = (
+        draw(np.random.default_rng(8), o) for o in (SimulationOptions(), SimulationOptions(**given))
+    )
+    assert {name: getattr(fixed.contents, name) for name in given} == given
+    assert drawn == replace(fixed, contents=drawn.contents)
+    assert drawn.contents == replace(
+        fixed.contents, **{name: getattr(drawn.contents, name) for name in given}
+    )
+
+
 def test_scatter_adds_templates_and_clips_at_the_edge() -> None:
     density = torch.zeros(8, 9, 10)
     where = torch.tensor([[4, 4, 4], [0, 0, 0]])
