@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from etsam.intensity import measure_intensity
@@ -30,7 +30,7 @@ def polarity_of(path: Path, stages: list[Stage], options: SegmentOptions) -> Seg
 def write_stage_logits(
     path: Path, stages: list[Stage], options: SegmentOptions, folder: Path
 ) -> list[Path]:
-    """Write NAME_stage1_logits.mrc and NAME_stage2_logits.mrc, unless both are there.
+    """Write NAME_stage1_logits.mrc and NAME_stage2_logits.mrc; what is there is kept.
 
     `options` give the prompts and the polarity ("auto" counts as dark).
     """
@@ -40,26 +40,33 @@ def write_stage_logits(
     asked = (options.stage1_prompt, options.stage2_prompt)
     with ExitStack() as stack:
         tomogram = stack.enter_context(closing(open_tomogram(path)))
-        volume = Volume(tomogram, tomogram.voxel_spacing)
         feedback: ScratchLogits | None = None
         for number, (stage, target) in enumerate(zip(stages, targets, strict=True)):
-            spec = stage.spec
-            invert = (options.polarity == "bright") != spec.invert
-            run = StageRun(
-                stage,
-                volume,
-                asked[number] or spec.prompt or DEFAULT_PROMPTS[number],
-                lead_in=LEAD_IN,
-                scaling=measure_intensity(tomogram, spec.normalisation, invert=invert),
-            )
-            scratch = stack.enter_context(ScratchLogits(tomogram.shape))
-            label = f"etsam {options.model} stage {number + 1}"
-            with (
-                create_volume(target, tomogram, dtype="float32", label=label) as writer,
-                closing(run_stage(replace(run, feedback=feedback))) as slices,
-            ):
-                for z, logits in enumerate(slices):
-                    writer.write_slice(z, logits)
-                    scratch.write_slice(z, logits)
-            feedback = scratch
+            if not target.exists():
+                invert = (options.polarity == "bright") != stage.spec.invert
+                run = StageRun(
+                    stage,
+                    Volume(tomogram, tomogram.voxel_spacing),
+                    asked[number] or stage.spec.prompt or DEFAULT_PROMPTS[number],
+                    feedback=feedback,
+                    lead_in=LEAD_IN,
+                    scaling=measure_intensity(tomogram, stage.spec.normalisation, invert=invert),
+                )
+                label = f"etsam {options.model} stage {number + 1}"
+                with (
+                    create_volume(target, tomogram, dtype="float32", label=label) as writer,
+                    closing(run_stage(run)) as slices,
+                ):
+                    for z, logits in enumerate(slices):
+                        writer.write_slice(z, logits)
+            feedback = stack.enter_context(_scratch(target))
     return targets
+
+
+@contextmanager
+def _scratch(path: Path) -> Iterator[ScratchLogits]:
+    """Stored logits as the next stage takes them."""
+    with closing(open_tomogram(path)) as stored, ScratchLogits(stored.shape) as scratch:
+        for z in range(stored.shape[0]):
+            scratch.write_slice(z, stored.read_slice(z))
+        yield scratch
