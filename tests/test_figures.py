@@ -114,6 +114,8 @@ def test_costs_are_read_from_what_stands_beside_results(tmp_path: Path, run: Run
     assert read_costs([tmp_path / "c.csv"]) == rows
     code, out, _ = run("figures", "costs", tmp_path, "-o", tmp_path / "n" / "c", "--format", "png")
     assert (code, out.strip()) == (0, str(tmp_path / "n" / "c.png"))
+    code, out, _ = run("figures", "costs", tmp_path, "-o", tmp_path / "n", "--format", "png")
+    assert (code, out.strip()) == (0, str(tmp_path / "n" / "costs.png"))
     (tmp_path / "empty").mkdir()
     code, _, err = run("figures", "costs", tmp_path / "empty")
     assert code == 1

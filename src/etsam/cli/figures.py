@@ -37,14 +37,19 @@ slices_option = click.option(
 
 
 def output_option(name: str) -> Callable[..., Any]:
-    """Where a single figure goes."""
+    """Where a single figure goes: under a name, or under its own one in a folder that is there."""
+
+    def named(_context: click.Context, _parameter: click.Parameter, given: Path) -> Path:
+        return given / name if given.is_dir() else given
+
     return click.option(
         "-o",
         "--output",
         type=click.Path(path_type=Path),
         default=Path("figures") / name,
         show_default=True,
-        help="Name without file type.",
+        callback=named,
+        help="Name without file type, or a folder that is there.",
     )
 
 
