@@ -40,26 +40,25 @@ def write_stage_logits(
     asked = (options.stage1_prompt, options.stage2_prompt)
     with ExitStack() as stack:
         tomogram = stack.enter_context(closing(open_tomogram(path)))
-        feedback: ScratchLogits | None = None
         for number, (stage, target) in enumerate(zip(stages, targets, strict=True)):
-            if not target.exists():
-                invert = (options.polarity == "bright") != stage.spec.invert
-                run = StageRun(
-                    stage,
-                    Volume(tomogram, tomogram.voxel_spacing),
-                    asked[number] or stage.spec.prompt or DEFAULT_PROMPTS[number],
-                    feedback=feedback,
-                    lead_in=LEAD_IN,
-                    scaling=measure_intensity(tomogram, stage.spec.normalisation, invert=invert),
-                )
-                label = f"etsam {options.model} stage {number + 1}"
-                with (
-                    create_volume(target, tomogram, dtype="float32", label=label) as writer,
-                    closing(run_stage(run)) as slices,
-                ):
-                    for z, logits in enumerate(slices):
-                        writer.write_slice(z, logits)
-            feedback = stack.enter_context(_scratch(target))
+            if target.exists():
+                continue
+            invert = (options.polarity == "bright") != stage.spec.invert
+            run = StageRun(
+                stage,
+                Volume(tomogram, tomogram.voxel_spacing),
+                asked[number] or stage.spec.prompt or DEFAULT_PROMPTS[number],
+                feedback=stack.enter_context(_scratch(targets[number - 1])) if number else None,
+                lead_in=LEAD_IN,
+                scaling=measure_intensity(tomogram, stage.spec.normalisation, invert=invert),
+            )
+            label = f"etsam {options.model} stage {number + 1}"
+            with (
+                create_volume(target, tomogram, dtype="float32", label=label) as writer,
+                closing(run_stage(run)) as slices,
+            ):
+                for z, logits in enumerate(slices):
+                    writer.write_slice(z, logits)
     return targets
 
 

@@ -82,13 +82,6 @@ def surface_mesh(membrane: Membrane, *, max_faces: int = MAX_FACES) -> Mesh:
     return _finished(membrane.frame, voxels, faces, max_faces)
 
 
-def label_mesh(
-    labels: NDArray[np.integer], number: int, frame: Frame, *, max_faces: int = MAX_FACES
-) -> Mesh:
-    """Return the surface of one label of a volume (Z, Y, X); see `surface_mesh`."""
-    return surface_mesh(Membrane(labels == number, None, frame), max_faces=max_faces)
-
-
 def bounding_box(mask: NDArray[np.bool_], margin: int = 0) -> tuple[slice, slice, slice] | None:
     """Return the box round all true voxels, `margin` wider where the volume allows; None without any."""
     plane = np.logical_or.reduce(mask, axis=0)
@@ -216,10 +209,11 @@ def _apart(faces: NDArray[np.int64], count: int) -> list[_Part]:
     for one in np.argsort(-size, kind="stable"):
         part_of[one] = load.argmin()
         load[part_of[one]] += size[one]
-    home, parts = part_of[piece], []
+    home = part_of[piece]
+    face_home = home[faces[:, 0]]
+    names, parts = np.empty(count, np.int32), []
     for part in np.flatnonzero(load):
         vertices = np.flatnonzero(home == part)
-        names = np.zeros(count, np.int32)
         names[vertices] = np.arange(len(vertices))
-        parts.append(_Part(vertices, names[faces[home[faces[:, 0]] == part]]))
+        parts.append(_Part(vertices, names[faces[face_home == part]]))
     return parts

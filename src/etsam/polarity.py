@@ -68,8 +68,8 @@ def skewness(source: SliceSource) -> float:
         Median over the slices at a quarter, a half and three quarters of Z; 0 for constant ones.
     """
     found = []
-    for number in range(1, PLACES + 1):
-        plane = source.read_slice(number * source.shape[0] // (PLACES + 1)).astype(np.float32)
+    for z in _places(source):
+        plane = source.read_slice(z).astype(np.float32)
         smooth = gaussian_filter(plane, FINE)
         detail = smooth - gaussian_filter(smooth, COARSE)
         detail -= detail.mean()
@@ -87,10 +87,7 @@ def membrane_evidence(run: StageRun) -> tuple[float, float]:
         Mean of the positive logits over four slices at a quarter, a half and three quarters of Z.
     """
     cropped = Volume(_middle(run.volume.slices), run.volume.voxel_spacing)
-    depth = run.volume.slices.shape[0]
-    starts = [
-        max(0, number * depth // (PLACES + 1) - SLICES // 2) for number in range(1, PLACES + 1)
-    ]
+    starts = [max(0, z - SLICES // 2) for z in _places(run.volume.slices)]
     means = []
     for invert in (False, True):
         scaling = measure_intensity(run.volume.slices, run.stage.spec.normalisation, invert=invert)
@@ -98,6 +95,11 @@ def membrane_evidence(run: StageRun) -> tuple[float, float]:
         found = [np.maximum(part, 0).mean() for start in starts for part in _answers(trial, start)]
         means.append(float(np.mean(found)))
     return means[0], means[1]
+
+
+def _places(source: SliceSource) -> list[int]:
+    """The slices at a quarter, a half and three quarters of Z."""
+    return [number * source.shape[0] // (PLACES + 1) for number in range(1, PLACES + 1)]
 
 
 def _answers(run: StageRun, start: int) -> Iterator[np.ndarray]:
