@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from etsam.intensity import measure_intensity
-from etsam.logits import ScratchLogits
+from etsam.logits import ScratchLogits, tracked_slices
 from etsam.options import SegmentOptions
-from etsam.pipeline import DEFAULT_PROMPTS, StageRun, Volume, run_stage
+from etsam.pipeline import Volume, plan_stage, run_stage
 from etsam.polarity import settle_polarity
-from etsam.prompts import LEAD_IN
 from etsam.stages import Stage
 from etsam.volume import create_volume, open_tomogram, output_path
 
@@ -32,26 +32,27 @@ def write_stage_logits(
 ) -> list[Path]:
     """Write NAME_stage1_logits.mrc and NAME_stage2_logits.mrc; what is there is kept.
 
-    `options` give the prompts and the polarity ("auto" counts as dark).
+    `options` give the prompts and the polarity ("auto" counts as dark). Stage 1 is tracked through
+    every slice, so that it can be scored, though stage 2 sees only those that it sees in use.
     """
     targets = [logits_path(path, f"stage{n}", folder) for n in range(1, len(stages) + 1)]
     if all(target.exists() for target in targets):
         return targets
-    asked = (options.stage1_prompt, options.stage2_prompt)
     with ExitStack() as stack:
         tomogram = stack.enter_context(closing(open_tomogram(path)))
+        volume = Volume(tomogram, tomogram.voxel_spacing)
         for number, (stage, target) in enumerate(zip(stages, targets, strict=True)):
             if target.exists():
                 continue
             invert = (options.polarity == "bright") != stage.spec.invert
-            run = StageRun(
-                stage,
-                Volume(tomogram, tomogram.voxel_spacing),
-                asked[number] or stage.spec.prompt or DEFAULT_PROMPTS[number],
-                feedback=stack.enter_context(_scratch(targets[number - 1])) if number else None,
-                lead_in=LEAD_IN,
+            run = replace(
+                plan_stage(stage, number, volume, options),
                 scaling=measure_intensity(tomogram, stage.spec.normalisation, invert=invert),
             )
+            if number:
+                step = plan_stage(stages[0], 0, volume, options, stage.spec.feedback_step).step
+                feedback = stack.enter_context(_scratch(targets[number - 1], step))
+                run = replace(run, feedback=feedback)
             label = f"etsam {options.model} stage {number + 1}"
             with (
                 create_volume(target, tomogram, dtype="float32", label=label) as writer,
@@ -63,9 +64,9 @@ def write_stage_logits(
 
 
 @contextmanager
-def _scratch(path: Path) -> Iterator[ScratchLogits]:
-    """Stored logits as the next stage takes them."""
-    with closing(open_tomogram(path)) as stored, ScratchLogits(stored.shape) as scratch:
-        for z in range(stored.shape[0]):
+def _scratch(path: Path, step: int) -> Iterator[ScratchLogits]:
+    """Stored logits as the next stage takes them: those between two tracked slices interpolated."""
+    with closing(open_tomogram(path)) as stored, ScratchLogits(stored.shape, step=step) as scratch:
+        for z in tracked_slices(stored.shape[0], step):
             scratch.write_slice(z, stored.read_slice(z))
         yield scratch

@@ -24,7 +24,7 @@ from etsam.frames import FrameSpec
 from etsam.sam2 import load_checkpoint, save_checkpoint
 from etsam.simulate import simulate_one
 from etsam.simulation.recipe import SimulationOptions
-from etsam.train import COMPACT, Schedule, Source, TrainOptions, train
+from etsam.train import COMPACT, COMPACT_SPEC, Schedule, Source, TrainOptions, train
 
 FLAT, DEEP = (64, 256, 256), (160, 256, 256)
 DARK = SimulationOptions(bright_membranes=False)
@@ -181,7 +181,7 @@ def stages(given: argparse.Namespace, every: list[Source], some: list[Source]) -
     )
     stage1 = train(far, _print)
     for folder in (*(source.folder for source in some), held):
-        write_stage1_logits(folder, stage1, device=given.device)
+        write_stage1_logits(folder, stage1, step=COMPACT_SPEC.feedback_step, device=given.device)
     last = replace(
         common,
         data=some,

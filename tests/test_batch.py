@@ -22,6 +22,7 @@ from etsam.batch import BatchPlan, ModelOnce, default_manifest, run_batch
 from etsam.cli.batch import exit_code
 from etsam.cli.progress import duration
 from etsam.inputs import find_tomograms, refuse_same_results, shard
+from etsam.logits import tracked_slices
 from etsam.manifest import Entry, Manifest, current_entries, find_manifests, read_manifest
 from etsam.options import SegmentOptions
 from etsam.results import how_far
@@ -348,7 +349,7 @@ def kill_and_go_on(options: SegmentOptions, folder: Path, kills: int, seed: int)
     alone.join(300)
     assert alone.exitcode == 0
     total = count.value
-    assert total == 2 * DEPTH * len(paths)
+    assert total == (len(tracked_slices(DEPTH, SPEC.feedback_step)) + DEPTH) * len(paths)
     wanted = {path.name: path.read_bytes() for path in (folder / "alone").glob("*.mrc")}
     repeated = 0
     for _ in range(kills):

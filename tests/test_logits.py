@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from etsam.logits import LogitRange, NpyWriter, ScratchLogits
+from etsam.logits import LogitRange, NpyWriter, ScratchLogits, tracked_slices
 
 SHAPE = (5, 7, 9)
 
@@ -31,6 +31,17 @@ def test_scratch_gives_back_what_it_got_and_leaves_no_file(
         assert not list(tmp_path.iterdir())
     with ScratchLogits(SHAPE) as scratch, pytest.raises(ValueError, match="ended"):
         scratch.read_slice(0)
+
+
+@pytest.mark.parametrize(("depth", "step"), [(1, 3), (2, 3), (7, 3), (8, 3), (9, 2), (6, 1)])
+def test_scratch_fills_slices_between_tracked_ones(depth: int, step: int) -> None:
+    """What is linear in z comes back whole; the last slice is always tracked."""
+    slope = np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
+    with ScratchLogits((depth, 4, 5), step=step) as scratch:
+        for z in tracked_slices(depth, step):
+            scratch.write_slice(z, z * slope)
+        for z in range(depth):
+            np.testing.assert_allclose(scratch.read_slice(z), z * slope, rtol=1e-6)
 
 
 def test_npy_is_what_numpy_writes(tmp_path: Path) -> None:

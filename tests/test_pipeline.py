@@ -10,8 +10,9 @@ import pytest
 
 from etsam import pipeline
 from etsam.frames import REFERENCE_SPEC, FrameSpec
+from etsam.intensity import UNSCALED
 from etsam.options import SegmentOptions
-from etsam.pipeline import StageRun, Volume, run_stage, segment_slices
+from etsam.pipeline import StageRun, Volume, plan_stage, run_stage, segment_slices
 from etsam.stages import choose_device
 from tiny_model import tiny_stages
 
@@ -76,6 +77,23 @@ def test_prompted_slices_answer_with_their_prompt_only_when_asked() -> None:
     for z in range(7):
         assert np.array_equal(prompted[z], prompted[0]) == (z % 3 == 0)
         assert not np.allclose(free[z], prompted[0], atol=0.5) and free[z].std() > 0.01
+
+
+@pytest.mark.parametrize(("spacing", "tracked"), [(10.0, 5), (4.0, 3)])
+def test_stage_1_may_track_every_third_slice(spacing: float, tracked: int) -> None:
+    """Stage 2 answers for all slices; where the volume is finer, steps are in slices twice as far."""
+    spec = FrameSpec(offsets=(-1, 0, 1), feedback_step=3)
+    volume = Volume(Watched((12, 32, 32)), (spacing,) * 3)
+    stages = tiny_stages(spec)
+    seen: list[str] = []
+    sparse = list(segment_slices(volume, stages, OPTIONS, lambda _, text: seen.append(text)))
+    assert len(sparse) == 12
+    assert sum("stage 1 of 2" in text for text in seen) == tracked
+
+    first = replace(plan_stage(stages[0], 0, volume, OPTIONS, 3), scaling=UNSCALED)
+    assert len(list(run_stage(first))) == len(first.slices()) == tracked
+    dense = list(run_stage(replace(first, step=1)))
+    assert np.allclose(next(run_stage(first)), dense[0], atol=0.01)
 
 
 def test_an_empty_memory_is_a_start_too() -> None:

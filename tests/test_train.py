@@ -16,17 +16,21 @@ import torch
 from conftest import Run
 from etsam import train as module
 from etsam.clip_loss import ClipLoss, run_clips
-from etsam.dataset import logits_path
+from etsam.dataset import LOGIT_STEP, logits_path
 from etsam.feedback import write_stage1_logits
 from etsam.frames import FrameSpec
 from etsam.losses import LossWeights
+from etsam.options import SegmentOptions
+from etsam.pipeline import Volume, segment_slices
 from etsam.sam2 import SAM2, load_checkpoint, save_checkpoint
+from etsam.stages import load_stage
 from etsam.tracker import track
 from etsam.train import Schedule, TrainOptions, from_checkpoint, start_from, train
 from etsam.training.clips import Clips
 from etsam.training.optimiser import make_optimiser, rate_scales, set_rate
 from etsam.training.paper import PAPER_SCHEDULE
 from etsam.training.prompting import Plan
+from etsam.volume import open_tomogram
 from test_sam2_published import GOLDEN
 from tiny_training import TINY, TINY_SAM2, network, options, read_log, write_pairs
 
@@ -274,3 +278,15 @@ def test_stage1_logits_are_those_of_the_pipeline(folder: Path, tmp_path: Path) -
     kept = np.load(logits_path(data / "t0.mrc"))
     assert kept.dtype == np.int8 and kept.shape == (16, 80, 80)
     assert not list(data.glob("*.partial"))
+    with open_tomogram(data / "t0.mrc") as tomogram:
+        volume = Volume(tomogram, tomogram.voxel_spacing)
+        stage = load_stage(stage1, 0, torch.device("cpu"))
+        logits = np.stack(list(segment_slices(volume, [stage], SegmentOptions())))
+    np.testing.assert_allclose(kept * LOGIT_STEP, logits.clip(-5, 5), atol=0.51 * LOGIT_STEP)
+
+    logits_path(data / "t0.mrc").unlink()
+    write_stage1_logits(data, stage1, step=5, device="cpu")
+    sparse = np.load(logits_path(data / "t0.mrc")).astype(float)
+    between = 0.6 * sparse[5] + 0.4 * sparse[10]
+    np.testing.assert_allclose(sparse[7], between, atol=1.01)
+    assert np.abs(sparse - kept).max() > 2, "the slices between were tracked too"

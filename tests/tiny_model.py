@@ -10,7 +10,7 @@ from etsam.frames import FrameSpec
 from etsam.sam2 import SAM2, SAM2Config, save_checkpoint
 from etsam.stages import Stage
 
-SPEC = FrameSpec(offsets=(-1, 0, 1))
+SPEC = FrameSpec(offsets=(-1, 0, 1), feedback_step=2)
 
 
 def tiny_network(number: int, spec: FrameSpec = SPEC) -> SAM2:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from etsam.dataset import LOGIT_STEP, find_pairs, logits_path
-from etsam.logits import LOGIT_LIMIT
+from etsam.intensity import measure_intensity
+from etsam.logits import LOGIT_LIMIT, ScratchLogits
 from etsam.options import SegmentOptions
-from etsam.pipeline import Volume, segment_slices
+from etsam.pipeline import Volume, plan_stage, run_stage
 from etsam.stages import Stage, choose_device, load_stage
 from etsam.volume import open_tomogram
 
@@ -21,13 +23,14 @@ def write_stage1_logits(
     folder: Path,
     checkpoint: Path,
     *,
+    step: int = 1,
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Segment every training tomogram with stage 1, leaving ``{stem}_stage1.npy`` beside it.
 
     Logits are clipped to [-5, 5] and kept as int8 of 5 / 127 each. Files that are there already
-    are left alone.
+    are left alone. `step` is what stage 2 will want (`FrameSpec.feedback_step`).
 
     Returns
     -------
@@ -43,21 +46,27 @@ def write_stage1_logits(
     tomograms = [tomogram for tomogram, _ in find_pairs(folder)]
     missing = [path for path in tomograms if not logits_path(path).is_file()]
     for done, path in enumerate(missing):
-        _write_logits(path, stage)
+        _write_logits(path, stage, step)
         if progress is not None:
             progress(done + 1, len(missing))
     return len(missing)
 
 
-def _write_logits(path: Path, stage: Stage) -> None:
-    """Segment one tomogram slice by slice."""
+def _write_logits(path: Path, stage: Stage, step: int) -> None:
+    """Segment one tomogram, and fill the slices that are not tracked as stage 2 sees them in use."""
     target = logits_path(path)
     partial = target.with_name(target.name + ".partial")
     with open_tomogram(path) as tomogram:
         volume = Volume(tomogram, tomogram.voxel_spacing)
+        scaling = measure_intensity(tomogram, stage.spec.normalisation, invert=stage.spec.invert)
+        run = replace(plan_stage(stage, 0, volume, SegmentOptions(), step), scaling=scaling)
         kept = np.lib.format.open_memmap(partial, "w+", np.int8, tomogram.shape)
-        with closing(segment_slices(volume, [stage], SegmentOptions())) as slices:
-            for z, logits in enumerate(slices):
-                kept[z] = np.rint(logits.clip(-LOGIT_LIMIT, LOGIT_LIMIT) / LOGIT_STEP)
+        with ScratchLogits(tomogram.shape, step=run.step) as scratch:
+            with closing(run_stage(run)) as slices:
+                for z, logits in zip(run.slices(), slices, strict=True):
+                    scratch.write_slice(z, logits)
+            for z in range(tomogram.shape[0]):
+                logits = scratch.read_slice(z).clip(-LOGIT_LIMIT, LOGIT_LIMIT)
+                kept[z] = np.rint(logits / LOGIT_STEP)
         kept.flush()
     os.replace(partial, target)

@@ -48,6 +48,9 @@ class FrameSpec:
         Three equal channels with ImageNet's mean and standard deviation (reference).
     invert
         The model expects bright membranes.
+    feedback_step
+        Stage 2: stage 1 tracks every so-manieth slice (of those `offsets` count), and its logits are
+        interpolated between them.
     prompt
         What tracking starts from unless something else is asked for: None for the published models'
         ``grid_zero`` (stage 1) and ``zero`` (stage 2), ``none`` for an empty memory.
@@ -64,6 +67,7 @@ class FrameSpec:
     imagenet: bool = False
     invert: bool = False
     prompt: PromptKind | None = None
+    feedback_step: int = 1
 
     def __post_init__(self) -> None:
         mirrored = tuple(-offset for offset in reversed(self.offsets))
@@ -104,7 +108,7 @@ class FrameSpec:
         }
         try:
             spec = cls(**plain)
-            sizes = (spec.image_size, spec.multiple, spec.offsets[-1] + 1)
+            sizes = (spec.image_size, spec.multiple, spec.offsets[-1] + 1, spec.feedback_step)
             sound = all(1 <= size <= MAX_SIDE for size in sizes) and spec.offsets[-1] <= MAX_OFFSET
         except (TypeError, ArithmeticError, LookupError) as error:
             raise ValueError(f"frame settings make no sense: {error}") from None

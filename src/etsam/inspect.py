@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 64  # slices, evenly spaced
 SAMPLED = 1 << 22  # voxels of them for percentiles
-TRIED = 6  # slices that the network is timed on
+TRIED = 7  # slices that the network is timed on
 WARM_UP = 2  # of them are not counted
 TOLERATED_ANISOTROPY = 1.05
 ROUGHER = 1.5
@@ -170,12 +170,12 @@ def forecaster(
         depth = tomogram.shape[0]
         thick = min(depth, TRIED)
         slab = Slab(tomogram, (depth - thick) // 2, thick)
-        ends: dict[str, list[float]] = {}
+        ends: dict[str, list[tuple[int, float]]] = {}
 
         def note(_fraction: float, message: str) -> None:
-            stage, colon, _ = message.partition(": slice")
+            stage, colon, place = message.partition(": slice")
             if colon:
-                ends.setdefault(stage, []).append(time.perf_counter())
+                ends.setdefault(stage, []).append((int(place.split()[0]), time.perf_counter()))
 
         for _ in segment_slices(Volume(slab, tomogram.voxel_spacing), stages, settled, note):
             pass
@@ -185,10 +185,13 @@ def forecaster(
     return forecast
 
 
-def _pace(ends: list[float]) -> float:
-    """Seconds a slice, the first ones left out where there are enough."""
-    counted = ends[min(WARM_UP, len(ends) - 2) :] if len(ends) > 1 else ends
-    return (counted[-1] - counted[0]) / max(1, len(counted) - 1)
+def _pace(ends: list[tuple[int, float]]) -> float:
+    """Seconds a slice of the volume, the first ones left out where there are enough.
+
+    `ends` are the slices that were tracked, which need not be all, and when.
+    """
+    slices, times = zip(*ends[max(0, min(WARM_UP, len(ends) - 2)) :], strict=True)
+    return float((times[-1] - times[0]) / max(1, slices[-1] - slices[0]))
 
 
 def _sample(tomogram: Tomogram) -> _Sample:

@@ -28,10 +28,16 @@ class LogitRange:
 NO_LOGITS = LogitRange(math.inf, -math.inf)
 
 
+def tracked_slices(depth: int, step: int) -> list[int]:
+    """Every `step`-th slice, from the first one on, and the last one."""
+    return sorted({*range(0, depth, step), depth - 1})
+
+
 class ScratchLogits:
     """Float32 logits (Z, Y, X) on disk, by default in a nameless file that goes with the object.
 
-    Plain reads and writes at an offset, so that resident memory does not grow with Z.
+    Plain reads and writes at an offset, so that resident memory does not grow with Z. With a `step`
+    only `tracked_slices` are written; those between two of them are read as their linear mean.
     """
 
     def __init__(
@@ -39,10 +45,12 @@ class ScratchLogits:
         shape: tuple[int, int, int],
         file: io.FileIO | None = None,
         extremes: LogitRange = NO_LOGITS,
+        step: int = 1,
     ) -> None:
         """Open the scratch space; a `file` that holds logits already comes with their `extremes`."""
         self.shape = shape
         self.extremes = extremes
+        self.step = step
         self._file = file or scratch_file(4 * math.prod(shape), "keeping the first stage's logits")
         self._reader = RawFile(self._file, "scratch file of logits")
 
@@ -68,6 +76,14 @@ class ScratchLogits:
         ValueError
             Neither this slice nor a later one was written.
         """
+        below = z - z % self.step
+        if z in (below, self.shape[0] - 1):
+            return self._read(z)
+        above = min(below + self.step, self.shape[0] - 1)
+        part = np.float32((z - below) / (above - below))
+        return (1 - part) * self._read(below) + part * self._read(above)
+
+    def _read(self, z: int) -> np.ndarray:
         data = np.empty(self.shape[1:], dtype=np.float32)
         self._reader.read_into(z * data.nbytes, data)
         return data

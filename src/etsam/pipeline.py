@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from etsam.intensity import (
     SliceSource,
     measure_intensity,
 )
-from etsam.logits import ScratchLogits
+from etsam.logits import ScratchLogits, tracked_slices
 from etsam.options import MAX_TILE, SegmentOptions
 from etsam.prompts import (
     INTERVAL,
@@ -66,7 +67,10 @@ class Volume:
 
 @dataclass(frozen=True)
 class StageRun:
-    """One stage on one volume, with everything decided."""
+    """One stage on one volume, with everything decided.
+
+    With a `step` it tracks every step-th slice and the last one.
+    """
 
     stage: Stage
     volume: Volume
@@ -77,6 +81,12 @@ class StageRun:
     tile: int = MAX_TILE
     scaling: IntensityScaling = UNSCALED
     feedback: ScratchLogits | None = None
+    step: int = 1
+
+    def slices(self, start: int = 0) -> list[int]:
+        """The slices that are tracked, from `start` on."""
+        slices = tracked_slices(self.volume.slices.shape[0], self.step)
+        return slices[bisect_left(slices, start) :]
 
 
 def segment_slices(
@@ -104,22 +114,23 @@ def segment_slices(
     with ExitStack() as stack:
         feedback: ScratchLogits | None = None
         for number, stage in enumerate(stages):
-            run = _plan(stage, number, volume, options)
-            run = replace(run, scaling=scalings[number], feedback=feedback)
             last = number == len(stages) - 1
+            step = 1 if last else stages[number + 1].spec.feedback_step
+            run = plan_stage(stage, number, volume, options, step)
+            run = replace(run, scaling=scalings[number], feedback=feedback)
             scratch = None
             banks: list[MemoryBank] = []
             start = 0
             if unfinished is not None:
-                scratch = unfinished.logits(number, volume.slices.shape)
+                scratch = unfinished.logits(number, volume.slices.shape, run.step)
                 start = unfinished.start(number, depth)
                 banks = unfinished.banks(number, stage.model)
             elif not last:
-                scratch = stack.enter_context(ScratchLogits(volume.slices.shape))
+                scratch = stack.enter_context(ScratchLogits(volume.slices.shape, step=run.step))
             if scratch is not None and last:
                 yield from map(scratch.read_slice, range(start))
             slices = stack.enter_context(closing(run_stage(run, banks, start)))
-            for z, logits in enumerate(slices, start):
+            for z, logits in zip(run.slices(start), slices, strict=True):
                 if scratch is not None:
                     scratch.write_slice(z, logits)
                 if unfinished is not None:
@@ -156,10 +167,18 @@ def _measure(
     return [found[key] for key in keys]
 
 
-def _plan(stage: Stage, number: int, volume: Volume, options: SegmentOptions) -> StageRun:
-    """Decide what does not need the volume's grey values."""
+def plan_stage(
+    stage: Stage, number: int, volume: Volume, options: SegmentOptions, step: int = 1
+) -> StageRun:
+    """Decide what does not need the volume's grey values.
+
+    `number` is 0 for stage 1; `step` is the next stage's `FrameSpec.feedback_step`, which counts
+    slices as `FrameSpec.offsets` do.
+    """
     interval = SPLIT_INTERVAL if options.split_processing else INTERVAL
     asked = options.stage2_prompt if number else options.stage1_prompt
+    shape = volume.slices.shape[1], volume.slices.shape[2]
+    z_step = frame_geometry(stage.spec, shape, volume.voxel_spacing).z_step
     return StageRun(
         stage,
         volume,
@@ -168,6 +187,7 @@ def _plan(stage: Stage, number: int, volume: Volume, options: SegmentOptions) ->
         lead_in=LEAD_IN if options.first_slice == "predict" else 0,
         split=options.split_processing,
         tile=options.tile,
+        step=step * z_step if step > 1 else 1,
     )
 
 
@@ -205,7 +225,7 @@ def _prompt(stage: Stage, number: int, asked: PromptKind | None) -> PromptKind:
 
 
 def run_stage(run: StageRun, banks: list[MemoryBank] | None = None, start: int = 0) -> Slices:
-    """Yield one stage's logits, float32 (Y, X), of every slice from `start` on.
+    """Yield one stage's logits, float32 (Y, X), of every tracked slice from `start` on.
 
     `banks` are the memories to go on with, one a region; an empty list is filled with new ones.
     """
@@ -225,7 +245,7 @@ def run_stage(run: StageRun, banks: list[MemoryBank] | None = None, start: int =
             stack.enter_context(closing(_track_region(run, source, feedback, region, bank, start)))
             for region, bank in zip(regions, banks, strict=True)
         ]
-        for _ in range(start, depth):
+        for _ in run.slices(start):
             parts = [next(tracker) for tracker in trackers]
             if len(parts) == 1:
                 yield parts[0]
@@ -264,7 +284,7 @@ def _track_region(
     bank: MemoryBank,
     start: int,
 ) -> Slices:
-    """Yield the logits (h, w) of one region of every slice from `start` on."""
+    """Yield the logits (h, w) of one region of every tracked slice from `start` on."""
     geometry = frame_geometry(run.stage.spec, region.shape, run.volume.voxel_spacing)
     previous = None if feedback is None else Cropped(feedback, region)
     frames = FrameSource(
@@ -275,16 +295,18 @@ def _track_region(
         previous,
         None if run.feedback is None else run.feedback.clipped_range,
     )
+    slices = run.slices()
     prompts = make_prompts(
         run.prompt,
-        len(frames),
+        len(slices),
         geometry,
         interval=run.interval,
-        previous=None if previous is None else lambda z: read_plane(previous, z),
+        previous=None if previous is None else lambda i: read_plane(previous, slices[i]),
     )
-    plan = schedule(len(frames), prompts, run.lead_in)
-    first = plan.step_after(start - 1)
-    with Prefetched(ScheduledFrames(frames, plan.slices)) as ahead:
+    plan = schedule(len(slices), prompts, run.lead_in)
+    first = plan.step_after(bisect_left(slices, start) - 1)
+    order = tuple(slices[i] for i in plan.slices)
+    with Prefetched(ScheduledFrames(frames, order)) as ahead:
         for step, low in track(run.stage.model, ahead, plan.prompts, bank, first):
             if plan.real[step]:
                 yield to_slice(low.cpu(), geometry).numpy()

@@ -21,7 +21,14 @@ from etsam.training.clips import Clips, ClipSampler
 from etsam.training.fresh import Fresh
 from etsam.training.journal import Journal, Log
 from etsam.training.optimiser import Schedule, set_rate
-from etsam.training.options import COMPACT, COMPACT_LOSSES, Source, TrainOptions, from_checkpoint
+from etsam.training.options import (
+    COMPACT,
+    COMPACT_LOSSES,
+    COMPACT_SPEC,
+    Source,
+    TrainOptions,
+    from_checkpoint,
+)
 from etsam.training.parallel import Team, join
 from etsam.training.run import Run, save_run, start_run
 from etsam.training.start import initialise, start_from
@@ -31,6 +38,7 @@ from etsam.training.validation import clips_picture, validate
 __all__ = [
     "COMPACT",
     "COMPACT_LOSSES",
+    "COMPACT_SPEC",
     "Fresh",
     "Schedule",
     "Source",

@@ -81,10 +81,10 @@ class Unfinished:
         self._extremes, self.settled = extremes, settled
         return True
 
-    def logits(self, stage: int, shape: tuple[int, int, int]) -> ScratchLogits:
+    def logits(self, stage: int, shape: tuple[int, int, int], step: int = 1) -> ScratchLogits:
         """Logits of a stage: empty, or those of the slices that are done."""
         file = open_scratch(self.folder / _logits_name(stage), shape)
-        scratch = ScratchLogits(shape, file, self._extremes.get(stage, NO_LOGITS))
+        scratch = ScratchLogits(shape, file, self._extremes.get(stage, NO_LOGITS), step)
         self._stages[stage] = scratch
         return scratch
 

@@ -110,7 +110,7 @@ def train(params: dict[str, Any]) -> None:
 
     with join(params["device"]) as team:
         if params["stage"] == 2 and params["stage1_checkpoint"] is not None:
-            _make_stage1_logits(params, team)
+            _make_stage1_logits(params, options.spec.feedback_step, team)
         weights = run_training(options, _report)
     if team.leads:
         click.echo(weights)
@@ -213,7 +213,7 @@ def _fresh(params: dict[str, Any]) -> Fresh | None:
     return Fresh(make, share=params["share"], stage1=stage1)
 
 
-def _make_stage1_logits(params: dict[str, Any], team: Team) -> None:
+def _make_stage1_logits(params: dict[str, Any], step: int, team: Team) -> None:
     """Run stage 1 over the data; of several processes the first does."""
     from etsam.feedback import write_stage1_logits
 
@@ -222,6 +222,7 @@ def _make_stage1_logits(params: dict[str, Any], team: Team) -> None:
             write_stage1_logits(
                 folder,
                 params["stage1_checkpoint"],
+                step=step,
                 device=str(team.device),
                 progress=partial(progress, f"stage-1 logits in {folder}"),
             )

@@ -42,8 +42,9 @@ class Fresh:
         How often a clip comes from these pairs.
     pool, every
         That many pairs are drawn from, and after so many steps the oldest gives way to a new one.
-    stage1
-        For stage 2, the stage-1 checkpoint that is run over each pair.
+    stage1, step
+        For stage 2, the stage-1 checkpoint that is run over each pair, and which slices it tracks
+        (`FrameSpec.feedback_step`; training takes it from its own frame settings).
     """
 
     make: Callable[[Path, int], object]
@@ -51,6 +52,7 @@ class Fresh:
     pool: int = 8
     every: int = 25
     stage1: Path | None = None
+    step: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1 or self.pool < 1 or self.every < 1:
@@ -150,4 +152,4 @@ def _work(pipe: Connection, folder: Path, fresh: Fresh) -> None:
         place.mkdir(parents=True, exist_ok=True)
         fresh.make(place, seed)
         if fresh.stage1 is not None:
-            write_stage1_logits(place, fresh.stage1, device="cpu")
+            write_stage1_logits(place, fresh.stage1, step=fresh.step, device="cpu")

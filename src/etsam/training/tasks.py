@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -39,6 +39,7 @@ def make_sampler(
     if fresh is None:
         return ClipSampler(lambda _: groups, options.spec, options.seed, options.augmentation)
     open_pair = partial(Pair, spec=options.spec, store=store, with_logits=options.stage == 2)
+    fresh = replace(fresh, step=options.spec.feedback_step)
     simulated = FreshPairs(options.output / "simulated", fresh, options.seed, open_pair)
     stack.enter_context(simulated)
     if team.leads:
