@@ -24,6 +24,7 @@ from etsam.options import LOGIT_THRESHOLD, SegmentOptions
 from etsam.pairing import Pairing
 from etsam.predictions import Prediction
 from etsam.stages import Stage, load_stages
+from etsam.storage import write_text
 from etsam.tables import Score, read_table, variants, write_records, write_table
 from etsam.volume import create_volume, open_tomogram
 
@@ -145,7 +146,7 @@ def main() -> None:
         write_records(given.output / "tests.csv", list(records[0]), records)
         curves = [row for row in read_table(given.output / "curves.csv") if row.dataset == SUITE]
         figures(suite, given.output / "figures", curves=curves)
-    (given.output / "table.md").write_text(text, encoding="utf-8")
+    write_text(given.output / "table.md", text)
     print(text)
 
 

@@ -30,7 +30,7 @@ from etsam.simulation.imaging import (
 )
 from etsam.simulation.labels import label_thickness, membrane_labels
 from etsam.simulation.membranes import add_vesicles
-from etsam.simulation.recipe import Contents, SimulationOptions, draw
+from etsam.simulation.recipe import LEAN, Contents, SimulationOptions, draw
 from etsam.simulation.render import quarter_turn, render
 from etsam.simulation.sample import build_sample
 from etsam.simulation.scene import Wall, empty_scene, place
@@ -169,13 +169,13 @@ def test_distances_of_shapes() -> None:
     assert float(ring.field(*axes)[32, 32, 50]) == pytest.approx(-6.0, abs=1e-4)
 
 
-def scene_with_sphere(spacing: float, tilt: TiltSeries) -> torch.Tensor:
+def scene_with_sphere(spacing: float, tilt: TiltSeries, lean: float = LEAN) -> torch.Tensor:
     scene = empty_scene((64, 96, 96), spacing, tilt)
     shape = ellipsoid(
         np.array([32.0, 48, 48]), np.full(3, 25.0), np.eye(3), (0.0, 1.0, np.random.default_rng(0))
     )
     assert place(scene, shape, Wall(), 50.0)
-    return membrane_labels(scene)
+    return membrane_labels(scene, lean)
 
 
 @pytest.mark.parametrize("spacing", [8.0, 13.6, 20.0])
@@ -193,11 +193,20 @@ def test_caps_of_a_vesicle_are_ignored() -> None:
     assert set(labels.unique().tolist()) == {-1, 0, 1}
 
 
+def test_walls_that_lean_are_labelled_as_far_as_asked() -> None:
+    """At 45 degrees along the tilt axis a wall lies in the missing wedge."""
+    narrow, wide = (scene_with_sphere(10.0, series(-60, 60), lean) for lean in (LEAN, 55.0))
+    up = round(25 * math.sin(math.radians(45)))
+    assert int(narrow[32 + up, 48 + up, 48]) == -1 and int(wide[32 + up, 48 + up, 48]) == 1
+    assert int(wide[32 + 25, 48, 48]) == -1  # top
+    assert torch.equal(narrow != 0, wide != 0)
+
+
 def test_asymmetric_wedge_hides_one_side() -> None:
     tilt = series(-60, 30)
     steep = math.radians(45)
     normals = torch.tensor([[math.sin(steep), -math.sin(steep)], [0, 0], [math.cos(steep)] * 2])
-    assert hidden_by_wedge(normals, tilt).tolist() == [True, False]
+    assert (hidden_by_wedge(normals, tilt) > 0).tolist() == [True, False]
 
 
 def test_membranes_keep_clear_of_each_other() -> None:
@@ -238,7 +247,7 @@ def leaflets(blur: float, core: float) -> int:
     imaged = image_views(views, tilt, (96, 96), 8.0, np.random.default_rng(5))
     weighted = weight_views(imaged, tilt, FULL_RAMP, (96, 96), 8.0)
     volume = back_project(weighted, 40, (96, 96), tilt, 20.0)
-    seen = (scene.distance.abs() < 40) & ~scene.hidden
+    seen = (scene.distance.abs() < 40) & (scene.hidden == 0)
     bins = ((scene.distance[seen] + 40) / 8).long()
     profile = torch.zeros(11).index_add(0, bins, volume[seen]) / torch.bincount(bins, minlength=11)
     inner = profile[1:-2]

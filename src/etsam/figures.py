@@ -16,6 +16,7 @@ from etsam.panels import CLEANED, slice_panels
 from etsam.plots import box_plots, precision_recall, style, threshold_sweep, tomogram_bars
 from etsam.predictions import TYPICAL_THRESHOLD, recognise, score_kind
 from etsam.scenes import View, surface_panels
+from etsam.storage import write_text
 from etsam.tables import Score, Series, variants
 from etsam.volume import Tomogram, open_tomogram
 
@@ -222,7 +223,7 @@ def ablation_figure(
     found = ablation(rows, metrics)
     files = save(ablation_table(found), output, formats)
     text = output.with_name(f"{output.name}.md")
-    text.write_text(found.markdown(), encoding="utf-8")
+    write_text(text, found.markdown())
     return [*files, text]
 
 

@@ -8,11 +8,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 import numpy as np
 
-from etsam.storage import RawFile, require_space, scratch_file
+from etsam.storage import RawFile, require_space, scratch_file, write_all
 
 LOGIT_LIMIT = 5.0  # stage-1 logits are clipped to [-5, 5] before stage 2 (paper, 4.3)
 
@@ -162,10 +161,3 @@ class NpyWriter:
             raise ValueError(f"{self._written} of {self._shape[0]} slices written to {self.path}")
         else:
             self._partial.replace(self.path)
-
-
-def write_all(file: IO[bytes], data: np.ndarray) -> None:
-    """Write a contiguous array to an unbuffered file, however the system splits it."""
-    view, done = memoryview(data.reshape(-1).view(np.uint8).data), 0
-    while done < len(view):
-        done += file.write(view[done:])

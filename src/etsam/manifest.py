@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from etsam.storage import write_text
+
 if TYPE_CHECKING:
     from filelock import FileLock
 
@@ -125,12 +127,7 @@ class Manifest:
         if self.path is None:
             return
         lines = [json.dumps(asdict(entry), default=str) for entry in self.entries.values()]
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        try:
-            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-            partial.replace(self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_text(self.path, "".join(f"{line}\n" for line in lines))
 
 
 def read_manifest(path: Path) -> list[Entry]:

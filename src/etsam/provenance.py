@@ -23,6 +23,7 @@ from typing import Any, Self
 import numpy as np
 
 from etsam import __version__
+from etsam.storage import write_text
 from etsam.volume import Tomogram
 
 SCHEMA = 1
@@ -152,13 +153,8 @@ def write_json(path: Path | str, details: Mapping[str, Any]) -> None:
     """
     path = Path(path)
     text = json.dumps(plain(details), indent=2, ensure_ascii=False, allow_nan=False)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        # a file's name that is no Unicode becomes \udcXX, as JSON has it
-        partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    # a file's name that is no Unicode becomes \udcXX, as JSON has it
+    write_text(path, text + "\n", errors="backslashreplace")
 
 
 def size_and_time(path: Path) -> tuple[int, int]:

@@ -18,6 +18,7 @@ import torch
 from etsam.simulation.recipe import SimulationOptions, draw
 from etsam.simulation.render import render
 from etsam.simulation.suite import SUITE_SHAPE, held_out_suite
+from etsam.storage import write_text
 
 ALL_DRAWN = SimulationOptions()
 
@@ -94,7 +95,7 @@ def simulate_one(
     result = simulate(seed, shape, options)
     clip = result.parameters["clip_percent"]
     _write_mrc(folder / f"{stem}_membrane.mrc", result.mask, result.voxel_spacing)
-    (folder / f"{stem}.json").write_text(json.dumps(result.parameters, indent=1))
+    write_text(folder / f"{stem}.json", json.dumps(result.parameters, indent=1))
     _write_mrc(target, quantised(result.tomogram, (clip, 100.0 - clip)), result.voxel_spacing)
     return target
 

@@ -1,4 +1,4 @@
-"""What MRC and OME-Zarr files have in common: a record of the volume, byte-wise reading, scratch space."""
+"""Files: a record of the volume, byte-wise reading, texts that are whole or not there, scratch space."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import IO, Literal, Protocol
 
 import numpy as np
 
@@ -135,12 +135,22 @@ class RawFile:
         self._file.close()
 
 
-def write_all(file: ByteFile, array: np.ndarray) -> None:
+def write_all(file: ByteFile | IO[bytes], array: np.ndarray) -> None:
     """Write all bytes of a C-contiguous array, however few the system takes at a time."""
     view = array.reshape(-1).view(np.uint8).data
     done = 0
     while done < len(view):
         done += file.write(view[done : done + ENTRY_BYTES])
+
+
+def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Write a UTF-8 text file that appears only when complete; line ends stay as they are."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8", errors=errors, newline="")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def scratch_file(nbytes: int, purpose: str) -> io.FileIO:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from etsam.options import LOGIT_THRESHOLD
+from etsam.storage import write_text
 
 OTHER_NAMES = {"dataset_id": "dataset", "run_id": "run"}
 """Column names that other tables use, the paper's among them."""
@@ -78,12 +79,7 @@ def write_records(
         text = json.dumps([_without_nan(record) for record in records], indent=1) + "\n"
     else:
         text = csv_text(columns, records)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, text)
 
 
 def csv_text(columns: Sequence[str], records: Iterable[dict[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from etsam.fetch import Patience, RemoteFile, fetch
 from etsam.repositories import ZENODO, zenodo_files
+from etsam.storage import write_text
 
 Progress = Callable[[float, str], None]
 
@@ -289,9 +290,8 @@ def _download(file: RemoteFile, target: Path, progress: Progress | None) -> None
 
 def _record_sum(path: Path) -> None:
     sums = _recorded_sums(path.parent) | {path.name: sha256_of(path)}
-    partial = path.parent / f"{CHECKSUM_FILE}.{os.getpid()}.partial"
-    partial.write_text("".join(f"{value}  {name}\n" for name, value in sorted(sums.items())))
-    partial.replace(path.parent / CHECKSUM_FILE)
+    lines = "".join(f"{value}  {name}\n" for name, value in sorted(sums.items()))
+    write_text(path.parent / CHECKSUM_FILE, lines)
 
 
 def _recorded_sums(folder: Path) -> dict[str, str]:

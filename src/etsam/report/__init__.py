@@ -14,6 +14,7 @@ from etsam.membrane import THRESHOLD, load_membrane, stem_of
 from etsam.report.numbers import measure
 from etsam.report.pack import pack_mesh, pack_volume, thumbnail
 from etsam.report.page import IndexRow, PageSource, index_html, page_html
+from etsam.storage import write_text
 from etsam.volume import Tomogram, open_tomogram, output_path
 
 SUFFIX = "_report.html"
@@ -85,6 +86,7 @@ def report_file(
             recorded,
         )
         _say(progress, 2)
+        target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, page_html(source, measured, volume, mesh))
         picture = thumbnail(tomogram, membrane)
         _say(progress, 3)
@@ -94,6 +96,7 @@ def report_file(
 def write_index(rows: Sequence[IndexRow], folder: Path | str) -> Path:
     """Write the index of pages in a folder."""
     path = Path(folder) / INDEX
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, index_html(rows, "Membranes: what to look at"))
     return path
 
@@ -101,17 +104,6 @@ def write_index(rows: Sequence[IndexRow], folder: Path | str) -> Path:
 def page_path(tomogram: Path, output: Path | None) -> Path:
     """Return the name of a tomogram's page."""
     return (output or tomogram.parent) / f"{stem_of(tomogram)}{SUFFIX}"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that appears only when complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _segmentation(tomogram: Path, options: ReportOptions) -> Path:

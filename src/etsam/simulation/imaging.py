@@ -232,15 +232,19 @@ def back_project(
     return volume / len(tilt.angles)
 
 
-def hidden_by_wedge(normal: Tensor, tilt: TiltSeries, least: float = 0.6) -> Tensor:
-    """Where surfaces with these unit normals (zyx, (3, ...)) lie in the missing wedge.
+def hidden_by_wedge(normal: Tensor, tilt: TiltSeries) -> Tensor:
+    """How much surfaces with these unit normals (zyx, (3, ...)) lean, where no view shows them.
 
     A membrane's signal lies in Fourier space along its normal; it is lost where no view passes.
-    Nearly upright surfaces (|normal z| below `least`) still show through their curvature.
+
+    Returns
+    -------
+    hidden
+        |normal z| in the missing wedge and wherever it is above 0.9, else 0.
     """
     nz, ny, nx = normal.unbind(0)
     axis = math.radians(tilt.axis_angle)
     across = nx * math.cos(axis) - ny * math.sin(axis)
     angle = torch.rad2deg(torch.atan(nz / torch.where(across.abs() < 1e-4, 1e-4, across)))
     outside = (angle > max(tilt.angles)) | (angle < min(tilt.angles))
-    return (outside & (nz.abs() > least)) | (nz.abs() > 0.9)
+    return nz.abs() * (outside | (nz.abs() > 0.9))

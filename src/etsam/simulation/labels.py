@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,12 @@ def label_thickness(voxel_spacing: float) -> float:
     return min(max(5.8 * voxel_spacing, 55.0), 110.0)
 
 
-def membrane_labels(scene: Scene) -> Tensor:
-    """Labels int8 (Z, Y, X): 1 membrane, 0 background, -1 membrane that cannot be seen."""
+def membrane_labels(scene: Scene, lean: float) -> Tensor:
+    """Labels int8 (Z, Y, X): 1 membrane, 0 background, -1 membrane that cannot be seen.
+
+    That is a membrane in the missing wedge which leans by more than `lean` degrees: those nearly
+    upright still show through their curvature.
+    """
     membrane = scene.distance.abs() <= label_thickness(scene.spacing) / 2
-    return membrane.to(torch.int8) - 2 * (membrane & scene.hidden).to(torch.int8)
+    unseen = membrane & (scene.hidden > math.sin(math.radians(lean)))
+    return membrane.to(torch.int8) - 2 * unseen.to(torch.int8)

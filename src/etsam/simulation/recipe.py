@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +14,16 @@ from etsam.simulation.segmentations import RealShape
 PRESETS = ("any", "vesicles", "organelle", "cell", "virus", "polnet", "empty")
 _SHARES = (0.34, 0.22, 0.21, 0.08, 0.09, 0.06)  # of "any", in the order of PRESETS[1:]
 
+LEAN = math.degrees(math.asin(0.6))
+"""Membranes in the missing wedge are not labelled from this lean on [degrees]."""
+
 
 @dataclass(frozen=True)
 class SimulationOptions:
-    """What to fix of the random recipe; None or "any" leaves it to chance."""
+    """What to fix of the random recipe; None or "any" leaves it to chance.
+
+    ``lean`` says from which lean [degrees] on membranes in the missing wedge are not labelled.
+    """
 
     preset: str = "any"
     voxel_spacing: float | None = None  # Å
@@ -29,6 +36,7 @@ class SimulationOptions:
     microtubules: int | None = None
     gold: int | None = None  # beads
     carbon: bool | None = None  # the edge of a carbon film
+    lean: float = LEAN
     proteins: tuple[str, ...] = ()  # density maps (MRC) used instead of pseudo-proteins
     membrane_proteins: tuple[str, ...] = ()  # maps aligned along z, membrane in the middle
     shapes: tuple[RealShape, ...] = ()  # segmentations used besides the preset's membranes

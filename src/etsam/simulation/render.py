@@ -16,7 +16,7 @@ from etsam.simulation.imaging import (
     weight_views,
 )
 from etsam.simulation.labels import membrane_labels
-from etsam.simulation.recipe import Recipe, SimulationOptions
+from etsam.simulation.recipe import LEAN, Recipe, SimulationOptions
 from etsam.simulation.sample import build_sample
 from etsam.simulation.scene import Scene
 
@@ -37,8 +37,8 @@ def render(
     whole = (size[0] + 2 * recipe.depth_margin, padded[0], padded[1])
     scene = build_sample(whole, recipe, options, rng)
     z, y, x = (slice((w - n) // 2, (w - n) // 2 + n) for w, n in zip(whole, size, strict=True))
-    labels = membrane_labels(scene)[z, y, x]
-    tomogram = _image(scene, labels, recipe, rng, (z, y, x))
+    labels = membrane_labels(scene, options.lean)[z, y, x]
+    tomogram = _image(scene, recipe, rng, (z, y, x))
     if turn:
         tomogram, labels = tomogram.transpose(1, 2), labels.transpose(1, 2)
     return tomogram.contiguous(), labels.contiguous()
@@ -55,9 +55,7 @@ def quarter_turn(axis_angle: float) -> tuple[bool, float]:
     return True, 90.0 - angle if angle > 0 else -90.0 - angle
 
 
-def _image(
-    scene: Scene, labels: Tensor, recipe: Recipe, rng: np.random.Generator, crop: Crop
-) -> Tensor:
+def _image(scene: Scene, recipe: Recipe, rng: np.random.Generator, crop: Crop) -> Tensor:
     """Tilt series and reconstruction of a scene, cropped and scaled."""
     depth, *plane = scene.shape
     frame = (plane[0], plane[1])
@@ -73,7 +71,8 @@ def _image(
         volumes.append(volume[:, crop[1], crop[2]])
     signal, grain = volumes
     distance = scene.distance[crop].abs()
-    contrast = membrane_contrast(signal, (distance < 25.0) & (labels > 0), distance > 300.0)
+    visible = membrane_labels(scene, LEAN)[crop] > 0
+    contrast = membrane_contrast(signal, (distance < 25.0) & visible, distance > 300.0)
     total = signal + grain * (contrast / (recipe.contrast_to_noise * float(grain.std())))
     total = (total - total.mean()) / total.std().clamp(min=1e-12)
     return total if recipe.bright_membranes else -total

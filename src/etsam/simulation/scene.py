@@ -22,7 +22,7 @@ class Scene:
 
     density: Tensor
     distance: Tensor  # signed distance to the nearest bilayer mid-surface
-    hidden: Tensor  # bool: that membrane lies in the missing wedge
+    hidden: Tensor  # its |normal z| where it lies in the missing wedge, else 0
     region: Tensor  # int16 compartment, 0 = outside everything
     instance: Tensor  # int16 number of the nearest bilayer, 0 = none painted here
     spacing: float
@@ -56,7 +56,7 @@ def empty_scene(shape: tuple[int, int, int], spacing: float, tilt: TiltSeries) -
     return Scene(
         density=torch.zeros(shape),
         distance=torch.full(shape, FAR),
-        hidden=torch.zeros(shape, dtype=torch.bool),
+        hidden=torch.zeros(shape),
         region=torch.zeros(shape, dtype=torch.int16),
         instance=torch.zeros(shape, dtype=torch.int16),
         spacing=spacing,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from etsam.storage import write_text
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -54,9 +56,7 @@ class Journal:
         if not self._path.is_file():
             return
         kept = [line for line in self._path.read_text("utf-8").splitlines() if _is_past(line, step)]
-        partial = self._path.with_name(self._path.name + ".partial")
-        partial.write_text("".join(line + "\n" for line in kept), "utf-8")
-        os.replace(partial, self._path)
+        write_text(self._path, "".join(line + "\n" for line in kept))
 
     def __enter__(self) -> Journal:
         return self
