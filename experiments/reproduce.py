@@ -25,7 +25,7 @@ from etsam.evaluate import SWEEP, EvaluateOptions, evaluate
 from etsam.figures import ablation_figure, change_figure, cost_figure, figures, surface_figure
 from etsam.options import LOGIT_THRESHOLD, SegmentOptions
 from etsam.pairing import Pairing, find_pairings, truth_name
-from etsam.postprocess import postprocess
+from etsam.postprocess import CleaningOptions, postprocess
 from etsam.predictions import Prediction
 from etsam.statistics import summarise
 from etsam.tables import Score, csv_text, read_table, variants, write_records, write_table
@@ -55,7 +55,7 @@ def clean(given: argparse.Namespace) -> None:
     for pairing in find_pairings([given.masks], [given.truth]):
         before = pairing.prediction
         cleaned = given.output / f"{before.path.stem}_postprocessed.mrc"
-        postprocess(before.path, cleaned, min_slices=given.min_slices, overwrite=True)
+        postprocess(before.path, cleaned, CleaningOptions(given.min_slices), overwrite=True)
         for name, path in (("before", before.path), ("after", cleaned)):
             what = Prediction(path, name, "final", "mask")
             rows += evaluate([replace(pairing, prediction=what)])[0].rows

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import find_objects, label
 
-from etsam.postprocess import clean_mask, postprocess
+from etsam.postprocess import CleaningOptions, clean_mask, postprocess
 from etsam.volume import create_volume, open_tomogram, tomogram_from_array
 
 
@@ -67,13 +67,15 @@ def test_a_scrap_hanging_on_a_membrane_by_a_rung_is_judged_by_itself() -> None:
 
 
 def test_options_switch_each_step_off(membranes: np.ndarray) -> None:
-    assert np.array_equal(clean_mask(membranes, min_slices=0, max_rung=0)[0], membranes)
-    only_blobs, summary = clean_mask(membranes, max_rung=0)
+    assert np.array_equal(
+        clean_mask(membranes, CleaningOptions(min_slices=0, max_rung=0))[0], membranes
+    )
+    only_blobs, summary = clean_mask(membranes, CleaningOptions(max_rung=0))
     assert (summary.rungs_cut, summary.blobs_dropped) == (0, 1)
     assert only_blobs[5:11, 23:28, 40:43].all()
     spurred = membranes.copy()
     spurred[:, 31:35, 10:12] = 1
-    cleaned, summary = clean_mask(spurred, max_spur=6)
+    cleaned, summary = clean_mask(spurred, CleaningOptions(max_spur=6))
     assert summary.spurs_removed == 20
     assert not cleaned[:, 32:35, 10:12].any()
 
@@ -89,7 +91,7 @@ def test_thin_volumes_keep_what_goes_all_the_way_through() -> None:
 @settings(max_examples=25, deadline=None)
 @given(arrays(bool, (9, 14, 15), elements=st.booleans()), st.integers(1, 9))
 def test_never_adds_and_leaves_no_short_blob(mask: np.ndarray, min_slices: int) -> None:
-    cleaned, summary = clean_mask(mask, min_slices=min_slices)
+    cleaned, summary = clean_mask(mask, CleaningOptions(min_slices=min_slices))
     assert not (cleaned & ~mask).any()
     assert all(span >= min_slices for span in blob_spans(cleaned))
     assert summary.voxels_after == cleaned.sum()
@@ -116,7 +118,7 @@ def test_keeps_header_origin_and_names_itself_in_it(tmp_path: Path, membranes: n
     path = write(tmp_path / "mask.mrc", membranes)
     with mrcfile.open(path, "r+") as file:
         file.header.origin = (10, 20, 30)
-    postprocess(path, tmp_path / "clean.mrc", min_slices=5)
+    postprocess(path, tmp_path / "clean.mrc", CleaningOptions(min_slices=5))
     with mrcfile.open(tmp_path / "clean.mrc") as file:
         assert file.header.origin.tolist() == (10, 20, 30)
         assert any("postprocess min_slices=5 max_rung=5" in line for line in file.get_labels())
@@ -154,6 +156,19 @@ def test_refuses_what_is_not_a_mask(tmp_path: Path, membranes: np.ndarray) -> No
     assert {path.name for path in tmp_path.iterdir()} == {"logits.mrc", "labels.mrc"}
 
 
+def test_processes_change_nothing(
+    tmp_path: Path, membranes: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("etsam.postprocess.WORTH_A_PROCESS", 10_000)
+    path = write(tmp_path / "mask.mrc", np.concatenate([membranes, membranes]))
+    one, two = (postprocess(path, tmp_path / f"{count}.mrc", workers=count) for count in (1, 2))
+    assert one.summary == two.summary and one.summary.rungs_cut == 12
+    assert one.path.read_bytes() == two.path.read_bytes()
+    with pytest.raises(ValueError, match="not a mask"):
+        postprocess(write(tmp_path / "x.mrc", membranes * 2 + 1), tmp_path / "y.mrc", workers=2)
+    assert not (tmp_path / "y.mrc").exists()
+
+
 def test_refuses_bad_names_and_options(tmp_path: Path, membranes: np.ndarray) -> None:
     path = write(tmp_path / "mask.mrc", membranes)
     with pytest.raises(FileNotFoundError):
@@ -164,9 +179,7 @@ def test_refuses_bad_names_and_options(tmp_path: Path, membranes: np.ndarray) ->
         postprocess(tomogram_from_array(membranes))
     for option in ("min_slices", "max_rung", "max_spur"):
         with pytest.raises(ValueError, match=f"{option} is -1"):
-            clean_mask(membranes, **{option: -1})
-    with pytest.raises(ValueError, match="max_rung is -2"):
-        postprocess(path, max_rung=-2)
+            CleaningOptions(**{option: -1})
 
 
 @pytest.mark.parametrize("name", ["membrain_v1_T1S2M15", "midsurfer_Fig13B", "midsurfer_Fig13A"])

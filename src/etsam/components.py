@@ -25,6 +25,11 @@ Connectivity = Literal[6, 26]
 Value = TypeVar("Value", bound=np.generic)
 
 
+def pack_slice(data: NDArray[np.bool_]) -> bytes:
+    """Deflated bits of a slice."""
+    return zlib.compress(np.packbits(data).tobytes(), 1)
+
+
 class PackedMask:
     """A boolean volume (Z, Y, X) that grows slice by slice and is kept packed.
 
@@ -47,7 +52,11 @@ class PackedMask:
         """Add the next slice (Y, X)."""
         if data.shape != self.slice_shape:
             raise ValueError(f"slice has shape {data.shape}, expected {self.slice_shape}")
-        self._slices.append(zlib.compress(np.packbits(data).tobytes(), 1))
+        self.append_packed(pack_slice(data))
+
+    def append_packed(self, packed: bytes) -> None:
+        """Add the next slice as `pack_slice` gives it."""
+        self._slices.append(packed)
 
     def read(self, start: int, stop: int) -> NDArray[np.bool_]:
         """Unpack slices `start` to `stop` as (n, Y, X)."""
@@ -124,9 +133,14 @@ def select_blobs(
         data = mask.read(start, stop)
         table = np.append(values, values.dtype.type(0))[blobs.of_label[number]]  # blob -1: outside
         if table.dtype != bool or not table[1:].all():
-            data = table[_label(data, blobs.connectivity)]
+            inside = np.flatnonzero(data)
+            labels = _label(data, blobs.connectivity).reshape(-1)[inside]
+            chosen = np.zeros(data.shape, table.dtype)
+            chosen.reshape(-1)[inside] = table[labels]
+        else:
+            chosen = data.view(table.dtype)
         last = stop if stop == len(mask) else stop - 1  # the shared slice comes with the next slab
-        yield from enumerate(data[: last - start], start)
+        yield from enumerate(chosen[: last - start], start)
 
 
 def blob_hits(

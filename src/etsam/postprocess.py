@@ -6,9 +6,9 @@ and every blob of the result spans at least `min_slices` slices.
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etsam.components import Blobs, PackedMask, find_blobs, select_blobs
-from etsam.skeleton import clean_slice
+from etsam.in_order import in_order
+from etsam.skeleton import clean_packed
 from etsam.volume import Tomogram, create_volume, open_tomogram, output_path
 
 MIN_SLICES = 10
@@ -28,9 +29,43 @@ MAX_RUNG = 5
 
 SUFFIX = "_postprocessed"
 BATCH = 16  # slices read at once
-MAX_THREADS = 4  # thinning releases the interpreter, the rest does not
+WORTH_A_PROCESS = 50_000_000  # voxels; fewer are cleaned sooner than a process starts
 
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class CleaningOptions:
+    """What is removed from a mask.
+
+    Attributes
+    ----------
+    min_slices
+        Blobs (26-connected) over fewer consecutive slices are dropped; 0 and 1 keep all. In a
+        volume with fewer slices, blobs through the whole volume are kept.
+    max_rung
+        Longest rung between parallel membranes to cut per slice, in skeleton pixels; 0 cuts none.
+    max_spur
+        Longest free branch to remove per slice, in skeleton pixels; 0 removes none.
+    """
+
+    min_slices: int = MIN_SLICES
+    max_rung: int = MAX_RUNG
+    max_spur: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 0:
+                raise ValueError(f"{name} is {value}: expected 0 (off) or a positive number")
+
+    @property
+    def label(self) -> str:
+        """Line for the header of the result."""
+        text = " ".join(f"{name}={value}" for name, value in vars(self).items())
+        return f"etsam postprocess {text}"[:80]
+
+
+AS_USUAL = CleaningOptions()
 
 
 @dataclass(frozen=True)
@@ -56,11 +91,10 @@ class Postprocessed:
 def postprocess(
     mask: Path | str | Tomogram,
     output: Path | str | None = None,
+    options: CleaningOptions = AS_USUAL,
     *,
-    min_slices: int = MIN_SLICES,
-    max_rung: int = MAX_RUNG,
-    max_spur: int = 0,
     overwrite: bool = False,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> Postprocessed:
     """Clean a membrane mask and write the result beside it, with the same geometry.
@@ -71,15 +105,12 @@ def postprocess(
         MRC file or OME-Zarr with 0 and one other value, or an open one (which stays open).
     output
         File or existing folder (default `{stem}_postprocessed.mrc` beside the mask).
-    min_slices
-        Blobs (26-connected) over fewer consecutive slices are dropped; 0 and 1 keep all. In a
-        volume with fewer slices, blobs through the whole volume are kept.
-    max_rung
-        Longest rung between parallel membranes to cut per slice, in skeleton pixels; 0 cuts none.
-    max_spur
-        Longest free branch to remove per slice, in skeleton pixels; 0 removes none.
+    options
+        What is removed.
     overwrite
         Replace an output that is there.
+    workers
+        Processes for large masks, see `etsam.in_order.in_order`; small ones take one.
     progress
         Called with ("clean" or "write", slices done, slices in all).
 
@@ -90,13 +121,14 @@ def postprocess(
     FileExistsError
         If the output is there and `overwrite` is not set.
     ValueError
-        If the volume is not a mask, an option is negative, or the output is the mask itself.
+        If the volume is not a mask, or the output is the mask itself.
     """
-    options = _Options(min_slices, max_rung, max_spur)
     source = mask if isinstance(mask, Tomogram) else open_tomogram(mask)
     try:
         target = _target(source, output, overwrite)
-        cleaned = _clean(_batches(source), source.shape, options, progress)
+        workers = min(workers, math.prod(source.shape) // WORTH_A_PROCESS)
+        packed = _PackedBatches(source.shape, _batches(source))
+        cleaned = _clean(packed, options, workers, progress)
         after = 0
         with create_volume(target, source, dtype="int8", label=options.label) as writer:
             for z, data in cleaned.slices():
@@ -111,11 +143,7 @@ def postprocess(
 
 
 def clean_mask(
-    mask: np.ndarray,
-    *,
-    min_slices: int = MIN_SLICES,
-    max_rung: int = MAX_RUNG,
-    max_spur: int = 0,
+    mask: np.ndarray, options: CleaningOptions = AS_USUAL
 ) -> tuple[np.ndarray, CleaningSummary]:
     """Clean a mask in memory; see `postprocess`.
 
@@ -123,6 +151,8 @@ def clean_mask(
     ----------
     mask
         (Z, Y, X), bool or 0/1 int8 or uint8; never changed.
+    options
+        What is removed.
 
     Returns
     -------
@@ -132,42 +162,21 @@ def clean_mask(
     Raises
     ------
     ValueError
-        If the array is not a (Z, Y, X) mask or an option is negative.
+        If the array is not a (Z, Y, X) mask.
     """
-    options = _Options(min_slices, max_rung, max_spur)
     if mask.ndim != 3 or mask.dtype.kind not in "bui":
         raise ValueError(
             f"array of shape {mask.shape} and type {mask.dtype}: expected a (Z, Y, X) mask of "
             "bool or 0/1 integers; compare logits with a threshold first"
         )
     batches = (np.asarray(mask[z : z + BATCH]) for z in range(0, len(mask), BATCH))
-    found = _clean(batches, mask.shape, options, None)
+    found = _clean(_PackedBatches(mask.shape, batches), options, 1, None)
     result = np.empty(mask.shape, mask.dtype)
     after = 0
     for z, data in found.slices():
         result[z] = data
         after += int(np.count_nonzero(data))
     return result, found.summary(after)
-
-
-@dataclass(frozen=True)
-class _Options:
-    """Checked options of one cleaning."""
-
-    min_slices: int
-    max_rung: int
-    max_spur: int
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 0:
-                raise ValueError(f"{name} is {value}: expected 0 (off) or a positive number")
-
-    @property
-    def label(self) -> str:
-        """Line for the header of the result."""
-        text = " ".join(f"{name}={value}" for name, value in vars(self).items())
-        return f"etsam postprocess {text}"[:80]
 
 
 @dataclass(frozen=True)
@@ -190,31 +199,46 @@ class _Cleaned:
         return CleaningSummary(len(self.keep), dropped, rungs, spurs, before, voxels_after)
 
 
+@dataclass
+class _PackedBatches:
+    """Batches of slices as packed bits (n, bytes); counts voxels and refuses what is no mask."""
+
+    shape: tuple[int, ...]
+    batches: Iterator[np.ndarray]
+    voxels: int = 0
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        value = 0.0
+        for batch in self.batches:
+            value = _one_value(batch, value)
+            masks = (batch != 0).reshape(len(batch), -1)
+            self.voxels += int(np.count_nonzero(masks))
+            yield np.packbits(masks, axis=1)
+
+
 def _clean(
-    batches: Iterator[np.ndarray],
-    shape: tuple[int, ...],
-    options: _Options,
+    batches: _PackedBatches,
+    options: CleaningOptions,
+    workers: int,
     progress: Progress | None,
 ) -> _Cleaned:
     """Cut rungs slice by slice as the slices come, then find the blobs."""
-    packed = PackedMask((shape[1], shape[2]))
-    clean = partial(clean_slice, max_rung=options.max_rung, max_spur=options.max_spur)
-    rungs = spurs = before = 0
-    value = 0.0
-    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-        for batch in batches:
-            value = _one_value(batch, value)
-            masks = batch != 0
-            for data, removed in pool.map(clean, masks):
-                packed.append(data)
-                rungs += removed.rungs
-                spurs += removed.spurs
-            before += int(np.count_nonzero(masks))
+    depth, *sides = batches.shape
+    packed = PackedMask((sides[0], sides[1]))
+    rungs = spurs = 0
+    longest = options.max_rung, options.max_spur
+    work = partial(clean_packed, shape=packed.slice_shape, longest=longest)
+    with closing(in_order(work, batches, workers)) as results:
+        for slices, removed in results:
+            for data in slices:
+                packed.append_packed(data)
+            rungs += removed.rungs
+            spurs += removed.spurs
             if progress is not None:
-                progress("clean", len(packed), shape[0])
+                progress("clean", len(packed), depth)
     blobs = find_blobs(packed)
     keep = blobs.span >= min(options.min_slices, len(packed))
-    return _Cleaned(packed, blobs, keep, (rungs, spurs, before))
+    return _Cleaned(packed, blobs, keep, (rungs, spurs, batches.voxels))
 
 
 def _batches(source: Tomogram) -> Iterator[np.ndarray]:

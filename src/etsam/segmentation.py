@@ -22,7 +22,7 @@ from etsam.frame import frame_of
 from etsam.logits import NpyWriter
 from etsam.memory import memory_errors, with_smaller_tiles
 from etsam.options import SegmentOptions
-from etsam.postprocess import postprocess
+from etsam.postprocess import CleaningOptions, postprocess
 from etsam.preview import save_preview
 from etsam.provenance import Clock, HashInBackground, input_record, provenance, write_json
 from etsam.results import (
@@ -373,7 +373,8 @@ def _finish(
             save_preview(staged.preview, tomogram, mask)
     cleaned = None
     if staged.cleaned is not None:
-        cleaned = postprocess(staged.mask, staged.cleaned, min_slices=options.min_slices).summary
+        asked = CleaningOptions(min_slices=options.min_slices)
+        cleaned = postprocess(staged.mask, staged.cleaned, asked).summary
     if staged.instances is not None:
         from etsam.export.layouts import write_instances
 

@@ -23,6 +23,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from skimage.morphology import skeletonize
 
+from etsam.components import pack_slice
+
 _STEPS = np.array([(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)])
 _thin: Callable[[NDArray[np.bool_]], NDArray[np.bool_]] = skeletonize
 _EIGHT = np.ones((3, 3), np.uint8)
@@ -132,6 +134,23 @@ def clean_slice(
     for pixels in erase:
         cleaned[pixels[:, 0], pixels[:, 1]] = False
     return cleaned, SliceCounts(rungs=len(erase) - spurs, spurs=spurs)
+
+
+def clean_packed(
+    bits: NDArray[np.uint8], shape: tuple[int, int], longest: tuple[int, int]
+) -> tuple[list[bytes], SliceCounts]:
+    """Clean slices (n, bytes) of `shape`; returns them as `pack_slice` does, and the counts.
+
+    `longest` are the longest rung and the longest spur.
+    """
+    packed, rungs, spurs = [], 0, 0
+    for row in bits:
+        mask = np.unpackbits(row, count=shape[0] * shape[1]).view(bool).reshape(shape)
+        cleaned, removed = clean_slice(mask, *longest)
+        packed.append(pack_slice(cleaned))
+        rungs += removed.rungs
+        spurs += removed.spurs
+    return packed, SliceCounts(rungs, spurs)
 
 
 def _trace(mask: NDArray[np.bool_], margin: int) -> _Graph | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ from etsam.cli.progress import StageProgress
     type=click.Path(path_type=Path),
     help="Existing folder for the results, or the result's file.  [default: beside the mask]",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=min(4, os.cpu_count() or 1),
+    show_default="one a core, at most 4",
+    help="Processes for large masks.",
+)
 @overwrite_option
 @cleaning_options
 def postprocess(params: dict[str, Any]) -> int:
@@ -31,17 +39,19 @@ def postprocess(params: dict[str, Any]) -> int:
     """
     check_output(params["masks"], params["output"])
 
+    from etsam.postprocess import CleaningOptions
     from etsam.postprocess import postprocess as clean
+
+    options = CleaningOptions(params["min_slices"], params["max_rung"], params["max_spur"])
 
     def run(path: Path) -> None:
         with StageProgress() as progress:
             result = clean(
                 path,
                 params["output"],
-                min_slices=params["min_slices"],
-                max_rung=params["max_rung"],
-                max_spur=params["max_spur"],
+                options,
                 overwrite=params["overwrite"],
+                workers=params["workers"],
                 progress=progress,
             )
         click.echo(result.path)
