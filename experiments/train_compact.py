@@ -141,17 +141,24 @@ def cluttered(job: Job) -> Job:
     microtubules = int(random.integers(1, 14)) if random.random() < 0.5 else None
     gold = int(random.integers(1, 16)) if random.random() < 0.5 else None
     carbon = True if random.random() < 0.25 else None
-    return seed, replace(options, actin=actin, microtubules=microtubules, gold=gold, carbon=carbon)
+    return seed, replace(
+        options,
+        actin=actin,
+        microtubules=microtubules,
+        gold=gold if options.gold is None else options.gold,
+        carbon=carbon if options.carbon is None else options.carbon,
+    )
 
 
 def _simulate(folder: Path, jobs: list[Job], shape: tuple[int, int, int], workers: int) -> None:
     count = len(jobs)
     seeds, options = zip(*jobs, strict=True)
-    with ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, initializer=limit_threads) as pool:
         list(pool.map(simulate_one, [folder] * count, seeds, [shape] * count, options))
 
 
-def _one_thread() -> None:
+def limit_threads() -> None:
+    """One thread a process."""
     torch.set_num_threads(1)
 
 
@@ -176,10 +183,10 @@ def stages(given: argparse.Namespace, every: list[Source], some: list[Source]) -
     far = replace(
         common,
         output=given.folder / "stage1",
-        start=given.start or train(near, _print),
+        start=given.start or train(near, print_entry),
         schedule=_schedule(given, 1300 if given.start else 3700, 8e-4),
     )
-    stage1 = train(far, _print)
+    stage1 = train(far, print_entry)
     for folder in (*(source.folder for source in some), held):
         write_stage1_logits(folder, stage1, step=COMPACT_SPEC.feedback_step, device=given.device)
     last = replace(
@@ -190,7 +197,7 @@ def stages(given: argparse.Namespace, every: list[Source], some: list[Source]) -
         start=stage1,
         schedule=_schedule(given, 900, 7e-4),
     )
-    return stage1, train(last, _print)
+    return stage1, train(last, print_entry)
 
 
 def _schedule(given: argparse.Namespace, steps: int, rate: float) -> Schedule:
@@ -218,7 +225,8 @@ def main() -> None:
     pack(stage2, given.folder / "compact_stage2.safetensors")
 
 
-def _print(entry: dict[str, float]) -> None:
+def print_entry(entry: dict[str, float]) -> None:
+    """Print a line of the log."""
     print(json.dumps({key: round(float(value), 4) for key, value in entry.items()}), flush=True)
 
 

@@ -190,6 +190,20 @@ def test_stacked_frames_carry_neighbours_and_feedback() -> None:
     assert spec.channels(feedback=False) == 3 and spec.channels(feedback=True) == 6
 
 
+def test_kept_planes_change_nothing_and_are_made_once() -> None:
+    spec = FrameSpec(offsets=(-5, -1, 0, 1, 5), min_spacing=8.0)
+    volume, geometry = Slices(noise(30, 40, 56)), frame_geometry(spec, (40, 56), (4.0,) * 3)
+    logits = Slices(4 * noise(30, 40, 56))
+    again = FrameSource(volume, spec, IDENTITY, geometry, feedback=logits)
+    kept = FrameSource(volume, spec, IDENTITY, geometry, feedback=logits, keep=True)
+    for z in (*range(30), 3, 2, 29):
+        assert torch.equal(kept[z], again[z])
+        assert len(kept._kept) <= 2 * 5 * geometry.z_step + 1
+    kept[10], kept[11]
+    made = kept._kept[10]
+    assert made.shape == (2, 32, 32) and (kept[12], kept._kept[10] is made)[1]
+
+
 def test_added_feedback_is_clipped_and_scaled_over_the_volume() -> None:
     planes, logits = torch.full((1, 1, 4), 0.25), torch.tensor([[[-9.0, -5.0, 1.0, 3.0]]])
     fused = fuse(planes, logits, REFERENCE_SPEC, LogitRange(-5.0, 3.0))

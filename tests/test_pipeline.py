@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -127,6 +128,43 @@ def test_tiles_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tiled.shape == (3, 64, 200)
     steps = np.abs(np.diff(tiled, axis=2)).mean(axis=(0, 1))
     assert steps.max() < 4 * np.median(steps)
+
+
+@dataclass(frozen=True)
+class Flipped:
+    """A volume mirrored along some axes of its slices."""
+
+    source: Watched
+    axes: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.source.shape
+
+    def read_slice(self, z: int) -> np.ndarray:
+        return np.flip(self.source.read_slice(z), self.axes)
+
+
+@pytest.mark.parametrize(("mirrors", "axes"), [(4, (0,)), (4, (1,)), (2, (0, 1))])
+def test_mirror_images_of_a_volume_get_mirrored_logits(
+    mirrors: Literal[2, 4], axes: tuple[int, ...]
+) -> None:
+    """The average over mirror images cannot tell which of them was given; one alone can."""
+    volume = Watched((4, 64, 40))
+    stages = tiny_stages(FrameSpec(offsets=(-1, 0, 1)))
+    far = []
+    for options in (replace(OPTIONS, mirrors=mirrors), OPTIONS):
+        seen, turned = (
+            np.stack(list(segment_slices(Volume(v), stages, options)))
+            for v in (volume, Flipped(volume, axes))
+        )
+        far.append(float(np.abs(np.flip(turned, [axis + 1 for axis in axes]) - seen).max()))
+    assert far[0] < 1e-3 < 1e-2 < far[1]
+
+
+def test_three_mirror_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 mirror images: expected one of 1, 2, 4"):
+        logits(Watched((2, 32, 32)), replace(OPTIONS, mirrors=3))  # type: ignore[arg-type]
 
 
 def test_voxel_spacing_scales_the_frames() -> None:

@@ -229,7 +229,9 @@ class FrameSource:
     """Frames of a volume, made when asked for: (c, h, w) float32 for each z.
 
     ``feedback`` are the previous stage's logits at slice resolution and ``feedback_range`` their
-    clipped extremes over the volume (for ``fusion="add"``).
+    clipped extremes over the volume (for ``fusion="add"``). With ``keep`` the planes that the frames
+    around the latest one are made of stay in memory, so that each is scaled and resized once; one
+    thread at a time may ask for frames then.
     """
 
     source: SliceSource
@@ -238,18 +240,32 @@ class FrameSource:
     geometry: FrameGeometry
     feedback: SliceSource | None = None
     feedback_range: LogitRange | None = None
+    keep: bool = False
+    _kept: dict[int, Tensor] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.source.shape[0]
 
     def __getitem__(self, index: int) -> Tensor:
-        depth = len(self)
-        indices = window(index, depth, self.spec.offsets, self.geometry.z_step)
-        planes = torch.stack([self.scaling.apply(read_plane(self.source, z)) for z in indices])
+        indices = window(index, len(self), self.spec.offsets, self.geometry.z_step)
+        for z in [z for z in self._kept if not indices[0] <= z <= indices[-1]]:
+            del self._kept[z]
+        kinds = zip(*(self._planes(z) for z in indices), strict=True)  # grey values, then logits
+        # channels last in memory, as convolutions on CPUs want them: spares them a slow copy
+        return torch.stack([plane for kind in kinds for plane in kind], dim=-1).permute(2, 0, 1)
+
+    def _planes(self, z: int) -> Tensor:
+        """What slice z adds to a frame, (k, h, w): its grey values, and its logits or none."""
+        if z in self._kept:
+            return self._kept[z]
+        planes = self.scaling.apply(read_plane(self.source, z))[None]
         if self.feedback is not None:
-            logits = torch.stack([read_plane(self.feedback, z) for z in indices])
+            logits = read_plane(self.feedback, z)[None]
             planes = fuse(planes, logits, self.spec, self.feedback_range)
-        return to_frame(planes, self.spec, self.geometry)
+        planes = to_frame(planes, self.spec, self.geometry)
+        if self.keep:
+            self._kept[z] = planes
+        return planes
 
 
 def fuse(

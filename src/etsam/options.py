@@ -37,6 +37,9 @@ class SegmentOptions:
     tile
         Longest side of a tile, in pixels of the network; larger frames of our own models are tiled.
         Halved when memory runs out.
+    mirrors
+        Test-time augmentation: track every slice once, also turned by 180 degrees (2), or also
+        mirrored (4), and average the logits; takes two or four times as long.
     first_slice
         ``predict``: every slice is predicted; ``prompt``: prompted slices return their prompt, as
         SAM 2 and the released pipeline do.
@@ -66,6 +69,7 @@ class SegmentOptions:
     interval: int | None = None
     split_processing: bool = False
     tile: int = MAX_TILE
+    mirrors: Literal[1, 2, 4] = 1
     first_slice: Literal["predict", "prompt"] = "predict"
     polarity: Polarity = "auto"
     voxel_spacing: float | None = None

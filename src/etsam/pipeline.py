@@ -43,6 +43,7 @@ from etsam.tiling import (
     RecentSlices,
     Region,
     blend_weights,
+    mirror_images,
     quadrants,
     tiles,
     whole,
@@ -54,7 +55,9 @@ Progress = Callable[[float, str], None]
 Slices = Generator[np.ndarray, None, None]
 
 DEFAULT_PROMPTS: tuple[PromptKind, PromptKind] = ("grid_zero", "zero")  # paper, 4.3
-RECENT_BYTES = 1 << 28  # of slices kept for neighbouring channels and regions
+PLANE_BYTES = 1 << 29  # of planes kept, ready for the network, that the next frames are made of
+RECENT_BYTES = 1 << 28  # of slices kept where those planes are too many
+RECENT = 4  # slices kept where they are not: all regions read the same ones at about the same time
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class StageRun:
     lead_in: int = 0
     split: bool = False
     tile: int = MAX_TILE
+    mirrors: int = 1
     scaling: IntensityScaling = UNSCALED
     feedback: ScratchLogits | None = None
     step: int = 1
@@ -187,6 +191,7 @@ def plan_stage(
         lead_in=LEAD_IN if options.first_slice == "predict" else 0,
         split=options.split_processing,
         tile=options.tile,
+        mirrors=options.mirrors,
         step=step * z_step if step > 1 else 1,
     )
 
@@ -234,16 +239,19 @@ def run_stage(run: StageRun, banks: list[MemoryBank] | None = None, start: int =
         return
     shape = (sides[0], sides[1])
     regions, overlap = _regions(run, shape)
+    regions = mirror_images(regions, run.mirrors)
     weights = blend_weights(regions, shape, overlap)
-    keep = _slices_to_keep(run, shape)
-    source = RecentSlices(run.volume.slices, keep)
-    feedback = RecentSlices(run.feedback, keep) if run.feedback is not None else None
+    keep = _keeps_planes(run, regions)
+    recent = RECENT if keep else _slices_to_keep(run, shape)
+    source = RecentSlices(run.volume.slices, recent)
+    feedback = None if run.feedback is None else RecentSlices(run.feedback, recent)
+    sources = [_frame_source(run, source, feedback, region, keep=keep) for region in regions]
     banks = [] if banks is None else banks
     banks += [MemoryBank.for_config(run.stage.model.config) for _ in regions[len(banks) :]]
     with ExitStack() as stack:
         trackers = [
-            stack.enter_context(closing(_track_region(run, source, feedback, region, bank, start)))
-            for region, bank in zip(regions, banks, strict=True)
+            stack.enter_context(closing(_track_region(run, frames, bank, start)))
+            for frames, bank in zip(sources, banks, strict=True)
         ]
         for _ in run.slices(start):
             parts = [next(tracker) for tracker in trackers]
@@ -252,7 +260,7 @@ def run_stage(run: StageRun, banks: list[MemoryBank] | None = None, start: int =
                 continue
             logits = np.zeros(shape, np.float32)
             for region, weight, part in zip(regions, weights, parts, strict=True):
-                logits[region.box] += weight * part
+                logits[region.box] += weight * region.mirror(part)
             yield logits
 
 
@@ -269,37 +277,49 @@ def _regions(run: StageRun, shape: tuple[int, int]) -> tuple[list[Region], int]:
     return tiles(shape, limits, overlap), overlap
 
 
+def _window(run: StageRun, shape: tuple[int, int]) -> int:
+    """Number of slices between the first and the last one of a frame, and one more."""
+    geometry = frame_geometry(run.stage.spec, shape, run.volume.voxel_spacing)
+    return 2 * run.stage.spec.offsets[-1] * geometry.z_step + 2
+
+
+def _keeps_planes(run: StageRun, regions: list[Region]) -> bool:
+    """Whether the planes of a frame's slices, of all regions, are few enough to be kept."""
+    spec, spacing = run.stage.spec, run.volume.voxel_spacing
+    kinds = 2 if run.feedback is not None and spec.fusion == "concat" else 1
+    frames = [frame_geometry(spec, region.shape, spacing).frame_shape for region in regions]
+    pixels = sum(height * width for height, width in frames)
+    return 4 * kinds * pixels * _window(run, regions[0].shape) <= PLANE_BYTES
+
+
 def _slices_to_keep(run: StageRun, shape: tuple[int, int]) -> int:
     """Slices that neighbouring frames and regions read again, within a bound of memory."""
-    geometry = frame_geometry(run.stage.spec, shape, run.volume.voxel_spacing)
-    window = 2 * run.stage.spec.offsets[-1] * geometry.z_step + 2
-    return max(2, min(window, RECENT_BYTES // (4 * shape[0] * shape[1])))
+    return max(2, min(_window(run, shape), RECENT_BYTES // (4 * shape[0] * shape[1])))
 
 
-def _track_region(
-    run: StageRun,
-    source: SliceSource,
-    feedback: SliceSource | None,
-    region: Region,
-    bank: MemoryBank,
-    start: int,
-) -> Slices:
-    """Yield the logits (h, w) of one region of every tracked slice from `start` on."""
-    geometry = frame_geometry(run.stage.spec, region.shape, run.volume.voxel_spacing)
-    previous = None if feedback is None else Cropped(feedback, region)
-    frames = FrameSource(
+def _frame_source(
+    run: StageRun, source: SliceSource, feedback: SliceSource | None, region: Region, *, keep: bool
+) -> FrameSource:
+    """Frames of one region."""
+    return FrameSource(
         Cropped(source, region),
         run.stage.spec,
         run.scaling,
-        geometry,
-        previous,
+        frame_geometry(run.stage.spec, region.shape, run.volume.voxel_spacing),
+        None if feedback is None else Cropped(feedback, region),
         None if run.feedback is None else run.feedback.clipped_range,
+        keep,
     )
+
+
+def _track_region(run: StageRun, frames: FrameSource, bank: MemoryBank, start: int) -> Slices:
+    """Yield the logits (h, w) of one region of every tracked slice from `start` on."""
     slices = run.slices()
+    previous = frames.feedback
     prompts = make_prompts(
         run.prompt,
         len(slices),
-        geometry,
+        frames.geometry,
         interval=run.interval,
         previous=None if previous is None else lambda i: read_plane(previous, slices[i]),
     )
@@ -309,4 +329,4 @@ def _track_region(
     with Prefetched(ScheduledFrames(frames, order)) as ahead:
         for step, low in track(run.stage.model, ahead, plan.prompts, bank, first):
             if plan.real[step]:
-                yield to_slice(low.cpu(), geometry).numpy()
+                yield to_slice(low.cpu(), frames.geometry).numpy()

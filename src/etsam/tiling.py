@@ -1,9 +1,9 @@
-"""Regions of a slice tracked on their own: quadrants, or overlapping tiles blended smoothly."""
+"""Regions of a slice tracked on their own: quadrants, overlapping tiles blended smoothly, mirror images."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from threading import Lock
 
@@ -13,16 +13,23 @@ from etsam.intensity import SliceSource
 from etsam.options import MAX_TILE
 
 OVERLAP = 128  # voxels shared by neighbouring tiles
+MIRRORS: dict[int, tuple[tuple[int, ...], ...]] = {
+    1: ((),),
+    2: ((), (0, 1)),
+    4: ((), (0,), (1,), (0, 1)),
+}
+"""How often a region is tracked -> the axes of (Y, X) that are mirrored each time."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """A rectangle of every slice, half-open, in voxels."""
+    """A rectangle of every slice, half-open, in voxels; mirrored along some axes of (Y, X)."""
 
     top: int
     bottom: int
     left: int
     right: int
+    mirrored: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -33,6 +40,10 @@ class Region:
     def box(self) -> tuple[slice, slice]:
         """Index into a slice (Y, X)."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    def mirror(self, part: np.ndarray) -> np.ndarray:
+        """Turn what lies in the region (h, w) into what is tracked, or that back."""
+        return np.flip(part, self.mirrored) if self.mirrored else part
 
 
 def whole(shape: tuple[int, int]) -> list[Region]:
@@ -80,6 +91,21 @@ def _spans(length: int, limit: int, overlap: int) -> list[tuple[int, int]]:
     return [(start, start + size) for start in starts]
 
 
+def mirror_images(regions: list[Region], count: int) -> list[Region]:
+    """Each region `count` times, 1, 2 or 4: as it is, turned by 180 degrees, and mirrored.
+
+    Mirrors stand along x and y, so that slices with their sides keep their shape.
+
+    Raises
+    ------
+    ValueError
+        The count is another one.
+    """
+    if count not in MIRRORS:
+        raise ValueError(f"{count} mirror images: expected one of {', '.join(map(str, MIRRORS))}")
+    return [replace(region, mirrored=axes) for region, axes in product(regions, MIRRORS[count])]
+
+
 def blend_weights(
     regions: list[Region], shape: tuple[int, int], overlap: int = OVERLAP
 ) -> list[np.ndarray]:
@@ -123,7 +149,7 @@ class Cropped:
         return (self.source.shape[0], *self.region.shape)
 
     def read_slice(self, z: int) -> np.ndarray:
-        return self.source.read_slice(z)[self.region.box]
+        return self.region.mirror(self.source.read_slice(z)[self.region.box])
 
 
 @dataclass(frozen=True)
