@@ -241,7 +241,7 @@ class FrameSource:
     feedback: SliceSource | None = None
     feedback_range: LogitRange | None = None
     keep: bool = False
-    _kept: dict[int, Tensor] = dataclasses.field(default_factory=dict)
+    _kept: dict[int, Tensor] = dataclasses.field(init=False, default_factory=dict)
 
     def __len__(self) -> int:
         return self.source.shape[0]
