@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import find_objects, label
 
-from etsam.components import PackedMask, find_blobs, select_blobs
+from etsam.components import PackedMask, drop_thin, find_blobs, select_blobs
 
 
 def packed(mask: np.ndarray) -> PackedMask:
@@ -17,11 +17,16 @@ def packed(mask: np.ndarray) -> PackedMask:
 
 
 def selected(mask: np.ndarray, min_span: int, slab: int | None) -> np.ndarray:
+    """Blobs over enough slices, picked out of all blobs, and by dropping the thin ones."""
     kept = packed(mask)
-    blobs = find_blobs(kept, slab=slab)
-    slices = list(select_blobs(kept, blobs, blobs.span >= min_span))
-    assert [z for z, _ in slices] == list(range(len(mask)))
-    return np.stack([data for _, data in slices])
+    blobs = find_blobs(kept, slab=slab, least=min_span)
+    found = []
+    for slices in (select_blobs(kept, blobs, blobs.span >= min_span), drop_thin(kept, blobs)):
+        pairs = list(slices)
+        assert [z for z, _ in pairs] == list(range(len(mask)))
+        found.append(np.stack([data for _, data in pairs]))
+    assert np.array_equal(*found)
+    return found[0]
 
 
 def test_packing_keeps_every_voxel_and_little_memory() -> None:

@@ -73,7 +73,8 @@ class Blobs:
 
     `first` and `last` are the first and last slice of each blob; `of_label[i]` maps the labels of
     slab i to blobs (label 0, the background, to -1). Voxels of a blob meet at faces
-    (`connectivity` 6), or at edges and corners too (26).
+    (`connectivity` 6), or at edges and corners too (26). `thin[i]` lists voxels of slab i, as
+    their place in it and their label, that may belong to a blob of fewer than `least` slices.
     """
 
     first: NDArray[np.int64]
@@ -81,6 +82,8 @@ class Blobs:
     of_label: tuple[NDArray[np.int64], ...]
     slab: int
     connectivity: Connectivity
+    least: int = 0
+    thin: tuple[tuple[NDArray[np.uint32], NDArray[np.uint32]], ...] = ()
 
     @property
     def span(self) -> NDArray[np.int64]:
@@ -89,15 +92,21 @@ class Blobs:
 
 
 def find_blobs(
-    mask: PackedMask, *, slab: int | None = None, connectivity: Connectivity = 26
+    mask: PackedMask,
+    *,
+    slab: int | None = None,
+    connectivity: Connectivity = 26,
+    least: int = 0,
 ) -> Blobs:
     """Find the connected blobs of a mask and the slices they reach over.
 
-    `slab` is the number of slices labelled at once (default: about `SLAB_VOXELS` voxels).
+    `slab` is the number of slices labelled at once (default: about `SLAB_VOXELS` voxels). With
+    `least` the blobs over fewer slices can be dropped by `drop_thin`.
     """
     slab = slab or max(2, SLAB_VOXELS // max(1, mask.slice_shape[0] * mask.slice_shape[1]))
     firsts, lasts, pairs = [], [], []
     counts: list[int] = []
+    thin = []
     total = 0
     shared: NDArray[np.uint32] | None = None
     for start, stop in _slabs(len(mask), slab):
@@ -105,7 +114,10 @@ def find_blobs(
         if shared is not None:
             offsets = np.array([[total - counts[-1]], [total]])
             pairs.append(_meeting(shared, labels[0]) + offsets)
-        first, last = _z_range(labels)
+        inside = _inside(labels)
+        first, last = _z_range(inside)
+        if least > 1:
+            thin.append(_thin(inside, labels[0].size, last - first + 1 < least))
         firsts.append(first + start)
         lasts.append(last + start)
         counts.append(len(first))
@@ -119,7 +131,21 @@ def find_blobs(
     np.maximum.at(last, blob, np.concatenate([np.zeros(0, np.int64), *lasts]))
     parts = np.split(blob, np.cumsum(counts)[:-1]) if counts else []
     of_label = tuple(np.concatenate([[-1], part]) for part in parts)
-    return Blobs(first, last, of_label, slab, connectivity)
+    return Blobs(first, last, of_label, slab, connectivity, least, tuple(thin))
+
+
+def drop_thin(mask: PackedMask, blobs: Blobs) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """Yield (z, slice) of the mask without the blobs over fewer slices than `blobs.least`.
+
+    Nothing is labelled again: `find_blobs` took note of the voxels in question.
+    """
+    keep = np.append(blobs.span >= blobs.least, False)
+    for number, (start, stop) in enumerate(_slabs(len(mask), blobs.slab)):
+        data = mask.read(start, stop)
+        if blobs.thin:
+            places, labels = blobs.thin[number]
+            data.reshape(-1)[places[~keep[blobs.of_label[number][labels]]]] = False
+        yield from enumerate(data[: _own(mask, start, stop)], start)
 
 
 def select_blobs(
@@ -139,8 +165,7 @@ def select_blobs(
             chosen.reshape(-1)[inside] = table[labels]
         else:
             chosen = data.view(table.dtype)
-        last = stop if stop == len(mask) else stop - 1  # the shared slice comes with the next slab
-        yield from enumerate(chosen[: last - start], start)
+        yield from enumerate(chosen[: _own(mask, start, stop)], start)
 
 
 def blob_hits(
@@ -150,13 +175,12 @@ def blob_hits(
     count = len(blobs.first)
     sizes, found = np.zeros(count, np.int64), np.zeros(count, np.int64)
     for number, (start, stop) in enumerate(_slabs(len(mask), blobs.slab)):
-        last = stop if stop == len(mask) else stop - 1  # the shared slice comes with the next slab
-        data = mask.read(start, stop)
-        labels = _label(data, blobs.connectivity)[: last - start]
+        own = _own(mask, start, stop)
+        labels = _label(mask.read(start, stop), blobs.connectivity)[:own]
         inside = labels > 0
         blob = blobs.of_label[number][labels[inside]]
         sizes += np.bincount(blob, minlength=count)
-        found += np.bincount(blob[hits.read(start, last)[inside]], minlength=count)
+        found += np.bincount(blob[hits.read(start, start + own)[inside]], minlength=count)
     return sizes, found
 
 
@@ -180,16 +204,44 @@ def _label(data: NDArray[np.bool_], connectivity: Connectivity) -> NDArray[np.ui
     )
 
 
-def _z_range(labels: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _own(mask: PackedMask, start: int, stop: int) -> int:
+    """Number of slices of a slab that are not shared with the next one."""
+    return stop - start - (stop < len(mask))
+
+
+Inside = list[tuple[NDArray[np.int64], NDArray[np.uint32]]]
+
+
+def _inside(labels: NDArray[np.uint32]) -> Inside:
+    """Places in the slice, and labels, of each slice's voxels that have one."""
+    flat = labels.reshape(len(labels), -1)
+    places = [np.flatnonzero(plane) for plane in flat]
+    return [(where, plane[where]) for where, plane in zip(places, flat, strict=True)]
+
+
+def _z_range(inside: Inside) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the first and the last slice of each label from 1 on."""
-    inside = [plane[plane > 0] for plane in labels]
-    first = np.zeros(int(labels.max()) + 1, np.int64)
+    count = max(int(labels.max(initial=0)) for _, labels in inside)
+    first = np.zeros(count + 1, np.int64)
     last = np.zeros_like(first)
-    for z, found in enumerate(inside):
-        last[found] = z
-    for z, found in reversed(list(enumerate(inside))):
-        first[found] = z
+    for z, (_, labels) in enumerate(inside):
+        last[labels] = z
+    for z, (_, labels) in reversed(list(enumerate(inside))):
+        first[labels] = z
     return first[1:], last[1:]
+
+
+def _thin(
+    inside: Inside, area: int, few: NDArray[np.bool_]
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Places in a slab with slices of `area` voxels, and labels, of those that are `few` (from 1 on)."""
+    few = np.append(False, few)
+    places, numbers = [], []
+    for z, (where, labels) in enumerate(inside):
+        chosen = few[labels]
+        places.append((where[chosen] + z * area).astype(np.uint32))
+        numbers.append(labels[chosen])
+    return np.concatenate(places), np.concatenate(numbers)
 
 
 def _meeting(above: NDArray[np.uint32], below: NDArray[np.uint32]) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from etsam.components import Blobs, PackedMask, find_blobs, select_blobs
+from etsam.components import Blobs, PackedMask, drop_thin, find_blobs
 from etsam.in_order import in_order
 from etsam.skeleton import clean_packed
 from etsam.volume import Tomogram, create_volume, open_tomogram, output_path
@@ -181,22 +181,22 @@ def clean_mask(
 
 @dataclass(frozen=True)
 class _Cleaned:
-    """A mask without rungs, its blobs, and which of them stay."""
+    """A mask without rungs, and its blobs."""
 
     mask: PackedMask
     blobs: Blobs
-    keep: NDArray[np.bool_]
     counts: tuple[int, int, int]  # rungs, spurs, voxels before
 
     def slices(self) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         """Yield (z, slice) of the result."""
-        return select_blobs(self.mask, self.blobs, self.keep)
+        return drop_thin(self.mask, self.blobs)
 
     def summary(self, voxels_after: int) -> CleaningSummary:
         """Put together what was removed."""
         rungs, spurs, before = self.counts
-        dropped = int(np.count_nonzero(~self.keep))
-        return CleaningSummary(len(self.keep), dropped, rungs, spurs, before, voxels_after)
+        span = self.blobs.span
+        dropped = int(np.count_nonzero(span < self.blobs.least))
+        return CleaningSummary(len(span), dropped, rungs, spurs, before, voxels_after)
 
 
 @dataclass
@@ -210,10 +210,10 @@ class _PackedBatches:
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         value = 0.0
         for batch in self.batches:
-            value = _one_value(batch, value)
-            masks = (batch != 0).reshape(len(batch), -1)
+            masks = batch != 0
+            value = _one_value(batch, masks, value)
             self.voxels += int(np.count_nonzero(masks))
-            yield np.packbits(masks, axis=1)
+            yield np.packbits(masks.reshape(len(batch), -1), axis=1)
 
 
 def _clean(
@@ -236,9 +236,8 @@ def _clean(
             spurs += removed.spurs
             if progress is not None:
                 progress("clean", len(packed), depth)
-    blobs = find_blobs(packed)
-    keep = blobs.span >= min(options.min_slices, len(packed))
-    return _Cleaned(packed, blobs, keep, (rungs, spurs, batches.voxels))
+    blobs = find_blobs(packed, least=min(options.min_slices, len(packed)))
+    return _Cleaned(packed, blobs, (rungs, spurs, batches.voxels))
 
 
 def _batches(source: Tomogram) -> Iterator[np.ndarray]:
@@ -248,12 +247,14 @@ def _batches(source: Tomogram) -> Iterator[np.ndarray]:
         yield source.read_slices(start, min(start + BATCH, depth))
 
 
-def _one_value(batch: np.ndarray, value: float) -> float:
+def _one_value(batch: np.ndarray, masks: NDArray[np.bool_], value: float) -> float:
     """Return the one value besides 0 seen so far (0 when none was), or refuse the batch."""
-    values = batch[batch != 0]
-    if not values.size:
+    if not masks.any():
         return value
-    low, high = float(values.min()), float(values.max())
+    high = low = float(batch.max())
+    if not np.array_equal(batch == high, masks):  # a gather is slower than this
+        values = batch[masks]
+        low, high = float(values.min()), float(values.max())
     if low != high or low < 0 or value not in (0.0, low):
         raise ValueError(
             f"not a mask: found the values {min(low, value or low):g} and {max(high, value):g}, "
