@@ -3,8 +3,9 @@
     python experiments/train_stage2.py runs/stage2 --shapes SEGMENTATIONS/    # about two hours
     torchrun --standalone --nproc-per-node 2 experiments/train_stage2.py ...  # after --simulate-only
 
-Goes on from the bundled weights . Every part resumes where it stopped. The packed
-checkpoint is ``runs/stage2/compact_stage2.safetensors``.
+Goes on from the bundled weights. It did not make them better (LOG.md, 2026-11-25), so they are not
+its result. Every part resumes where it stopped. The packed checkpoint is
+``runs/stage2/compact_stage2.safetensors``.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shapes", type=Path, help="folder of the real segmentations")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=840)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--simulate-only", action="store_true")
     given = parser.parse_args()
