@@ -301,15 +301,28 @@ def test_rotation_depends_on_distance_only(pool: int) -> None:
     """Query and key score by their displacement, in pixels of the unpooled map."""
     side, d = 8, 16
     q, k = torch.randn(2, d)
-    queries = rotate(q.expand(side * side, d), axial_rotation(d, side, side, 1, q.device))
+    queries = rotate(q.expand(1, side * side, d), axial_rotation(d, side, side, 1, q.device))
     small = side // pool
-    keys = rotate(k.expand(small * small, d), axial_rotation(d, small, small, pool, q.device))
-    score = (queries @ keys.T).view(side, side, small, small)
+    keys = rotate(k.expand(1, small * small, d), axial_rotation(d, small, small, pool, q.device))
+    score = (queries[0] @ keys[0].T).view(side, side, small, small)
     for y, x in [(0, 0), (2, 1), (1, 2)]:
         moved = score[pool * y :, pool * x :, y:, x:]
         still = score[: side - pool * y, : side - pool * x, : small - y, : small - x]
         assert torch.allclose(moved, still, atol=1e-4)
     assert score[0, 0].std() > 0.1
+
+
+def test_rotation_turns_every_map_alike_and_leaves_plain_tokens() -> None:
+    turns = axial_rotation(16, 3, 4, 1, torch.device("cpu"))
+    x = torch.randn(2, 2 * 12 + 5, 16)
+    turned = rotate(x, turns, plain=5)
+    assert torch.equal(turned[:, -5:], x[:, -5:])
+    for first in (0, 12):
+        assert torch.allclose(
+            turned[:, first : first + 12], rotate(x[:, first : first + 12], turns)
+        )
+    lengths = turned[:, :24].unflatten(-1, (-1, 2)).norm(dim=-1)
+    assert torch.allclose(lengths, x[:, :24].unflatten(-1, (-1, 2)).norm(dim=-1), atol=1e-5)
 
 
 def test_position_maps_are_normalised() -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from etsam.sam2.attention import attend, in_parts
 from etsam.sam2.config import SAM2Config
 from etsam.sam2.layers import MLP
 
@@ -49,9 +50,7 @@ class MultiScaleAttention(nn.Module):
             pooled = pool_tokens(q.reshape(b, h, w, -1), self.q_stride)
             h, w = pooled.shape[1:3]
             q = pooled.reshape(b, h * w, self.heads, -1)
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        )
+        out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         out = out.transpose(1, 2).reshape(b, h, w, -1)
         projected: Tensor = self.proj(out)
         return projected
@@ -79,12 +78,13 @@ class Block(nn.Module):
                 shortcut = pool_tokens(shortcut, self.q_stride)
         height, width = shortcut.shape[1:3]
         windows = partition(x, self.window) if self.window else x
-        attended = self.attn(windows)
+        wide = 4 * shortcut.shape[-1]  # of a token between two linear layers
+        attended = in_parts(self.attn, windows, wide * windows.shape[1] * windows.shape[2])
         if self.window:
             attended = unpartition(attended, height, width)
         x = shortcut + attended
-        y: Tensor = self.mlp(self.norm2(x))
-        return x + y
+        y = in_parts(lambda tokens: self.mlp(self.norm2(tokens)), x.flatten(0, 2), wide)
+        return x + y.view_as(x)
 
 
 class PatchEmbed(nn.Module):
@@ -99,7 +99,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         tokens: Tensor = self.proj(frames)
-        return tokens.permute(0, 2, 3, 1)
+        return tokens.permute(0, 2, 3, 1).contiguous()
 
 
 class Hiera(nn.Module):

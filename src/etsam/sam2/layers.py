@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from etsam.sam2.attention import attend
+
 
 class LayerNorm2d(nn.Module):
     """Layer normalisation over the channels of a (b, c, h, w) map."""
@@ -75,6 +77,6 @@ class Attention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = self.split(self.q_proj(q)), self.split(self.k_proj(k)), self.split(self.v_proj(v))
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = attend(q, k, v)
         x: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return x

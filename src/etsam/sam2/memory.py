@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from etsam.sam2.attention import attend, in_blocks
 from etsam.sam2.config import SAM2Config
 from etsam.sam2.layers import Attention, LayerNorm2d
 from etsam.sam2.positions import axial_rotation, rotate, sine_map
@@ -89,24 +90,23 @@ class RotaryAttention(Attention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rotations: Rotations) -> Tensor:
         """Queries (b, n, d) over keys (b, m, kv); the last ``rotations.plain`` keys stay plain."""
-        q, k, v = self.split(self.q_proj(q)), self.split(self.k_proj(k)), self.split(self.v_proj(v))
-        q = rotate(q, rotations.query)
-        spatial = k.shape[2] - rotations.plain
-        maps = spatial // len(rotations.key[0])
-        cos, sin = rotations.key
-        rotation = (cos.repeat(maps, 1), sin.repeat(maps, 1))
-        k = torch.cat((rotate(k[:, :, :spatial], rotation), k[:, :, spatial:]), dim=2)
-        out = F.scaled_dot_product_attention(q, k, v)
-        projected: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
+        q = rotate(self.q_proj(q), rotations.query)[:, None]
+        k = rotate(self.k_proj(k), rotations.key, rotations.plain)[:, None]
+        if in_blocks(q) and v.shape[-1] < q.shape[-1]:
+            # weights of attention sum to 1: values may be projected after they were averaged
+            out = self.v_proj(attend(q, k, v[:, None])[:, 0])
+        else:
+            out = attend(q, k, self.v_proj(v)[:, None])[:, 0]
+        projected: Tensor = self.out_proj(out)
         return projected
 
 
 @dataclass(frozen=True)
 class Rotations:
-    """Rotary angles of the queries and of one map of keys, and how many keys have none."""
+    """Rotary turns of the queries and of one map of keys, and how many keys have none."""
 
-    query: tuple[Tensor, Tensor]
-    key: tuple[Tensor, Tensor]
+    query: Tensor
+    key: Tensor
     plain: int = 0
 
 

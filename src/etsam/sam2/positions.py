@@ -8,6 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from etsam.sam2.attention import in_parts
+
 TEMPERATURE = 10000.0
 
 
@@ -41,8 +43,8 @@ def sine_line(positions: Tensor, channels: int) -> Tensor:
 @torch.inference_mode(False)  # a map first made while tracking must serve training too
 def axial_rotation(
     channels: int, height: int, width: int, pool: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of axial rotary encoding, each (height * width, channels / 2) float32.
+) -> Tensor:
+    """Turns of axial rotary encoding, (height * width, channels / 2) complex64 of length 1.
 
     Token (i, j) of a map pooled by ``pool`` stands at pixel ``(i * pool + (pool - 1) / 2, ...)``
     of the unpooled map, so that queries and pooled keys share one frame (Su et al. 2021;
@@ -57,12 +59,20 @@ def axial_rotation(
     angle_x = (x[:, None] * frequencies)[None].expand(height, -1, -1)
     angle_y = (y[:, None] * frequencies)[:, None].expand(-1, width, -1)
     angle = torch.cat((angle_x, angle_y), dim=-1).flatten(0, 1)
-    return angle.cos(), angle.sin()
+    return torch.polar(torch.ones_like(angle), angle)
 
 
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate neighbouring channel pairs of ``x`` (..., n, channels) by ``rotation``."""
-    cos, sin = rotation
-    pairs = torch.unflatten(x.float(), -1, (-1, 2))
-    a, b = pairs[..., 0], pairs[..., 1]
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
+def rotate(x: Tensor, turns: Tensor, plain: int = 0) -> Tensor:
+    """Rotate neighbouring channel pairs of ``x`` (b, maps * n + plain, channels) by ``turns`` (n, .).
+
+    Every map of n tokens is turned alike; the last ``plain`` tokens stay as they are.
+    """
+
+    def turn(maps: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(torch.unflatten(maps.float(), -1, (-1, 2)))
+        return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+
+    count = x.shape[1] - plain
+    maps = x[:, :count].reshape(-1, len(turns), x.shape[2])
+    rotated = in_parts(turn, maps, 4 * maps[0].numel()).view(len(x), count, -1)
+    return torch.cat((rotated, x[:, count:]), dim=1) if plain else rotated
