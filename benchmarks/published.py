@@ -8,52 +8,27 @@
 
 Random weights, frames of noise, an empty prompt on slice 0 as in stage 2. Both fill their memory with
 the same number of slices first, which are not counted. Prints a JSON line each (seconds a slice,
-GFLOP/s and their part of the peak of matrix products in the same type), then the ratio of speeds
-and the Dice of the two masks of the last slice. The two take turns slice by slice, so that a busy
-machine slows both.
+GFLOP/s and their part of the peak of matrix products in the same type), then the ratio of speeds.
+The two take turns slice by slice, so that a busy machine slows both.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from measuring import commit, device_name, flop_counter, peak_gflops, timed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from etsam.options import LOGIT_THRESHOLD
 from etsam.sam2 import PRESETS, SAM2, MemoryBank
 from etsam.tracker import track
 from sam2_oracle import lively, make_oracle, new_session
-
-GEMM = 2048
-"""Side of the matrices whose product gives the peak."""
-
-
-def peak_gflops(device: torch.device, dtype: torch.dtype) -> float:
-    """Speed of a large matrix product."""
-    a, b = torch.randn(2, GEMM, GEMM, device=device).to(dtype)
-    for _ in range(2):
-        a @ b
-    best = min(timed(device, lambda: a @ b)[0] for _ in range(8))
-    return 2 * GEMM**3 / best / 1e9
-
-
-def timed(device: torch.device, work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds that some work takes, and what it gives."""
-    began = time.perf_counter()
-    answer = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began, answer
 
 
 def stepper(model: SAM2, frames: torch.Tensor) -> Callable[[], Any]:
@@ -76,21 +51,9 @@ def oracle_stepper(model: SAM2, frames: torch.Tensor) -> Callable[[], Any]:
     return lambda: next(slices)
 
 
-def mask_of(answer: Any) -> torch.Tensor:
-    """Mask of a slice: ours comes as slice and logits, theirs as a record."""
-    logits = answer[1] if isinstance(answer, tuple) else answer.pred_masks[0, 0]
-    return logits.flatten() > LOGIT_THRESHOLD
-
-
-def attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Operations of PyTorch's attention kernel for CPUs, which its own counter does not know."""
-    return int(sdpa_flop_count(query, key, value))
-
-
 def count_flops(work: Callable[[], Any]) -> float:
     """Floating-point operations of some work."""
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    with FlopCounterMode(display=False, custom_mapping={kernel: attention_flops}) as counter:
+    with flop_counter() as counter:
         work()
     return float(counter.get_total_flops())
 
@@ -111,12 +74,11 @@ def main() -> None:
     config = replace(PRESETS[given.network], image_size=given.size)
     warm = config.num_maskmem + 1
     frames = torch.randn(warm + 1 + given.slices, 3, given.size, given.size, device=device)
-    commit = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     shared = {
-        "commit": subprocess.run(commit, capture_output=True, text=True).stdout.strip() or None,
+        "commit": commit(),
         "network": given.network,
         "frame": given.size,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
     }
     seconds: dict[str, list[float]] = {"etsam": [], "transformers": []}
@@ -131,12 +93,9 @@ def main() -> None:
                 step()
         flops = {name: count_flops(step) for name, step in steps.items()}
         peaks = {name: [peak_gflops(device, dtype)] for name, dtype in dtypes.items()}
-        masks: dict[str, torch.Tensor] = {}
         for _ in range(given.slices):
             for name, step in steps.items():
-                took, answer = timed(device, step)
-                seconds[name].append(took)
-                masks[name] = mask_of(answer)
+                seconds[name].append(timed(device, step)[0])
                 peaks[name].append(peak_gflops(device, dtypes[name]))
     for name, found in seconds.items():
         rate = flops[name] / min(found) / 1e9
@@ -150,10 +109,7 @@ def main() -> None:
         }
         print(json.dumps(record))
     ours, theirs = min(seconds["etsam"]), min(seconds["transformers"])
-    both = 2 * (masks["etsam"] & masks["transformers"]).sum() / sum(m.sum() for m in masks.values())
-    print(
-        f"etsam does {theirs / ours:.2f} times the slices of transformers, masks' Dice {both:.4f}"
-    )
+    print(f"etsam does {theirs / ours:.2f} times the slices of transformers")
 
 
 if __name__ == "__main__":
