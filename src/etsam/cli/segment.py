@@ -122,7 +122,7 @@ NORMALISATIONS = ["min_max_positive_values", "softplus_minmax", "min_max", "robu
     type=click.Choice([1, 2, 4]),
     default=1,
     show_default=True,
-    help="Average over mirror images: better, in two or four times the time.",
+    help="Average over mirror images: a little better, in two or four times the time.",
 )
 @click.option("--post-process", is_flag=True, help="Write a cleaned mask too.")
 @click.option("--instances", is_flag=True, help="Write int16 labels too, one per membrane.")
