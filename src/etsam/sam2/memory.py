@@ -103,10 +103,10 @@ class RotaryAttention(Attention):
 
 @dataclass(frozen=True)
 class Rotations:
-    """Rotary turns of the queries and of one map of keys, and how many keys have none."""
+    """Rotary angles of the queries and of one map of keys, and how many keys have none."""
 
-    query: Tensor
-    key: Tensor
+    query: tuple[Tensor, Tensor]
+    key: tuple[Tensor, Tensor]
     plain: int = 0
 
 
