@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from etsam.memory import smaller_tile
+from etsam.memory import _trimmer, give_back_freed, smaller_tile
 from etsam.options import SegmentOptions
 from etsam.results import how_far
 from etsam.sam2 import SAM2
@@ -135,3 +135,21 @@ def test_where_no_tile_is_small_enough_it_is_said_in_one_line(
     assert (code, out) == (1, "")
     assert_one_line("".join(err.splitlines(keepends=True)[-1:]), "not enough memory")
     assert not list((options.output or Path()).glob("*.mrc"))
+
+
+def resident_mb() -> float:
+    """Memory of this process that belongs to no file."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+
+
+@pytest.mark.skipif(_trimmer() is None, reason="glibc's allocator")
+def test_freed_memory_between_pieces_in_use_is_given_back() -> None:
+    """Small pieces lie in one heap: what is freed between them stays with the process until asked for."""
+    pieces = [np.ones(100_000, np.uint8) for _ in range(2000)]
+    kept = pieces[::8]
+    full = resident_mb()
+    del pieces
+    give_back_freed()
+    assert resident_mb() < full - 100
+    assert all(piece.all() for piece in kept)

@@ -1,7 +1,11 @@
-"""When memory runs out: smaller tiles where they help, otherwise one line that says what to do."""
+"""When memory runs out: smaller tiles where they help, otherwise one line that says what to do.
+
+And what is freed is given back to the system, so that it does not run out for want of order.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import re
 import sys
@@ -9,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from typing import TypeVar
 
 from etsam.options import MIN_TILE, SegmentOptions
@@ -22,6 +27,22 @@ NOT_FOR_USERS = re.compile(r"\[enforce fail[^\]]*\]\s*(err == 0\.)?\s*|\s*Error 
 REASON_LENGTH = 160
 
 Result = TypeVar("Result")
+
+
+def give_back_freed() -> None:
+    """Return freed memory that the C library keeps between pieces in use (glibc; else nothing)."""
+    trim = _trimmer()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _trimmer() -> Callable[[int], int] | None:
+    """glibc's ``malloc_trim``, where there is one."""
+    if not sys.platform.startswith("linux"):
+        return None
+    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim
 
 
 @contextmanager

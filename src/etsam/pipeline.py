@@ -26,6 +26,7 @@ from etsam.intensity import (
     measure_intensity,
 )
 from etsam.logits import ScratchLogits, tracked_slices
+from etsam.memory import give_back_freed
 from etsam.options import MAX_TILE, SegmentOptions
 from etsam.prompts import (
     INTERVAL,
@@ -57,6 +58,7 @@ Slices = Generator[np.ndarray, None, None]
 DEFAULT_PROMPTS: tuple[PromptKind, PromptKind] = ("grid_zero", "zero")  # paper, 4.3
 PLANE_BYTES = 1 << 29  # of planes kept, ready for the network, that the next frames are made of
 RECENT_BYTES = 1 << 28  # of slices kept where those planes are too many
+TIDY = 8  # slices between two times that freed memory is given back
 RECENT = 4  # slices kept where they are not: all regions read the same ones at about the same time
 
 
@@ -253,8 +255,10 @@ def run_stage(run: StageRun, banks: list[MemoryBank] | None = None, start: int =
             stack.enter_context(closing(_track_region(run, frames, bank, start)))
             for frames, bank in zip(sources, banks, strict=True)
         ]
-        for _ in run.slices(start):
+        for count, _ in enumerate(run.slices(start), 1):
             parts = [next(tracker) for tracker in trackers]
+            if count % TIDY == 0:
+                give_back_freed()
             if len(parts) == 1:
                 yield parts[0]
                 continue
