@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,8 +42,7 @@ class ContextStem(nn.Module):
 class ConvTrunk(nn.Module):
     """Frames (b, c, h, w) -> four feature maps, finest first; no position encoding.
 
-    Without absolute positions the same weights see crops in training and whole slices in use. Maps lie
-    with their channels together in memory, as convolutions and normalisation want them.
+    Without absolute positions the same weights see crops in training and whole slices in use.
     """
 
     def __init__(self, config: SAM2Config) -> None:
@@ -73,7 +71,6 @@ class ConvTrunk(nn.Module):
         )
 
     def forward(self, frames: Tensor) -> list[Tensor]:
-        frames = frames.contiguous(memory_format=torch.channels_last)
         x = self.stem(frames)
         if self.context is not None:
             x = x + self.context(frames)
