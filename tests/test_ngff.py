@@ -313,6 +313,17 @@ def test_bad_metadata_are_refused_in_one_line(tmp_path, content):
     assert len(str(caught.value)) < 600
 
 
+@pytest.mark.parametrize("chunks", [[1 << 40, 1, 1], [1, 1 << 40, 1], [1 << 20, 1 << 12, 1 << 12]])
+def test_chunks_far_larger_than_the_array_are_refused(tmp_path, chunks):
+    """They are decoded whole, which ends the process where memory does not suffice."""
+    folder = image(tmp_path / "a.zarr", voxels((3, 4, 5)), UNITS)
+    metadata = json.loads((folder / "0/.zarray").read_text())
+    (folder / "0/.zarray").write_text(json.dumps({**metadata, "chunks": chunks}))
+    with pytest.raises(ValueError, match="too large to decode") as caught:
+        open_tomogram(folder)
+    assert "\n" not in str(caught.value)
+
+
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

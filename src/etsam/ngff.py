@@ -51,10 +51,12 @@ class NgffSource:
         """
         image = find_image(path)
         self._path = path
-        self._store = _volume_view(_open_array(image), image, path)
+        array = _open_array(image)
+        self._store = _volume_view(array, image, path)
         depth, height, width = (int(side) for side in self._store.shape)
         self._chunk = _grid(self._store.chunk_layout.read_chunk, self._store)
-        self._dtype = _checked_dtype(self._store, self._chunk, path)
+        self._dtype = _checked_dtype(self._store, path)
+        _check_chunk(array, path)
         self.info = VolumeInfo(
             shape=(depth, height, width),
             dtype=self._dtype,
@@ -243,16 +245,21 @@ def _grid(grid: tensorstore.ChunkLayout.Grid, store: tensorstore.TensorStore) ->
     return tuple(side or size for side, size in zip(sides, store.shape, strict=True))
 
 
-def _checked_dtype(store: tensorstore.TensorStore, chunk: tuple[int, ...], path: Path) -> np.dtype:
+def _checked_dtype(store: tensorstore.TensorStore, path: Path) -> np.dtype:
     dtype = np.dtype(store.dtype.numpy_dtype)
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise ValueError(f"{path} holds {store.dtype.name}: a tomogram holds real numbers")
     if not all(1 <= side <= MAX_SIDE for side in store.shape):
         raise ValueError(f"{path} has shape {tuple(store.shape)}: expected 1 to {MAX_SIDE} a side")
     check_slice(store.shape[1:], path)
-    if math.prod(map(min, chunk, store.shape)) * dtype.itemsize > CHUNK_LIMIT:
-        raise ValueError(f"{path} has chunks of {chunk}: too large to decode, store smaller ones")
     return dtype
+
+
+def _check_chunk(array: tensorstore.TensorStore, path: Path) -> None:
+    """Refuse chunks that do not fit in memory; they are decoded whole, beyond the array's end too."""
+    chunk = _grid(array.chunk_layout.read_chunk, array)
+    if math.prod(chunk) * np.dtype(array.dtype.numpy_dtype).itemsize > CHUNK_LIMIT:
+        raise ValueError(f"{path} has chunks of {chunk}: too large to decode, store smaller ones")
 
 
 def _missing_chunks(
