@@ -25,9 +25,15 @@ def in_parts(function: Callable[[Tensor], Tensor], x: Tensor, numbers: int) -> T
 
 
 def in_blocks(query: Tensor) -> bool:
-    """Whether `attend` goes block by block: bfloat16 on a CPU, and nothing to differentiate."""
+    """Whether `attend` goes block by block: bfloat16 on a CPU, and nothing to differentiate.
+
+    Not under autocast, where keys and values may still be float32.
+    """
     return (
-        query.device.type == "cpu" and query.dtype is torch.bfloat16 and not torch.is_grad_enabled()
+        query.device.type == "cpu"
+        and query.dtype is torch.bfloat16
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
     )
 
 
