@@ -29,9 +29,14 @@ def test_short_clips_do_not_fade() -> None:
 
 
 def test_labels_turn_with_frames() -> None:
-    labels = (torch.rand(4, 64, 64) > 0.5).to(torch.int8)
+    labels = torch.zeros(4, 64, 64, dtype=torch.int8)
+    labels[:, 10:30, 20:50] = 1
     frames = 100.0 * labels[:, None].float()
+    sizes = []
     for seed in range(12):
         turned, marks = augment(frames, labels, 1, "strong", np.random.default_rng(seed))
-        bright = turned[1, 0] > turned[1, 0].mean()  # frame 1 never fades
+        bright = turned[1, 0] > (turned[1, 0].min() + turned[1, 0].max()) / 2  # 1 never fades
         assert (bright == (marks[1] == 1)).float().mean() > 0.95
+        sizes.append(int((marks[1] == 1).sum()))
+    assert min(sizes) < 570 and max(sizes) > 630, "turned by quarters only, never zoomed"
+    assert 600 in sizes, "every clip is zoomed"

@@ -202,6 +202,30 @@ def test_walls_that_lean_are_labelled_as_far_as_asked() -> None:
     assert torch.equal(narrow != 0, wide != 0)
 
 
+def test_where_a_cut_membrane_went_on_is_ignored() -> None:
+    """Few views smear what is left of it beyond the sample's face, where it still looks like one."""
+    drawn = draw(np.random.default_rng(0), SimulationOptions(preset="vesicles"))
+    contents = Contents(vesicles=12, radii=(200.0, 400.0))
+    whole, cut = (
+        membrane_labels(
+            build_sample(
+                (40, 96, 96),
+                replace(drawn, contents=contents, thickness=0.5, slope=(0.0, 0.0), cut=cuts),
+                SimulationOptions(),
+                np.random.default_rng(4),
+            ),
+            LEAN,
+        )
+        for cuts in (False, True)
+    )
+    changed = whole != cut
+    assert changed.any() and (whole[changed] == 1).all() and (cut[changed] == -1).all()
+    slices = changed.any(2).any(1).nonzero()[:, 0]
+    inside = [z for z in range(40) if not changed[z].any()]
+    assert 18 <= len(inside) and inside[-1] - inside[0] == len(inside) - 1, slices
+    assert torch.equal(whole[inside], cut[inside]) and (cut[inside] == 1).any()
+
+
 def test_asymmetric_wedge_hides_one_side() -> None:
     tilt = series(-60, 30)
     steep = math.radians(45)

@@ -105,6 +105,14 @@ def test_training_answers_what_tracking_answers() -> None:
         torch.testing.assert_close(output.logits[0, 0], tracked[index], rtol=2e-2, atol=2e-2)
 
 
+def test_training_in_half_precision_is_validated(folder: Path, tmp_path: Path) -> None:
+    """The averaged weights stay in float32 while autocast computes in bfloat16."""
+    given = options(folder, tmp_path / "run", steps=2, dtype="bfloat16", validation=folder)
+    train(given)
+    entry = read_log(given.output)[-1]
+    assert 0 < entry["loss"] < 50 and 0 <= entry["dice"] <= 1
+
+
 def test_layers_learn_at_decaying_rates() -> None:
     """SAM 2's: 5e-6 outside the image encoder, 3e-6 in it, 0.9 per block of the trunk downwards."""
     model = network(TINY_SAM2, 3)
@@ -147,7 +155,9 @@ def test_a_network_that_starts_from_a_narrower_one_gives_its_answers(tmp_path: P
     old = SAM2(replace(TINY, in_channels=3)).eval()
     path = tmp_path / "old.safetensors"
     save_checkpoint(path, old, {"frame_spec": near.to_dict()}, half=False)
-    new = SAM2(replace(TINY, in_channels=10, context_width=8, top_down_blocks=1)).eval()
+    deep = tuple(count + 1 for count in TINY.stages)
+    wider = replace(TINY, in_channels=10, context_width=8, top_down_blocks=1, stages=deep)
+    new = SAM2(wider).eval()
     start_from(new, path, wide)
     frame = torch.randn(1, 10, 64, 64)
     with torch.no_grad():

@@ -16,11 +16,17 @@ def label_thickness(voxel_spacing: float) -> float:
 
 
 def membrane_labels(scene: Scene, lean: float) -> Tensor:
-    """Labels int8 (Z, Y, X): 1 membrane, 0 background, -1 membrane that cannot be seen.
+    """Labels int8 (Z, Y, X): 1 membrane, 0 background, -1 neither.
 
-    That is a membrane in the missing wedge which leans by more than `lean` degrees: those nearly
-    upright still show through their curvature.
+    That is a membrane in the missing wedge which leans by more than `lean` degrees, unseen: those
+    nearly upright still show through their curvature. And it is where a membrane went on before the
+    sample was cut: the few views smear what is left of it over there, and to call that background
+    would teach to overlook faint walls.
     """
-    membrane = scene.distance.abs() <= label_thickness(scene.spacing) / 2
-    unseen = membrane & (scene.hidden > math.sin(math.radians(lean)))
-    return membrane.to(torch.int8) - 2 * unseen.to(torch.int8)
+    reach = label_thickness(scene.spacing) / 2
+    membrane = scene.distance.abs() <= reach
+    unsure = membrane & (scene.hidden > math.sin(math.radians(lean)))
+    labels = membrane.to(torch.int8) - 2 * unsure.to(torch.int8)
+    if scene.removed is not None:
+        labels[scene.removed.abs() <= reach] = -1
+    return labels

@@ -50,6 +50,7 @@ def build_sample(
     outside = slab.outside(shape)
     if recipe.cut:
         scene.density[outside] = 0.0
+        scene.removed = torch.where(outside, scene.distance, FAR)
         scene.distance[outside] = FAR
     if options.membrane_proteins:
         spread = float(rng.uniform(0.2, 2.0))

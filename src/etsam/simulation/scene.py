@@ -31,6 +31,7 @@ class Scene:
     regions: int = 0
     instances: int = 0
     core: float = 0.0  # density that proteins add in the middle of every bilayer
+    removed: Tensor | None = None  # distance to bilayers that were cut off with the sample
 
     @property
     def shape(self) -> tuple[int, int, int]:

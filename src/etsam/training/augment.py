@@ -15,6 +15,8 @@ Augmentation = Literal["none", "strong", "sam2"]
 
 FADING = 0.15
 """Part of the ``strong`` clips whose later frames are covered with noise."""
+WARPED, ZOOM = 0.5, 1.2
+"""Part of the ``strong`` clips turned by any angle, and by how much those are zoomed at most."""
 DEGREES, SHEAR = 25.0, 20.0
 """Largest rotation and shear of a clip in degrees (SAM 2's fine-tuning configuration)."""
 BRIGHTNESS, CONTRAST, SLICE_CONTRAST = 0.1, 0.03, 0.05
@@ -30,11 +32,13 @@ def augment(
     if kind == "sam2":
         if random.random() < 0.5:
             frames, labels = frames.flip(-1), labels.flip(-1)
-        frames, labels = _affine(frames, labels, random)
+        frames, labels = _warp(frames, labels, _turn_and_shear(random))
         return _colour_jitter(frames, random), labels
     frames = _blemish(frames, greys, random)
     if random.random() < FADING:
         frames = fade(frames, greys, random)
+    if random.random() < WARPED:
+        frames, labels = _warp(frames, labels, _turn_and_zoom(random))
     return _turn(frames, labels, random)
 
 
@@ -97,12 +101,26 @@ def _edge(size: int, random: np.random.Generator) -> Tensor:
     return float(height) * torch.sigmoid(across / width)
 
 
-def _affine(frames: Tensor, labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Rotate and shear about the middle; what comes in from outside is the mirrored inside."""
+def _turn_and_shear(random: np.random.Generator) -> Tensor:
+    """SAM 2's random rotation and shear."""
     angle = math.radians(random.uniform(-DEGREES, DEGREES))
     shear = math.tan(math.radians(random.uniform(-SHEAR, SHEAR)))
-    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    matrix = turn @ torch.tensor([[1.0, shear], [0.0, 1.0]])
+    return _rotation(angle) @ torch.tensor([[1.0, shear], [0.0, 1.0]])
+
+
+def _turn_and_zoom(random: np.random.Generator) -> Tensor:
+    """A random rotation by up to an eighth of a turn, for `_turn` to complete, and a zoom."""
+    angle, zoom = random.uniform((-math.pi / 4, -math.log(ZOOM)), (math.pi / 4, math.log(ZOOM)))
+    return _rotation(angle) * math.exp(zoom)
+
+
+def _rotation(angle: float) -> Tensor:
+    cosine, sine = math.cos(angle), math.sin(angle)
+    return torch.tensor([[cosine, -sine], [sine, cosine]])
+
+
+def _warp(frames: Tensor, labels: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Map about the middle; what comes in from outside is the mirrored inside."""
     theta = F.pad(matrix, (0, 1))[None]
     grid = F.affine_grid(theta, [1, 1, *frames.shape[-2:]], align_corners=False)
     grid = grid.expand(len(frames), -1, -1, -1)

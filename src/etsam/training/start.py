@@ -11,7 +11,7 @@ from etsam.frames import FrameSpec
 from etsam.sam2 import SAM2, load_checkpoint
 from etsam.stages import stage_spec
 
-ADDS = re.compile(r"\.context\.pointwise|\.merges\.|\.refinements\..*\.conv2\.")
+ADDS = re.compile(r"\.context\.pointwise|\.merges\.|\.(refinements|levels)\..*\.conv2\.")
 """Last layers of parts whose output is added to what would be there without them."""
 
 
@@ -31,7 +31,7 @@ def start_from(model: SAM2, path: Path, spec: FrameSpec) -> None:
     """Take over another network's weights so that at first the answers are the same.
 
     Input channels are matched by their z offset; those the other network has not seen start at 0,
-    and so does what a context stem or a way back down that it has not got would add.
+    and so does what a context stem, a way back down or a block that it has not got would add.
 
     Raises
     ------

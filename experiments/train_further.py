@@ -1,17 +1,14 @@
-"""Train stage 2 further on what it still took for membranes: clutter, sparse scenes, leaning walls.
+"""Train both stages further: new seeds of what misled them, turned and zoomed clips, a deeper trunk.
 
-    python experiments/train_stage2.py runs/stage2 --shapes SEGMENTATIONS/    # about two hours
-    torchrun --standalone --nproc-per-node 2 experiments/train_stage2.py ...  # after --simulate-only
+    python experiments/train_further.py runs/further --shapes SEGMENTATIONS/    # about two hours
 
-Goes on from the bundled weights. It did not make them better (LOG.md, 2026-11-25), so they are not
-its result. Every part resumes where it stopped. The packed checkpoint is
-``runs/stage2/compact_stage2.safetensors``.
+Goes on from the bundled weights. Every part resumes where it stopped. The packed checkpoints are
+``runs/further/compact_stage1.safetensors`` and ``compact_stage2.safetensors``.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,9 +24,6 @@ from etsam.simulation.segmentations import RealShape
 from etsam.train import COMPACT_SPEC, Schedule, Source, TrainOptions, train
 from etsam.weights import resolve_model
 
-LEAN = 53.13
-"""Walls in the missing wedge are labelled up to this lean [degrees], further than usual: stage 2 is to
-follow them from where they are seen."""
 SHAPES = {
     "midsurfer_Fig13A.npz": ((1,), 12.0),
     "midsurfer_Fig13B.npz": ((1,), 12.0),
@@ -39,9 +33,15 @@ SHAPES = {
 """Segmentations that the held-out suite does not use: their labels and spacing [Å]."""
 
 
+SIZES = (128, 192, 256)
+CLEAR = 0.4
+"""Part of the tomograms that are left as their kind is, without more filaments, gold and carbon."""
+FIRST_SEEDS = {1: 600_000, 2: 620_000}
+
+
 @dataclass(frozen=True)
 class Kind:
-    """Tomograms of one kind for stage 2: how often clips come from them, shape and jobs."""
+    """Tomograms of one kind: how often clips come from them, shape and jobs."""
 
     name: str
     weight: float
@@ -49,25 +49,36 @@ class Kind:
     jobs: list[Job]
 
 
-def training_kinds(shapes: Path | None) -> list[Kind]:
+def training_kinds(stage: int, shapes: Path | None) -> list[Kind]:
     """Any kind, blurred walls, faint organelles, sparse scenes, deep samples, small vesicles."""
-    return [
-        Kind("any", 1.0, FLAT, _jobs(_any, range(520_000, 520_052))),
-        Kind("soft", 1.3, FLAT, _jobs(_soft, range(521_000, 521_044))),
-        Kind("organelle", 0.8, FLAT, _jobs(_organelle, range(522_000, 522_026))),
-        Kind("sparse", 1.0, FLAT, _jobs(_sparse(shapes), range(523_000, 523_046))),
-        Kind("deep", 1.3, DEEP, _jobs(_deep, range(524_000, 524_020))),
-        Kind("vesicles", 1.2, FLAT, _jobs(_vesicles, range(525_000, 525_034))),
-    ]
+    kinds = []
+    for index, (name, weight, shape, draw, counts) in enumerate(
+        (
+            ("any", 1.0, FLAT, _any, (120, 50)),
+            ("soft", 1.3, FLAT, _soft, (96, 44)),
+            ("organelle", 1.0, FLAT, _organelle, (80, 36)),
+            ("sparse", 0.8, FLAT, _sparse(shapes), (56, 30)),
+            ("deep", 1.3, DEEP, _deep, (48, 22)),
+            ("vesicles", 1.2, FLAT, _vesicles, (80, 38)),
+        )
+    ):
+        first = FIRST_SEEDS[stage] + 1000 * index
+        jobs = _jobs(draw, range(first, first + counts[stage - 1]))
+        kinds.append(Kind(f"{name}_{stage}", weight, shape, jobs))
+    return kinds
 
 
 Draw = Callable[[np.random.Generator], SimulationOptions]
 
 
 def _jobs(draw: Draw, seeds: range) -> list[Job]:
-    """Cluttered tomograms with options drawn at random, from a generator of its own per seed."""
-    drawn = [(seed, draw(np.random.default_rng(seed))) for seed in seeds]
-    return [cluttered((seed, replace(options, lean=LEAN))) for seed, options in drawn]
+    """Tomograms, most of them cluttered, with options drawn from a generator of its own per seed."""
+    jobs = []
+    for seed in seeds:
+        random = np.random.default_rng(seed)
+        job = seed, draw(random)
+        jobs.append(job if random.random() < CLEAR else cluttered(job))
+    return jobs
 
 
 def _any(_: np.random.Generator) -> SimulationOptions:
@@ -150,14 +161,12 @@ def _vesicles(random: np.random.Generator) -> SimulationOptions:
     )
 
 
-def prepare(folder: Path, kinds: list[Kind], workers: int) -> None:
-    """Simulate what is missing, the held-out ten too, and let the bundled stage 1 answer it."""
-    held = Kind("held", 0.0, FLAT, [(seed, DARK) for seed in range(900_000, 900_010)])
-    work = [(folder / kind.name, *job, kind.shape) for kind in [*kinds, held] for job in kind.jobs]
+def simulate(folder: Path, kinds: list[Kind], workers: int) -> None:
+    """Simulate what is missing, the deepest volumes first."""
+    work = [(folder / kind.name, *job, kind.shape) for kind in kinds for job in kind.jobs]
     work.sort(key=lambda entry: entry[3], reverse=True)
     with ProcessPoolExecutor(workers, initializer=limit_threads) as pool:
         list(pool.map(_simulate, work))
-        list(pool.map(_answer, [folder / kind.name for kind in [*kinds, held]]))
 
 
 def _simulate(work: tuple[Path, int, SimulationOptions, tuple[int, int, int]]) -> None:
@@ -165,39 +174,55 @@ def _simulate(work: tuple[Path, int, SimulationOptions, tuple[int, int, int]]) -
     simulate_one(folder, seed, shape, options)
 
 
-def _answer(folder: Path) -> None:
-    stage1 = resolve_model("compact").stage1
-    write_stage1_logits(folder, stage1, step=COMPACT_SPEC.feedback_step, device="cpu")
-
-
 def main() -> None:
     """Run the recipe."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shapes", type=Path, help="folder of the real segmentations")
-    parser.add_argument("--steps", type=int, default=840)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--simulate-only", action="store_true")
+    parser.add_argument("--stage", type=int, choices=(1, 2), help="only simulate for it")
     given = parser.parse_args()
-    kinds = training_kinds(given.shapes)
-    if "LOCAL_RANK" not in os.environ:
-        prepare(given.folder, kinds, given.workers)
-    if given.simulate_only:
+    kinds = {stage: training_kinds(stage, given.shapes) for stage in (1, 2)}
+    held = Kind("held", 0.0, FLAT, [(seed, DARK) for seed in range(900_000, 900_010)])
+    if given.stage:
+        simulate(given.folder, [*kinds[given.stage], held], given.workers)
         return
-    options = TrainOptions(
-        [Source(given.folder / kind.name, kind.weight) for kind in kinds],
-        given.folder / "stage2",
-        stage=2,
-        start=resolve_model("compact").stage2,
-        validation=given.folder / "held",
-        spec=COMPACT_SPEC,
-        schedule=Schedule(steps=given.steps, batch=7, learning_rate=6e-4, warmup=40, ema=0.997),
-        sizes=(128, 192, 256),
+    simulate(given.folder, [*kinds[1], *kinds[2], held], given.workers)
+    bundled = resolve_model("compact")
+    folders = {
+        stage: [Source(given.folder / k.name, k.weight) for k in kinds[stage]] for stage in kinds
+    }
+    first = TrainOptions(
+        folders[1],
+        given.folder / "stage1",
+        start=bundled.stage1,
+        validation=given.folder / held.name,
+        schedule=_schedule(1300, 1e-3),
+        sizes=SIZES,
         frames=3,
         every=250,
-        seed=4,
+        seed=6,
     )
-    pack(train(options, print_entry), given.folder / "compact_stage2.safetensors")
+    stage1 = train(first, print_entry)
+    for kind in [*kinds[2], held]:
+        write_stage1_logits(
+            given.folder / kind.name, stage1, step=COMPACT_SPEC.feedback_step, device="cpu"
+        )
+    second = replace(
+        first,
+        data=folders[2],
+        output=given.folder / "stage2",
+        stage=2,
+        start=stage1,
+        schedule=_schedule(850, 7e-4),
+    )
+    stage2 = train(second, print_entry)
+    pack(stage1, given.folder / "compact_stage1.safetensors")
+    pack(stage2, given.folder / "compact_stage2.safetensors")
+
+
+def _schedule(steps: int, rate: float) -> Schedule:
+    return Schedule(steps=steps, batch=8, learning_rate=rate, warmup=50, ema=0.997)
 
 
 if __name__ == "__main__":
