@@ -45,7 +45,7 @@ class Kind:
     weight: float
     shape: tuple[int, int, int]
     jobs: list[Job]
-    every: int  # one of so many is simulated again for stage 2, cluttered
+    every: int = 1  # one of so many is simulated again for stage 2, cluttered
 
 
 def training_kinds() -> list[Kind]:
@@ -95,16 +95,27 @@ def _drawn(
     *,
     blurred: bool = False,
 ) -> Job:
-    """Options drawn from ranges: Å, contrast to noise, number of views."""
+    """A tomogram drawn from ranges, its wall one line or two leaflets."""
     random = np.random.default_rng(seed)
-    return seed, SimulationOptions(
+    options = drawn(random, preset, spacing, contrast, views)
+    blur = round(float(random.uniform(5, 19)), 1) if blurred else 0.0
+    return seed, replace(options, blur=blur, core=None if blurred else 0.0)
+
+
+def drawn(
+    random: np.random.Generator,
+    preset: str,
+    spacing: Range,
+    contrast: Range,
+    views: tuple[int, int],
+) -> SimulationOptions:
+    """Options drawn from ranges: Å, contrast to noise (even in its logarithm), number of views."""
+    return replace(
+        DARK,
         preset=preset,
-        voxel_spacing=round(random.uniform(*spacing), 1),
+        voxel_spacing=round(float(random.uniform(*spacing)), 1),
         contrast_to_noise=round(float(np.exp(random.uniform(*np.log(contrast)))), 3),
         views=int(random.integers(*views)),
-        blur=round(float(random.uniform(5, 19)), 1) if blurred else 0.0,
-        core=None if blurred else 0.0,
-        bright_membranes=False,
     )
 
 
