@@ -25,15 +25,9 @@ def in_parts(function: Callable[[Tensor], Tensor], x: Tensor, numbers: int) -> T
 
 
 def in_blocks(query: Tensor) -> bool:
-    """Whether `attend` goes block by block: bfloat16 on a CPU, and nothing to differentiate.
-
-    Not under autocast, where keys and values may still be float32.
-    """
+    """Whether `attend` goes block by block: bfloat16 on a CPU, and nothing to differentiate."""
     return (
-        query.device.type == "cpu"
-        and query.dtype is torch.bfloat16
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
+        query.device.type == "cpu" and query.dtype is torch.bfloat16 and not torch.is_grad_enabled()
     )
 
 
@@ -41,7 +35,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Softmax of scaled products of (b, h, n, d) queries and (b, h, m, d) keys, times the values.
 
     Values are (b, h, m, e); returns (b, h, n, e). PyTorch's kernel for CPUs takes one and a half to
-    three times as long in bfloat16 as the same products by its matrix product, and wants e = d.
+    three times as long in bfloat16 as the same products by its matrix product, and wants e = d. Under
+    autocast keys and values may be float32 still, such as memories that are not projected first.
     """
     if not in_blocks(query):
         return F.scaled_dot_product_attention(query, key, value)
@@ -49,8 +44,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     most = ROOM // query.element_size()
     m = key.shape[2]
     queries = (query * width**-0.5).reshape(-1, n, width)
-    keys = key.reshape(-1, m, width).transpose(1, 2)
-    values = value.reshape(-1, m, value.shape[3])
+    keys = key.to(query.dtype).reshape(-1, m, width).transpose(1, 2)
+    values = value.to(query.dtype).reshape(-1, m, value.shape[3])
     out: Tensor = queries.new_empty(len(queries), n, values.shape[2])
     rows = min(n, max(1, most // m))
     maps = max(1, most // (n * m))
