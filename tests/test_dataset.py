@@ -14,7 +14,7 @@ import torch
 
 from etsam.dataset import Pair, SliceStore, find_pairs, open_pairs
 from etsam.frames import REFERENCE_SPEC, FrameSource, FrameSpec, frame_geometry
-from etsam.training import clips
+from etsam.training import augment, clips
 from etsam.training.augment import Augmentation
 from etsam.training.clips import ClipSampler, ClipShape, Group
 from etsam.volume import create_volume, open_tomogram
@@ -95,8 +95,11 @@ def test_a_clip_is_the_same_in_any_batch(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("augmentation", ["strong", "sam2", "none"])
-def test_labels_turn_with_the_frames(tmp_path: Path, augmentation: Augmentation) -> None:
-    """A tomogram that shows its own mask keeps doing so through every augmentation."""
+def test_labels_turn_with_the_frames(
+    tmp_path: Path, augmentation: Augmentation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tomogram that shows its own mask keeps doing so through every augmentation that moves it."""
+    monkeypatch.setattr(augment, "FADING", 0.0)  # covers it with noise; see test_augment.py
     mask = np.zeros((8, 96, 96), np.int8)
     mask[:, 10:40, 20:30] = 1
     write(tmp_path / "a.mrc", mask * 50)
@@ -107,8 +110,7 @@ def test_labels_turn_with_the_frames(tmp_path: Path, augmentation: Augmentation)
         clips.frames[:, :, 2].flatten(0, 1), clips.labels.flatten(0, 1), strict=True
     ):
         if 0 < label.sum() < label.numel():
-            # a corner of some forty voxels, softened and interpolated, still stands out by 0.77
-            assert (grey[label == 1].mean() - grey[label == 0].mean()).abs() > 0.6
+            assert (grey[label == 1].mean() - grey[label == 0].mean()).abs() > 0.8
 
 
 def test_square_frames_are_whole_slices_as_in_use(folder: Path) -> None:
