@@ -1,7 +1,11 @@
-"""Logits of both stages of a model on one tomogram, kept as files: what the comparisons score."""
+"""Logits of both stages of a model on one tomogram, kept as files: what the comparisons score.
+
+A folder holds those of one model: weights.json says by checksum of which.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -13,12 +17,28 @@ from etsam.options import SegmentOptions
 from etsam.pipeline import Volume, plan_stage, run_stage
 from etsam.polarity import settle_polarity
 from etsam.stages import Stage
+from etsam.storage import write_text
 from etsam.volume import create_volume, open_tomogram, output_path
+
+
+WEIGHTS = "weights.json"
 
 
 def logits_path(path: Path, method: str, folder: Path) -> Path:
     """Name of the logits of a method on a tomogram."""
     return output_path(path, f"_{method}_logits", folder)
+
+
+def claim(folder: Path, stages: list[Stage]) -> None:
+    """Note in a folder whose logits it is for; refuse one that holds those of other weights."""
+    note, mine = folder / WEIGHTS, [stage.sha256 for stage in stages]
+    if note.is_file():
+        theirs = json.loads(note.read_text(encoding="utf-8"))
+    else:
+        theirs = None if any(folder.glob("*_stage[12]_logits.mrc")) else mine
+    if theirs != mine:
+        raise SystemExit(f"{folder} holds logits of other weights: give another folder with -o")
+    write_text(note, json.dumps(mine))
 
 
 def polarity_of(path: Path, stages: list[Stage], options: SegmentOptions) -> SegmentOptions:
@@ -35,6 +55,7 @@ def write_stage_logits(
     `options` give the prompts and the polarity ("auto" counts as dark). Stage 1 is tracked through
     every slice, so that it can be scored, though stage 2 sees only those that it sees in use.
     """
+    claim(folder, stages)
     targets = [logits_path(path, f"stage{n}", folder) for n in range(1, len(stages) + 1)]
     if all(target.exists() for target in targets):
         return targets

@@ -101,6 +101,12 @@ def test_all_methods_on_a_tiny_suite(tmp_path: Path) -> None:
     assert {"boxes.pdf", "bars_dice.pdf", "precision_recall.pdf"} <= figures
     ridge = {row.metric: row.value for row in rows if (row.method, row.run) == ("ridge", "t0")}
     assert ridge["auprc"] > 0.5  # a cylinder this plain is found
+    (out / "suite" / "weights.json").write_text('["of another", "model"]')
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        run(suite, *options, script=SCRIPT.with_name("compare_methods.py"))
+    assert error.value.stderr.strip() == (
+        f"{out / 'suite'} holds logits of other weights: give another folder with -o"
+    )
 
 
 def test_every_prompt_at_every_threshold(tmp_path: Path) -> None:
