@@ -39,6 +39,9 @@ def _named(pattern: str) -> re.Pattern[str]:
     return re.compile(f"{pattern}$", re.IGNORECASE)
 
 
+CHECKPOINT_NAMED = _named("_segmented")
+"""MemBrain-seg's masks: the name of the checkpoint stands before it."""
+
 CONVENTIONS = (
     Convention("ETSAM", "stage2", _named("_membrane_logits"), "logits", LOGIT_THRESHOLD, True),
     Convention("ETSAM", "postprocessed", _named("_membrane_postprocessed"), "mask", 0.0),
@@ -55,7 +58,7 @@ CONVENTIONS = (
     Convention("ridge", "final", _named("_ridge"), "mask", 0.0),
     # MemBrain-seg: "probabilities" are logits, averaged over eight mirrors; > 0 is membrane
     Convention("MemBrain-seg", "final", _named("_scores"), "logits", 0.0),
-    Convention("MemBrain-seg", "final", _named("_segmented"), "mask", 0.0),
+    Convention("MemBrain-seg", "final", CHECKPOINT_NAMED, "mask", 0.0),
     # TARDIS: a TIFF of probabilities (--cnn_threshold 0), or a mask
     Convention("TARDIS", "final", _named("_CNN"), "probability", TARDIS_THRESHOLD),
     Convention("TARDIS", "final", _named("_semantic"), "mask", 0.0),
@@ -96,6 +99,16 @@ def recognise(path: Path) -> Prediction:
         if rule.suffix.search(stem(path)):
             return Prediction(path, rule.method, rule.stage, rule.kind, rule.threshold, rule.clip)
     return Prediction(path, path.parent.name or "prediction")
+
+
+def run_of(path: Path) -> str | None:
+    """Return the run a file's name tells; None where the program is not known or adds more to it."""
+    name = stem(path)
+    for rule in CONVENTIONS:
+        found = rule.suffix.search(name)
+        if found:
+            return None if rule.suffix is CHECKPOINT_NAMED else name[: found.start()]
+    return None
 
 
 def open_prediction(path: Path) -> Tomogram:
