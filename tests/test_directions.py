@@ -141,7 +141,7 @@ def test_rows_of_planes_leans_and_components(tmp_path: Path) -> None:
     assert found["recall_components"] == pytest.approx(2 / 3)
     assert scores(min_component=2)["recall_components"] == 0.5
     assert math.isnan(scores(min_component=10_000)["recall_components"])
-    assert found["recall_lean_60_90"] == pytest.approx(found["recall"], abs=1e-3)
+    assert found["recall_normal_60_90"] == pytest.approx(found["recall"], abs=1e-3)
     assert found["dice_xy"] == pytest.approx(found["dice"], abs=1e-3)
     assert found["dice_xz"] == pytest.approx(3 / 5)  # planes of the first wall and of the speck
     assert "dice_xz" not in scores(details=False)

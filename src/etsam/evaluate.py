@@ -235,7 +235,7 @@ class _Scorer:
         ]
 
     def detail_scores(self, spacing: Zyx | None) -> list[tuple[str, float]]:
-        """Return mean Dice by plane, recall by lean and recall of components, if asked for."""
+        """Return mean Dice by plane, recall by angle to the beam and recall of components, if asked for."""
         if not self.options.details:
             return []
         leans = recall_by_lean(self.true, self.hits, spacing or (1.0, 1.0, 1.0))
@@ -246,7 +246,7 @@ class _Scorer:
         return [
             *((f"dice_{name}", value) for name, value in self.planes.means().items()),
             *(
-                (f"recall_lean_{low}_{high}", value)
+                (f"recall_normal_{low}_{high}", value)
                 for (low, high), value in zip(pairwise(LEANS), leans, strict=True)
             ),
             ("recall_components", components),

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     "--details/--no-details",
     default=True,
     show_default=True,
-    help="Also by plane, by lean to the beam, and by component.",
+    help="Also by plane, by angle to the beam, and by component.",
 )
 @click.option(
     "--min-component",
