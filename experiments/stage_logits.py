@@ -20,7 +20,6 @@ from etsam.stages import Stage
 from etsam.storage import write_text
 from etsam.volume import create_volume, open_tomogram, output_path
 
-
 WEIGHTS = "weights.json"
 
 
