@@ -116,6 +116,16 @@ def test_costs_are_read_from_what_stands_beside_results(tmp_path: Path, run: Run
     assert (code, out.strip()) == (0, str(tmp_path / "n" / "c.png"))
     code, out, _ = run("figures", "costs", tmp_path, "-o", tmp_path / "n", "--format", "png")
     assert (code, out.strip()) == (0, str(tmp_path / "n" / "costs.png"))
+    for odd in (
+        {"inputs": [5]},
+        {"inputs": {"path": "/d/a.mrc"}},
+        {"inputs": [{"path": 3}]},
+        {"seconds": [1]},
+        {"peak_rss_mb": float("nan")},
+    ):
+        (tmp_path / "a_ridge.json").write_text(json.dumps({"command": "baseline"} | odd))
+        with pytest.raises(ValueError, match="a_ridge.json is no record that etsam wrote"):
+            read_costs([tmp_path])
     (tmp_path / "empty").mkdir()
     code, _, err = run("figures", "costs", tmp_path / "empty")
     assert code == 1

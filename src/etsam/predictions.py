@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +19,20 @@ ScoreKind = Literal["mask", "logits", "probability"]
 TIFF_SUFFIXES = (".tif", ".tiff")
 TYPICAL_THRESHOLD: dict[ScoreKind, float] = {"mask": 0.0, "logits": 0.0, "probability": 0.5}
 TARDIS_THRESHOLD = 0.25  # the default of TARDIS-em 0.3 (--cnn_threshold)
+DAMAGES = (
+    ArithmeticError,
+    AssertionError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+"""What `tifffile` raises where a file is damaged, found by damaging some."""
+
 PEEKED = 16  # slices looked at to tell probabilities from logits
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # our errors say it, in one line
 
 
 @dataclass(frozen=True)
@@ -128,12 +143,11 @@ def open_prediction(path: Path) -> Tomogram:
     import tifffile
 
     try:
-        stack = tifffile.memmap(path, mode="r")
-    except (tifffile.TiffFileError, ValueError) as error:
+        return tomogram_from_array(tifffile.memmap(path, mode="r"))
+    except DAMAGES as error:
         raise ValueError(
             f"{path} cannot be read slice by slice ({error}): save an uncompressed TIFF, or MRC"
         ) from error
-    return tomogram_from_array(stack)
 
 
 def score_kind(volume: Tomogram) -> ScoreKind:
