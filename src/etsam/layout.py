@@ -9,6 +9,7 @@ from pathlib import Path
 from etsam.volume import KNOWN_SUFFIXES
 
 MASK_ENDING = "_membrane"
+RECORD_ENDING = "_prepared.json"  # how `etsam prepare` made a pair, beside it
 ABOVE = ("", "*/", "*/*/")
 """A run, a dataset of runs, several datasets; no ``**``, which would look into every Zarr."""
 PORTAL_TOMOGRAMS = "Reconstructions/VoxelSpacing*/Tomograms/*/*"

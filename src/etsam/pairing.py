@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from etsam.layout import RECORD_ENDING
 from etsam.predictions import TIFF_SUFFIXES, Prediction, recognise, run_of, stem
 from etsam.tables import csv_records
 from etsam.volume import KNOWN_SUFFIXES
 
-RECORD_ENDING = "_prepared.json"
 TRUTH_SUFFIX = re.compile(
     r"_(target_mask|partial_labels|ground_truth|membrane|labels?|mask|gt|truth)$", re.IGNORECASE
 )
@@ -169,7 +169,8 @@ def _truths_in(place: Path) -> list[Path]:
     found = [path for path in _volumes_in(place) if truth_name(path) != stem(path)]
     if not found:
         raise FileNotFoundError(
-            f"{place} holds no ground truth: expected names such as RUN_membrane.mrc"
+            f"{place} holds no ground truth: expected names such as RUN_membrane.mrc, which `etsam "
+            "prepare` makes of runs as they are downloaded"
         )
     return found
 

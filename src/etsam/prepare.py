@@ -17,14 +17,13 @@ import numpy as np
 
 from etsam.annotations import Cleaned, CleaningOptions, clean_annotation
 from etsam.intensity import Normalisation, measure_intensity
-from etsam.layout import MASK_ENDING, Annotated, find_annotated, stem_of
+from etsam.layout import MASK_ENDING, RECORD_ENDING, Annotated, find_annotated, stem_of
 from etsam.provenance import Clock, input_record, plain, provenance, write_json
 from etsam.storage import require_space
 from etsam.volume import KNOWN_SUFFIXES, PARTIAL_SUFFIX, Tomogram, create_volume, open_tomogram
 
 COMPONENTS_ENDING = "_components"
 LIMIT_ENDING = "_limit"
-RECORD_ENDING = "_prepared.json"
 MOST_LISTED = 1000  # components in the record
 SAME_PLACE = 0.01  # relative difference of voxel sizes, share of a voxel of origins
 
