@@ -91,3 +91,24 @@ def test_frames_without_membrane_teach_the_mask_only_when_asked(
     masks = torch.randn(1, 3, 8, 8, requires_grad=True)
     frame_loss(decoded(masks), labels, LossWeights(absent=absent)).backward()
     assert (masks.grad.abs().sum() == 0).item() is silent
+
+
+def test_a_frame_whose_membranes_nobody_drew_is_not_called_empty() -> None:
+    """All -1, or 0 and -1: membrane may be there. Only the voxels called background teach."""
+    masks = torch.randn(1, 3, 16, 16)
+    for part in (slice(None), slice(8, None)):
+        labels = torch.zeros(1, 16, 16, dtype=torch.int8)
+        labels[:, part] = IGNORE
+        answer = decoded(masks)
+        answer.object_score.requires_grad_()
+        answer.quality.requires_grad_()
+        answer.masks.requires_grad_()
+        frame_loss(answer, labels, LossWeights(absent=1.0)).backward()
+        assert not answer.object_score.grad.any()
+        assert not answer.quality.grad.any()
+        taught = answer.masks.grad.abs().sum((0, 1, 3)) > 0
+        assert taught.tolist() == [part == slice(8, None)] * 8 + [False] * 8
+    empty = decoded(masks)
+    empty.object_score.requires_grad_()
+    frame_loss(empty, torch.zeros(1, 16, 16, dtype=torch.int8), LossWeights()).backward()
+    assert (empty.object_score.grad > 0).all()

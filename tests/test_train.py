@@ -266,9 +266,13 @@ def test_both_stages_of_the_compact_model_train_while_simulating(
 
 
 def test_command_line_refuses_what_does_not_fit(run: Run, folder: Path, tmp_path: Path) -> None:
+    blank = write_pairs(tmp_path / "blank", count=1)
+    with mrcfile.mmap(blank / "t0_membrane.mrc", "r+") as mrc:
+        mrc.data[:] = -1
     for given, said in (
         ((), "nothing to train on"),
         ((folder, "--weight", 1, "--weight", 2), "2 --weight for 1 folders"),
+        ((blank,), "not a voxel of 1 masks is annotated"),
         ((folder, "--start", "nonesuch"), "no model 'nonesuch'"),
         ((folder, "--start", tmp_path / "no.pt"), "no checkpoint at"),
         ((folder, "--size", 100), "multiples of 32"),
@@ -294,7 +298,13 @@ def test_stage1_logits_are_those_of_the_pipeline(folder: Path, tmp_path: Path) -
         logits = np.stack(list(segment_slices(volume, [stage], SegmentOptions())))
     np.testing.assert_allclose(kept * LOGIT_STEP, logits.clip(-5, 5), atol=0.51 * LOGIT_STEP)
 
-    logits_path(data / "t0.mrc").unlink()
+    with pytest.raises(ValueError, match="2 tomograms of .* have logits of another stage 1"):
+        write_stage1_logits(data, stage1, step=5, device="cpu")
+    (data / "stage1_logits.json").unlink()
+    with pytest.warns(UserWarning, match="logits of an unknown stage 1"):
+        assert write_stage1_logits(data, stage1, step=5, device="cpu") == 0
+    for path in data.glob("*_stage1.npy"):
+        path.unlink()
     write_stage1_logits(data, stage1, step=5, device="cpu")
     sparse = np.load(logits_path(data / "t0.mrc")).astype(float)
     between = 0.6 * sparse[5] + 0.4 * sparse[10]

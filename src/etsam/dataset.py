@@ -140,6 +140,11 @@ class Pair:
                 low, high = min(low, float(plane.min())), max(high, float(plane.max()))
         return LogitRange(low * LOGIT_STEP, high * LOGIT_STEP)
 
+    def is_annotated(self) -> bool:
+        """Whether any voxel is labelled; reads no further than to the first."""
+        with open_volume(self.mask) as volume:
+            return any((volume.read_slice(z) != IGNORE).any() for z in range(self.shape[0]))
+
     def read_grey(self, z: int, box: tuple[slice, slice]) -> Tensor:
         """Scaled grey values of part of slice z, float32."""
         return self.scaling.apply(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -16,7 +18,11 @@ from etsam.logits import LOGIT_LIMIT, ScratchLogits
 from etsam.options import SegmentOptions
 from etsam.pipeline import Volume, plan_stage, run_stage
 from etsam.stages import Stage, choose_device, load_stage
+from etsam.storage import write_text
 from etsam.volume import open_tomogram
+
+NOTE = "stage1_logits.json"
+"""In a folder of pairs: which stage 1 made the logits there."""
 
 
 def write_stage1_logits(
@@ -30,7 +36,8 @@ def write_stage1_logits(
     """Segment every training tomogram with stage 1, leaving ``{stem}_stage1.npy`` beside it.
 
     Logits are clipped to [-5, 5] and kept as int8 of 5 / 127 each. Files that are there already
-    are left alone. `step` is what stage 2 will want (`FrameSpec.feedback_step`).
+    are left alone; ``stage1_logits.json`` says which checkpoint and step made them. `step` is what
+    stage 2 will want (`FrameSpec.feedback_step`).
 
     Returns
     -------
@@ -40,16 +47,37 @@ def write_stage1_logits(
     Raises
     ------
     ValueError
-        The checkpoint is not one of stage 1.
+        The checkpoint is not one of stage 1, or the logits there are another's.
     """
     stage = load_stage(checkpoint, 0, choose_device(device))
     tomograms = [tomogram for tomogram, _ in find_pairs(folder)]
     missing = [path for path in tomograms if not logits_path(path).is_file()]
+    _claim(folder, {"stage1": stage.sha256, "step": step}, kept=len(tomograms) - len(missing))
     for done, path in enumerate(missing):
         _write_logits(path, stage, step)
         if progress is not None:
             progress(done + 1, len(missing))
     return len(missing)
+
+
+def _claim(folder: Path, maker: dict[str, object], kept: int) -> None:
+    """Note whose logits a folder is for; refuse those of another stage 1, warn of unknown ones."""
+    note = folder / NOTE
+    if kept and note.is_file():
+        if json.loads(note.read_text(encoding="utf-8")) != maker:
+            raise ValueError(
+                f"{kept} tomograms of {folder} have logits of another stage 1 (*_stage1.npy): remove "
+                "them to make new ones, or leave out --stage1-checkpoint to take them as they are"
+            )
+        return
+    if kept:
+        warnings.warn(
+            f"{folder}: {kept} tomograms have logits of an unknown stage 1 (*_stage1.npy); they are "
+            "taken as they are",
+            stacklevel=3,
+        )
+        return
+    write_text(note, json.dumps(maker))
 
 
 def _write_logits(path: Path, stage: Stage, step: int) -> None:

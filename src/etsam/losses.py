@@ -66,7 +66,9 @@ def frame_loss(decoded: Decoded, labels: Tensor, weights: LossWeights) -> Tensor
     decoded
         The decoder's candidates, (b, m, h / s, w / s).
     labels
-        (b, h, w) at frame resolution: 1 membrane, 0 background, -1 not annotated.
+        (b, h, w) at frame resolution: 1 membrane, 0 background, -1 not annotated. Where some are -1 and
+        none is 1, nobody knows whether the frame has membrane: that teaches neither object score nor
+        predicted IoU.
 
     Returns
     -------
@@ -77,6 +79,7 @@ def frame_loss(decoded: Decoded, labels: Tensor, weights: LossWeights) -> Tensor
     target = (labels == 1).float()[:, None].expand_as(logits)
     valid = (labels != IGNORE).float()[:, None].expand_as(logits)
     present = (labels == 1).flatten(1).any(1)
+    known = present | (labels != IGNORE).flatten(1).all(1)
     mask = weights.focal * focal_loss(
         logits, target, valid, weights.focal_alpha, weights.focal_gamma
     ) + weights.dice * dice_loss(logits, target, valid)
@@ -90,5 +93,5 @@ def frame_loss(decoded: Decoded, labels: Tensor, weights: LossWeights) -> Tensor
         decoded.object_score[:, 0].float(), present.float(), reduction="none"
     )
     shown = torch.where(present, 1.0, weights.absent)
-    total = shown * (mask_loss + weights.quality * quality) + weights.object_score * score
-    return total.mean()
+    judged = known * (shown * weights.quality * quality + weights.object_score * score)
+    return (shown * mask_loss + judged).mean()

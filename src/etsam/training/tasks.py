@@ -34,6 +34,11 @@ def make_sampler(
     groups = []
     for source in options.sources:
         pairs = open_pairs(source.folder, options.spec, store, with_logits=options.stage == 2)
+        if not any(pair.is_annotated() for pair in pairs):
+            raise ValueError(
+                f"{source.folder}: not a voxel of {len(pairs)} masks is annotated, all are -1: "
+                "expected 1 (membrane) and 0"
+            )
         groups.append(Group(pairs, len(pairs) if source.weight is None else source.weight))
     fresh = options.fresh
     if fresh is None:
