@@ -77,9 +77,9 @@ class Prediction:
     threshold: float | None = None
     clip: bool = False
 
-    def open(self) -> Tomogram:
+    def open(self, *, voxel_spacing: float | None = None) -> Tomogram:
         """Open the volume (MRC, OME-Zarr, or TIFF); see `open_tomogram`."""
-        return open_prediction(self.path)
+        return open_prediction(self.path, voxel_spacing=voxel_spacing)
 
 
 def stem(path: Path) -> str:
@@ -98,8 +98,10 @@ def recognise(path: Path) -> Prediction:
     return Prediction(path, path.parent.name or "prediction")
 
 
-def open_prediction(path: Path) -> Tomogram:
+def open_prediction(path: Path, *, voxel_spacing: float | None = None) -> Tomogram:
     """Open a volume of scores: MRC, OME-Zarr, or an uncompressed TIFF stack, which has no voxel size.
+
+    `voxel_spacing` in Å takes the place of the file's.
 
     Raises
     ------
@@ -109,7 +111,7 @@ def open_prediction(path: Path) -> Tomogram:
         If it cannot be read as a volume.
     """
     if path.suffix.lower() not in TIFF_SUFFIXES:
-        return open_tomogram(path)
+        return open_tomogram(path, voxel_spacing=voxel_spacing)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a volume of scores")
     import tifffile
@@ -120,7 +122,7 @@ def open_prediction(path: Path) -> Tomogram:
         raise ValueError(
             f"{path} cannot be read slice by slice ({error}): save an uncompressed TIFF, or MRC"
         ) from error
-    return tomogram_from_array(stack)
+    return tomogram_from_array(stack, voxel_spacing=voxel_spacing)
 
 
 def score_kind(volume: Tomogram) -> ScoreKind:
