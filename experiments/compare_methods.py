@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from script import run_script
 from stage_logits import logits_path, polarity_of, write_stage_logits
 
 from etsam.baselines.ridge import RidgeOptions, ridge_slices
@@ -151,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

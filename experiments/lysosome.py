@@ -18,6 +18,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from script import run_script
+
 from etsam.metrics import Confusion, ScoreHistogram, confusion
 from etsam.volume import Tomogram, open_tomogram
 
@@ -114,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -18,6 +18,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from script import run_script
 
 from etsam.compare import compare
 from etsam.costs import read_costs
@@ -26,7 +27,7 @@ from etsam.figures import ablation_figure, change_figure, cost_figure, figures, 
 from etsam.options import LOGIT_THRESHOLD, SegmentOptions
 from etsam.pairing import Pairing, find_pairings, truth_name
 from etsam.postprocess import CleaningOptions, postprocess
-from etsam.predictions import Prediction
+from etsam.predictions import Prediction, recognise
 from etsam.statistics import summarise
 from etsam.tables import Score, csv_text, read_table, variants, write_records, write_table
 
@@ -40,6 +41,7 @@ def table1(given: argparse.Namespace) -> None:
     rows = read_table(given.scores)
     found = compare(rows)
     records = found.summary_records()
+    given.output.mkdir(parents=True, exist_ok=True)
     write_records(given.output / "means.csv", list(records[0]), records)
     tests = found.test_records()
     if tests:
@@ -49,10 +51,25 @@ def table1(given: argparse.Namespace) -> None:
     figures(rows, given.output / "figures")
 
 
+def masks_in(place: Path, truth: Path) -> list[Path]:
+    """Masks of a folder as segmented: no scores, and none that were post-processed."""
+    if place.exists() and place.resolve() == truth.resolve():
+        raise ValueError(f"{place} is given as masks and as truth: expected two places")
+    if not place.is_dir():
+        return [place]
+    seen = [recognise(path) for path in sorted(place.iterdir())]
+    found = [what.path for what in seen if what.kind == "mask" and what.stage != "postprocessed"]
+    if not found:
+        raise FileNotFoundError(f"{place} holds no mask of a known name, as NAME_membrane.mrc")
+    return found
+
+
 def clean(given: argparse.Namespace) -> None:
     """Scores of masks before and after post-processing, and the mean differences."""
     rows = []
-    for pairing in find_pairings([given.masks], [given.truth]):
+    pairings = find_pairings(masks_in(given.masks, given.truth), [given.truth])
+    given.output.mkdir(parents=True, exist_ok=True)
+    for pairing in pairings:
         before = pairing.prediction
         cleaned = given.output / f"{before.path.stem}_postprocessed.mrc"
         postprocess(before.path, cleaned, CleaningOptions(given.min_slices), overwrite=True)
@@ -72,6 +89,7 @@ def clean(given: argparse.Namespace) -> None:
 def runtime(given: argparse.Namespace) -> None:
     """Time and memory from the JSON files that `etsam segment` and `etsam baseline` write."""
     rows = read_costs(given.masks)
+    given.output.mkdir(parents=True, exist_ok=True)
     write_table(given.output / "runtime.csv", rows)
     for name, series in variants(rows).items():
         for metric, values in series.items():
@@ -83,30 +101,37 @@ def runtime(given: argparse.Namespace) -> None:
 def ablation(given: argparse.Namespace) -> None:
     """Every prompt of either stage at nine thresholds, on every pair of a folder.
 
-    Prompts a network was not trained with are asked for all the same: that is the question.
+    Prompts a network was not trained with are asked for all the same: that is the question. All
+    are told the same polarity: the one that stage 1 finds, or --polarity.
     """
-    from stage_logits import write_stage_logits
+    from stage_logits import polarity_of, write_stage_logits
 
     from etsam.stages import load_stages
 
-    stages = load_stages(SegmentOptions(model=given.model))
+    masks = sorted(given.pairs.glob("*_membrane.mrc"))[: given.limit]
+    if not masks:
+        raise FileNotFoundError(f"{given.pairs} holds no NAME_membrane.mrc beside NAME.mrc")
+    basic = SegmentOptions(model=given.model, polarity=given.polarity)
+    stages = load_stages(basic)
     rows: list[Score] = []
     thresholds = EvaluateOptions(thresholds=SWEEP, surface=False)
-    masks = sorted(given.pairs.glob("*_membrane.mrc"))[: given.limit]
     plans = [("grid_zero", second) for second in STAGE2_PROMPTS]
     plans += [(first, "zero") for first in STAGE1_PROMPTS if first != "grid_zero"]
-    for mask, (first, second) in product(masks, plans):
-        name = mask.name.removesuffix("_membrane.mrc")
+    tomograms = [mask.with_name(mask.name.replace("_membrane.mrc", ".mrc")) for mask in masks]
+    settled = [polarity_of(path, stages, basic) for path in tomograms]
+    found = zip(masks, tomograms, settled, strict=True)
+    for (mask, path, chosen), (first, second) in product(found, plans):
         folder = given.output / f"{first}-{second}"
         folder.mkdir(parents=True, exist_ok=True)
-        options = SegmentOptions(stage1_prompt=first, stage2_prompt=second, polarity="dark")
-        files = write_stage_logits(mask.with_name(f"{name}.mrc"), stages, options, folder)
+        options = replace(chosen, stage1_prompt=first, stage2_prompt=second)
+        files = write_stage_logits(path, stages, options, folder)
         wanted = [(files[1], f"{first} > {second}", "stage2")]
         if second == "zero":
             wanted.append((files[0], first, "stage1"))
-        for path, method, stage in wanted:
-            what = Prediction(path, method, stage, "logits", LOGIT_THRESHOLD, clip=True)
-            rows += evaluate([Pairing(what, mask, given.pairs.name, name)], thresholds)[0].rows
+        for logits, method, stage in wanted:
+            what = Prediction(logits, method, stage, "logits", LOGIT_THRESHOLD, clip=True)
+            pairing = Pairing(what, mask, given.pairs.name, truth_name(mask))
+            rows += evaluate([pairing], thresholds)[0].rows
     write_table(given.output / "ablation.csv", rows)
     ablation_figure(rows, given.output / "ablation")
     print((given.output / "ablation.md").read_text(encoding="utf-8"))
@@ -142,11 +167,11 @@ def main() -> None:
             verb.add_argument("--min-slices", type=int, default=10)
         if name == "ablation":
             verb.add_argument("--model", default="compact")
+            verb.add_argument("--polarity", choices=["auto", "dark", "bright"], default="auto")
             verb.add_argument("--limit", type=int, help="first pairs only")
     given = parser.parse_args()
-    given.output.mkdir(parents=True, exist_ok=True)
     given.run(given)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,27 +1,31 @@
 """Logits of both stages of a model on one tomogram, kept as files: what the comparisons score.
 
-A folder holds those of one model: weights.json says by checksum of which.
+Notes beside them say by checksum what they are of, so that no others are taken for them: the weights
+in weights.json, the tomogram, with its polarity, in NAME_logits.json.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from etsam.intensity import measure_intensity
+from etsam.layout import stem_of
 from etsam.logits import ScratchLogits, tracked_slices
 from etsam.options import SegmentOptions
 from etsam.pipeline import Volume, plan_stage, run_stage
 from etsam.polarity import settle_polarity
+from etsam.provenance import sha256
 from etsam.stages import Stage
 from etsam.storage import write_text
 from etsam.volume import create_volume, open_tomogram, output_path
 
-
 WEIGHTS = "weights.json"
+METHODS = ("stage1", "stage2", "ridge", "unet3d")
 
 
 def logits_path(path: Path, method: str, folder: Path) -> Path:
@@ -29,15 +33,29 @@ def logits_path(path: Path, method: str, folder: Path) -> Path:
     return output_path(path, f"_{method}_logits", folder)
 
 
-def claim(folder: Path, stages: list[Stage]) -> None:
-    """Note in a folder whose logits it is for; refuse one that holds those of other weights."""
-    note, mine = folder / WEIGHTS, [stage.sha256 for stage in stages]
+def claim(path: Path, stages: list[Stage], polarity: str, folder: Path) -> None:
+    """Note in a folder what its logits are of; refuse those that are there of something else.
+
+    Raises
+    ------
+    ValueError
+        The folder holds logits of other weights, or of another tomogram of this name or polarity.
+    """
+    weights = [stage.sha256 for stage in stages]
+    _note(folder / WEIGHTS, weights, folder.glob("*_stage[12]_logits.mrc"), "other weights")
+    note = folder / f"{stem_of(path)}_logits.json"
+    kept = (logits_path(path, method, folder) for method in METHODS)
+    seen = {"sha256": sha256(path), "polarity": polarity}
+    _note(note, seen, kept, f"another {path.name} or polarity")
+
+
+def _note(note: Path, mine: Any, kept: Iterable[Path], others: str) -> None:
     if note.is_file():
         theirs = json.loads(note.read_text(encoding="utf-8"))
     else:
-        theirs = None if any(folder.glob("*_stage[12]_logits.mrc")) else mine
+        theirs = None if any(path.exists() for path in kept) else mine
     if theirs != mine:
-        raise SystemExit(f"{folder} holds logits of other weights: give another folder with -o")
+        raise ValueError(f"{note.parent} holds logits of {others}: give another folder with -o")
     write_text(note, json.dumps(mine))
 
 
@@ -54,8 +72,13 @@ def write_stage_logits(
 
     `options` give the prompts and the polarity ("auto" counts as dark). Stage 1 is tracked through
     every slice, so that it can be scored, though stage 2 sees only those that it sees in use.
+
+    Raises
+    ------
+    ValueError
+        As `claim`.
     """
-    claim(folder, stages)
+    claim(path, stages, "bright" if options.polarity == "bright" else "dark", folder)
     targets = [logits_path(path, f"stage{n}", folder) for n in range(1, len(stages) + 1)]
     if all(target.exists() for target in targets):
         return targets

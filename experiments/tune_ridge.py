@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize
+from script import run_script
 
 from etsam.baselines.ridge import RidgeOptions, ridge_features
 from etsam.metrics import ScoreHistogram
@@ -101,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

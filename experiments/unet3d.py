@@ -24,6 +24,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from monai.networks.nets import DynUNet
 from safetensors.torch import load_model, save_model
+from script import run_script
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -272,4 +273,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

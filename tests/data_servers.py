@@ -42,7 +42,8 @@ class DataServers(ThreadingHTTPServer):
     ``faults`` maps a path to what goes wrong with the next requests for it, first come first:
     a status code (with headers), ``("cut", n)`` ends the connection after n bytes, ``("stall", n)``
     falls silent there for a second, ``("hold", n)`` until ``released`` is set, ``("alter", n)``
-    changes byte n, ``("slow", seconds)`` waits per 64 kB.
+    changes byte n, ``("slow", seconds)`` waits per 64 kB, ``("shift", n)`` sends a range n bytes
+    further on than was asked for.
     """
 
     daemon_threads = True
@@ -55,8 +56,7 @@ class DataServers(ThreadingHTTPServer):
         self.portal: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.faults: dict[str, list[Any]] = defaultdict(list)
         self.asked: list[tuple[str, str, str | None]] = []  # method, path, range
-        self.ranges = True
-        self.tags = True
+        self.ranges = self.tags = self.lengths = True
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
         self.released = threading.Event()
@@ -279,10 +279,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.send_response(206 if start else 200)
         if start:
+            start += int(where) if kind == "shift" else 0
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         if self.server.tags:
             self.send_header("ETag", tag)
-        self.send_header("Content-Length", str(len(data) - start))
+        if self.server.lengths:
+            self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
         if self.command == "GET":
             self._body(data, start, kind, where)

@@ -182,6 +182,9 @@ def test_an_empty_annotation_stays_empty() -> None:
         ({"fill": -1}, "fill is -1"),
         ({"smooth": float("nan")}, "smooth is nan"),
         ({"values": (0,)}, "membrane labels are 1 and more"),
+        ({"box": (slice(0, 0), slice(None), slice(3))}, "the box 0:0,:,:3 leaves nothing of 12 x"),
+        ({"box": (slice(None), slice(14, 20), slice(None))}, "the box :,14:20,: leaves nothing"),
+        ({"box": (slice(None), slice(None), slice(5, 2))}, "the box :,:,5:2 leaves nothing"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(
@@ -189,6 +192,21 @@ def test_options_that_mean_nothing_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         clean(three, **options)
+
+
+def test_labels_that_are_not_there_are_told(three: Labels) -> None:
+    with pytest.warns(UserWarning, match="is labelled 7, as asked for"):
+        assert clean(three, values=(1, 7)).any()
+    assert clean(three, three * 7, values=(1, 7)).any()
+
+
+def test_numbers_that_are_none_are_no_annotation(three: Labels) -> None:
+    holed = three.astype(np.float32)
+    holed[3, 1, 1] = np.nan
+    with pytest.raises(ValueError, match="is no annotation: slice 3 holds voxels that are no numb"):
+        clean(holed)
+    with pytest.raises(ValueError, match="is no region: slice 3 holds voxels that are no numbers"):
+        clean(three, limit=holed)
 
 
 def test_scores_are_no_annotation(three: Labels) -> None:

@@ -179,6 +179,14 @@ def test_progress_without_a_terminal_is_a_line_per_stage() -> None:
     assert stream.getvalue().count("\n") == 1
 
 
+def test_progress_tells_no_rate_of_what_was_there_before() -> None:
+    stream = io.StringIO()
+    with progress.StageProgress("MB", stream) as bar:
+        bar("fetch", 4, 8)
+        bar("fetch", 8, 8)
+    assert stream.getvalue() == "fetch: 8 MB in 0.0 s\n"
+
+
 def test_progress_in_a_terminal_shows_rate_and_remaining_time() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

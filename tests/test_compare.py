@@ -154,6 +154,8 @@ def test_bad_tables_are_refused_in_one_line(tmp_path: Path, run: Run) -> None:
     tables = {
         "empty.csv": (header + "\n", "holds no scores"),
         "columns.csv": ("method,value\na,1\n", "no column 'dataset'"),
+        "cut.csv": (header + "\nd,r,m,s\n", "row 1: other fields than the header names"),
+        "quote.csv": (header + '\nd,r,"m,s,,dice,1\nd,r,m,s,,dice,1\n', "a quote not closed?"),
         "number.csv": (header + "\nd,r,m,s,,dice,high\n", "row 1, value: 'high' is not a number"),
         "bad.json": ("{", "not a JSON table"),
         "twice.csv": (header + "\n" + 2 * "d,r,m,s,,dice,1\n", "in the table twice"),

@@ -141,7 +141,7 @@ def test_rows_of_planes_leans_and_components(tmp_path: Path) -> None:
     assert found["recall_components"] == pytest.approx(2 / 3)
     assert scores(min_component=2)["recall_components"] == 0.5
     assert math.isnan(scores(min_component=10_000)["recall_components"])
-    assert found["recall_lean_60_90"] == pytest.approx(found["recall"], abs=1e-3)
+    assert found["recall_normal_60_90"] == pytest.approx(found["recall"], abs=1e-3)
     assert found["dice_xy"] == pytest.approx(found["dice"], abs=1e-3)
     assert found["dice_xz"] == pytest.approx(3 / 5)  # planes of the first wall and of the speck
     assert "dice_xz" not in scores(details=False)
@@ -192,6 +192,12 @@ def test_a_mask_on_half_as_many_voxels_is_the_majority(tmp_path: Path) -> None:
     expected = np.zeros((6, 6))
     expected[2:4, 2:4] = 1
     assert np.array_equal(found, expected)
+    blobs = np.random.default_rng(0).random((8, 12, 12)) < 0.5
+    source = save(tmp_path / "b.mrc", blobs.astype(np.int8), 10.0)
+    with open_tomogram(like) as grid, resampled(open_tomogram(source), grid, "mask") as seen:
+        found = seen.read_slices(0, 4)
+    counts = blobs.reshape(4, 2, 6, 2, 6, 2).sum(axis=(1, 3, 5))
+    assert np.array_equal(found, counts >= 4)
     unknown = save(tmp_path / "u.mrc", mask, 0.0)
     with (
         open_tomogram(like) as grid,

@@ -329,6 +329,24 @@ def test_command_fetches_tells_and_counts(server: DataServers, tmp_path: Path, r
     assert (code, states) == (0, {"a.pt": "fetched", "b c.pt": "kept"})
 
 
+def test_command_fetches_where_sizes_are_refused_and_says_what_it_cannot_check(
+    server: DataServers, tmp_path: Path, run: Run
+) -> None:
+    server.add_dataverse("list.bin", MASK, filesize=None, checksum=None, md5=None)
+    number = 99 + len(server.dataverse)
+    server.faults[f"/api/access/datafile/{number}"] = [405]
+    server.lengths = False
+    args = command(server, DATAVERSE_DOI, "-o", tmp_path, "--match", "*.bin", "--match", "train/*")
+    code, _, err = run(*args, "--json")
+    assert code == 0
+    words = f"etsam: warning: {tmp_path / 'list.bin'}: size and checksum unknown: not checked"
+    assert words in err.splitlines()
+    code, text, err = run(*args, "--resume", "--json")
+    checked = {file["name"]: file["checked"] for file in json.loads(text)["files"]}
+    assert (code, checked) == (0, {"list.bin": False, "train/polnet/x.mrc": True})
+    assert words in err.splitlines()
+
+
 def test_command_lists_the_sets(run: Run) -> None:
     _, text, _ = run("download", "--list")
     assert [line.split()[0] for line in text.splitlines()] == list(SETS)

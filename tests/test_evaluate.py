@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import tifffile
 
-from etsam.evaluate import EvaluateOptions, curve_rows, evaluate
+from etsam.evaluate import SWEEP, EvaluateOptions, curve_rows, evaluate
 from etsam.pairing import Pairing, find_pairings, match
 from etsam.predictions import Prediction, open_prediction, recognise, score_kind
-from etsam.tables import read_table
+from etsam.tables import read_table, variants
 from etsam.volume import open_tomogram
 
 Run = Callable[..., tuple[int, str, str]]
@@ -147,6 +147,8 @@ def test_runs_whose_names_begin_alike() -> None:
     files = [Path("TS_10_scores.mrc"), Path("TS_1_scores.mrc"), Path("TS_1_b_scores.mrc")]
     found = [truth for _, truth in match(files, truths)]
     assert found == [truths[1], truths[0], truths[2]]
+    with pytest.warns(UserWarning, match="TS_10_2_scores.mrc is scored against run TS_10, not TS_"):
+        assert match([Path("TS_10_2_scores.mrc"), *files], truths)[0][1] == truths[1]
     with pytest.raises(ValueError, match="no truth for it"):
         match([Path("TS_2_scores.mrc"), *files], truths)
     with pytest.raises(ValueError, match="several truths"):
@@ -180,6 +182,85 @@ def test_folders_tables_and_curves(tmp_path: Path, run: Run) -> None:
     assert found["dice", "0"] == pytest.approx(dice, abs=1e-6)
 
 
+def test_two_predictions_of_a_kind_for_one_truth_are_refused(tmp_path: Path, run: Run) -> None:
+    labels, logits = labels_and_logits()
+    write(tmp_path / "truth" / "TS_1_membrane.mrc", labels)
+    for name in ("TS_1_a_segmented", "TS_1_b_segmented"):
+        write(tmp_path / "out" / f"{name}.mrc", (logits > 0).astype(np.int8))
+    code, out, err = run("evaluate", tmp_path / "out", "-t", tmp_path / "truth")
+    assert (code, out) == (1, "")
+    assert "are both of MemBrain-seg for" in err
+
+
+def test_a_sweep_of_probabilities_has_their_thresholds(tmp_path: Path, run: Run) -> None:
+    """TARDIS stands beside us at its own 0.25, not at our logit."""
+    labels, logits = labels_and_logits(4)
+    truth = tmp_path / "truth"
+    for name in ("TS_1", "TS_2", "TS_3"):
+        write(truth / f"{name}_membrane.mrc", labels)
+        write(tmp_path / "out" / f"{name}_CNN.mrc", 1 / (1 + np.exp(-logits)))
+        write(tmp_path / "out" / f"{name}_membrane_logits.mrc", logits)
+    table = tmp_path / "t.csv"
+    code, _, err = run("evaluate", tmp_path / "out", "-t", truth, "--sweep", "-o", table)
+    assert code == 0, err
+    rows = [row for row in read_table(table) if row.run == "TS_1"]
+    levels = {
+        method: {row.threshold for row in rows if (row.method, row.metric) == (method, "dice")}
+        for method in ("TARDIS", "ETSAM")
+    }
+    assert len(levels["TARDIS"]) == 10
+    assert levels["ETSAM"] == set(SWEEP)
+    scores = {(row.method, row.threshold): row.value for row in rows if row.metric == "recall"}
+    for level in SWEEP:  # the same voxels
+        turned = min(levels["TARDIS"], key=lambda x: abs(x - 1 / (1 + np.exp(-level))))
+        assert scores["TARDIS", turned] == pytest.approx(scores["ETSAM", level], abs=1e-3)
+    chosen = variants(read_table(table))
+    assert chosen["TARDIS"]["recall"]["truth", "TS_1"] == scores["TARDIS", 0.25]
+    assert chosen["ETSAM"]["recall"]["truth", "TS_1"] == scores["ETSAM", -0.25]
+    assert "surface_dice_2nm" in chosen["TARDIS"]
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_scores_and_labels_that_are_no_numbers_are_refused(
+    tmp_path: Path, run: Run, value: float
+) -> None:
+    labels, logits = labels_and_logits()
+    truth, scores = write(tmp_path / "a_membrane.mrc", labels), write(tmp_path / "a_s.mrc", logits)
+    no_truth = write(tmp_path / "b_membrane.mrc", labels.astype(np.float32))
+    no_scores = write(tmp_path / "b_scores.mrc", logits)
+    for path in (no_truth, no_scores):
+        with mrcfile.mmap(path, "r+") as mrc:
+            mrc.data[3, 2, 1] = value
+    for pair in ((no_scores, truth), (scores, no_truth)):
+        code, out, err = run("evaluate", pair[0], "-t", pair[1])
+        assert (code, out) == (1, "")
+        assert "1 voxels of slice 3 are NaN or infinite" in err
+
+
+def test_what_can_be_scored_is_kept_where_one_file_is_damaged(tmp_path: Path, run: Run) -> None:
+    labels, logits = labels_and_logits()
+    for name in ("TS_1", "TS_2"):
+        write(tmp_path / "truth" / f"{name}_membrane.mrc", labels)
+        write(tmp_path / "out" / f"{name}_scores.mrc", logits)
+    damaged = tmp_path / "out" / "TS_1_scores.mrc"
+    damaged.write_bytes(damaged.read_bytes()[:3000])
+    table = tmp_path / "t.csv"
+    code, _, err = run("evaluate", tmp_path / "out", "-t", tmp_path / "truth", "-o", table)
+    assert code == 1
+    assert "TS_1_scores.mrc" in err
+    assert {row.run for row in read_table(table)} == {"TS_2"}
+
+
+def test_prepared_pairs_keep_dataset_and_run(tmp_path: Path) -> None:
+    truth = write(tmp_path / "pairs" / "10000_245_membrane.mrc", labels_and_logits()[0])
+    (tmp_path / "pairs" / "10000_245_prepared.json").write_text(
+        '{"dataset": "10000", "run": "245"}'
+    )
+    write(tmp_path / "out" / "10000_245_scores.mrc", labels_and_logits()[1])
+    (found,) = find_pairings([tmp_path / "out"], [truth.parent])
+    assert (found.dataset, found.run) == ("10000", "245")
+
+
 def test_the_curve_ends_at_the_share_of_membrane(tmp_path: Path) -> None:
     labels, logits = labels_and_logits(3)
     truth = write(tmp_path / "a_membrane.mrc", labels)
@@ -210,6 +291,13 @@ def test_what_is_refused_in_one_line(tmp_path: Path, run: Run) -> None:
         ((small, "-t", truth, "--resample"), 1, "they must show the same volume to be resampled"),
         ((other, "-t", truth, "--resample", "--voxel-spacing", 10), 1, "give it or --resample"),
         (("--pairs", tmp_path / "none.csv"), 1, "does not exist"),
+        (("--pairs", tmp_path / "none.csv", "--method", "M"), 2, "make it a column"),
+        ((other, "-t", truth, "--voxel-spacing", 0), 1, "voxel spacing 0.0 is not plausible"),
+        ((other, "-t", truth, "--threshold", "nan"), 1, "expected finite numbers"),
+        ((other, "-t", truth, "--tolerance", "nan"), 1, "expected finite numbers"),
+        ((other, "-t", truth, "-o", truth), 1, "expected one that ends in .csv or .json"),
+        ((other, "-t", truth, "-o", tmp_path / "no" / "x.csv"), 1, "make the folder first"),
+        ((other, "-t", truth, "-o", "x.csv", "--curves", "x.csv"), 2, "are the same file"),
     ]
     for args, code, part in cases:
         got, out, err = run("evaluate", *args)

@@ -124,6 +124,32 @@ def test_a_server_without_ranges_sends_all_again(server: DataServers, tmp_path: 
     assert seen != sorted(seen)  # the bar goes back
 
 
+def test_what_is_fetched_again_is_no_progress(server: DataServers, tmp_path: Path) -> None:
+    server.ranges = False
+    server.faults["/a.mrc"] = [("cut", 3_000_000), ("cut", 1_200_000)] * 4
+    with pytest.raises(OSError, match=r"ended after .* of 5,120,000 bytes"):
+        fetch(remote(server), tmp_path / "a", patience=QUICK)
+    assert len(server.asked) == QUICK.attempts
+
+
+def test_another_range_than_asked_for_is_not_joined(server: DataServers, tmp_path: Path) -> None:
+    server.faults["/a.mrc"] = [("cut", 3_000_000), ("shift", 7)]
+    fetch(remote(server, checked=False), tmp_path / "a", patience=QUICK)
+    assert (tmp_path / "a").read_bytes() == DATA
+    assert [asked for *_, asked in server.asked] == [None, "bytes=3000000-", None]
+
+
+@pytest.mark.parametrize(("size", "checked"), [(None, False), (len(DATA), False), (None, True)])
+def test_an_end_that_nothing_states_is_told(
+    server: DataServers, tmp_path: Path, size: int | None, checked: bool
+) -> None:
+    server.lengths = False
+    is_whole = fetch(remote(server, size=size, checked=checked), tmp_path / "a", patience=QUICK)
+    assert is_whole == (size is not None or checked)
+    server.lengths = True
+    assert fetch(remote(server, size=None, checked=False), tmp_path / "a", patience=QUICK)
+
+
 @pytest.mark.parametrize("size", [len(DATA), None])
 def test_a_part_that_is_whole_is_only_checked(
     server: DataServers, tmp_path: Path, size: int | None

@@ -19,9 +19,11 @@ from matplotlib.colors import to_rgb
 from etsam.charts import ablation, change_plot, cost_bars
 from etsam.compare import compare
 from etsam.costs import read_costs
+from etsam.overlay import Reference
 from etsam.panels import EXTRA, FOUND, MISSED, coloured
 from etsam.plots import box_plots, precision_recall, threshold_sweep, tomogram_bars
 from etsam.tables import Score, variants, write_table
+from etsam.volume import tomogram_from_array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -127,6 +129,16 @@ def test_costs_are_read_from_what_stands_beside_results(tmp_path: Path, run: Run
     assert (code, out.strip()) == (0, str(tmp_path / "n" / "c.png"))
     code, out, _ = run("figures", "costs", tmp_path, "-o", tmp_path / "n", "--format", "png")
     assert (code, out.strip()) == (0, str(tmp_path / "n" / "costs.png"))
+    for odd in (
+        {"inputs": [5]},
+        {"inputs": {"path": "/d/a.mrc"}},
+        {"inputs": [{"path": 3}]},
+        {"seconds": [1]},
+        {"peak_rss_mb": float("nan")},
+    ):
+        (tmp_path / "a_ridge.json").write_text(json.dumps({"command": "baseline"} | odd))
+        with pytest.raises(ValueError, match="a_ridge.json is no record that etsam wrote"):
+            read_costs([tmp_path])
     (tmp_path / "empty").mkdir()
     code, _, err = run("figures", "costs", tmp_path / "empty")
     assert code == 1
@@ -192,6 +204,7 @@ def test_curves_and_sweeps_follow_the_methods_asked_for(tmp_path: Path, run: Run
     write_table(tmp_path / "t.csv", rows)
     write_table(tmp_path / "c.csv", curves)
     draw = ("figures", "scores", tmp_path / "t.csv", "--format", "svg", "-o", tmp_path / "f")
+    draw += ("--at", "ours stage2=-0.25")
     both = (*draw, "--curves", tmp_path / "c.csv")
     assert run(*both)[0] == 0
     picture = (tmp_path / "f" / "precision_recall.svg").read_text()
@@ -276,7 +289,7 @@ def test_volumes_that_do_not_fit_are_refused(tmp_path: Path, run: Run) -> None:
     for name, truth, part in (
         ("two", 2 * data, "labels reach from"),
         ("logits", (9 * data - 4.5).astype(np.float32), "labels reach from"),
-        ("half", (data / 2).astype(np.float32), "holds fractions"),
+        ("half", (data / 2).astype(np.float32), "a label is 0.5"),
         ("coarse", None, "voxels of"),
     ):
         path = coarse if truth is None else write_volume(tmp_path / f"{name}.mrc", truth)
@@ -288,6 +301,8 @@ def test_volumes_that_do_not_fit_are_refused(tmp_path: Path, run: Run) -> None:
     assert not list(tmp_path.glob("*.png"))
     args = ("slices", tomogram, "-t", coarse, "-m", good, "--voxel-spacing", 10)
     assert run("figures", *args, "-o", tmp_path / "s.png")[0] == 0
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        Reference(tomogram_from_array(np.full((1, 2, 2), np.nan, np.float32))).labels(0)
 
 
 def test_the_commands_write_whole_files(tmp_path: Path, run: Run) -> None:

@@ -148,6 +148,30 @@ def test_parts_in_any_order_and_merged_give_one_histogram(step: float, close: fl
     assert whole.curve().average_precision == pytest.approx(wanted, abs=close)
 
 
+def test_saturated_probabilities_are_told_apart() -> None:
+    """Most of a sure network's probabilities lie within 1e-4 of 0 or 1, and many are just 1."""
+    random = np.random.default_rng(9)
+    labels = (random.random(200_000) < 0.2).astype(np.int8)
+    logits = random.normal(size=labels.size) * 8 + labels * 4
+    scores = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    assert (scores == 1).sum() > 100
+    histogram = ScoreHistogram(probabilities=True)
+    histogram.add(scores, labels)
+    curve = histogram.curve()
+    wanted = average_precision_score(labels == 1, scores)
+    assert curve.average_precision == pytest.approx(wanted, abs=1e-5)
+    assert curve.thresholds.max() == 1
+    assert np.all(np.diff(curve.thresholds) <= 0)
+    assert histogram.confusions([0.25, 0.9]) == [confusion(scores > t, labels) for t in (0.25, 0.9)]
+    with pytest.raises(ValueError, match="do not add up"):
+        histogram.merge(ScoreHistogram())
+
+
+def test_fractions_are_no_labels() -> None:
+    with pytest.raises(ValueError, match=r"a label is 0\.7: expected 1, 0 and -1"):
+        confusion(np.ones(3), np.array([0, 0.7, -1]))
+
+
 def test_clipping_as_in_the_paper() -> None:
     random = np.random.default_rng(6)
     labels = (random.random(50_000) < 0.1).astype(np.int8)

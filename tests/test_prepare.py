@@ -173,6 +173,21 @@ def test_a_failure_leaves_no_record_and_no_half_file(pair: Annotated, tmp_path: 
         prepare(pair, tmp_path / "out")
 
 
+def test_earlier_components_go_where_none_are_asked_for(pair: Annotated, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(pair, out, PrepareOptions(components=True))
+    bad = PrepareOptions(CleaningOptions(keep=(9,)), overwrite=True)
+    with pytest.raises(ValueError, match="no component 9"):
+        prepare(pair, out, bad)
+    assert len(list(out.iterdir())) == 4  # what was there stays as it was
+    prepare(pair, out, PrepareOptions(overwrite=True))
+    own = out / "TS_1_10.00Apx_components.mrc"
+    assert not own.exists()
+    write_mrc(own, LABELS)  # not of the run before
+    prepare(pair, out, PrepareOptions(overwrite=True))
+    assert own.exists()
+
+
 def test_inputs_are_never_replaced(pair: Annotated) -> None:
     before = pair.tomogram.read_bytes(), pair.masks[0].read_bytes()
     with pytest.raises(ValueError, match="is an input"):
@@ -201,6 +216,8 @@ def test_runs_as_fetched_and_as_the_portal_has_them(tmp_path: Path) -> None:
     for item in found:
         done = prepare(item, tmp_path / "out")
         assert (done.mask is None) == (not item.masks)
+        assert [done.details["dataset"], done.details["run"]] == item.name.split("_", 1)
+        assert prepare(item, tmp_path / "out", PrepareOptions(resume=True)).reused
     joined = read(tmp_path / "out" / "10001_TS_1_membrane.mrc")
     np.testing.assert_array_equal(joined == 1, LABELS == 1)
     pairs = find_pairs(tmp_path / "out")
@@ -221,6 +238,8 @@ def test_evaluate_finds_the_truth_of_a_prediction(pair: Annotated, tmp_path: Pat
 def test_inputs_that_do_not_tell_are_refused(pair: Annotated, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name its mask with --annotation"):
         find_inputs([pair.tomogram])
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist: give folders"):
+        find_inputs([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no tomogram with a mask"):
         find_inputs([tmp_path / "empty"])
@@ -269,12 +288,21 @@ def test_choices_say_it_for_several(pair: Annotated, tmp_path: Path, run: Run) -
     table.write_text("name,keep\nb,x\n")
     with pytest.raises(ValueError, match="row 1: expected columns name, keep, drop"):
         read_choices(table)
+    for text, words in (
+        (b"name,keep\nb,1\nc,1\nb,2\n", "row 3: b is named twice"),
+        (b"name,keep\nb," + b"1 " * 100_000, "choices.csv cannot be read .*: save it as CSV"),
+        (b"name,keep\n\xe9,1\n", "choices.csv cannot be read .*: save it as CSV in UTF-8"),
+    ):
+        table.write_bytes(text)
+        with pytest.raises(ValueError, match=words):
+            read_choices(table)
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
         (["--box", "1:2,3:4"], "--box is '1:2,3:4': expected Z:Z,Y:Y,X:X"),
+        (["--box", "5:2,:,:"], "the box 5:2,:,: leaves nothing of 10 x 16 x 18 voxels"),
         (["--keep", "a"], "--keep is 'a': expected numbers"),
         (["--keep", "9"], "no component 9: there are 2"),
         (["--link", "--normalise", "min_max"], "give --link or --normalise"),

@@ -220,6 +220,9 @@ def test_what_is_missing_is_said_before_anything_is_written(
         assert code != 0
         assert part in err
         assert not out.exists()
+    monkeypatch.chdir(tmp_path)
+    err = run("baseline", tomogram, "--method", "membrain-seg", "--program", "./membrain")[2]
+    assert "give --weights CHECKPOINT" in err  # found, though the folder is not on PATH
     with mrcfile.open(tomogram, "r+") as mrc:
         mrc.voxel_size = 0
     tardis = stand_in(tmp_path, "tardis_mem", TARDIS)

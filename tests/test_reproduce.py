@@ -25,6 +25,15 @@ def run(*arguments: object, script: Path = SCRIPT) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def refusal(*arguments: object, script: Path = SCRIPT) -> str:
+    """The one line that a script ends with."""
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        run(*arguments, script=script)
+    assert error.value.returncode == 1
+    (line,) = error.value.stderr.strip().split("\n")
+    return str(line)
+
+
 def write(path: Path, data: np.ndarray) -> None:
     path.parent.mkdir(exist_ok=True)
     with mrcfile.new(path) as mrc:
@@ -54,6 +63,8 @@ def test_post_processing_and_runtime(tmp_path: Path) -> None:
     noisy[3:5, 2:4, 2:9] = 1  # a blob of two slices
     write(tmp_path / "truth" / "a_membrane.mrc", truth)
     write(tmp_path / "masks" / "a_membrane.mrc", noisy)
+    write(tmp_path / "masks" / "a_membrane_logits.mrc", 4 * noisy - 2)
+    write(tmp_path / "masks" / "a_membrane_postprocessed.mrc", noisy)
     record = {"command": "segment", "seconds": 12.5, "peak_rss_mb": 300.0}
     (tmp_path / "masks" / "a_membrane.json").write_text(json.dumps(record))
     places = (tmp_path / "masks", tmp_path / "truth", "-o", tmp_path / "p")
@@ -64,9 +75,28 @@ def test_post_processing_and_runtime(tmp_path: Path) -> None:
     out = run("runtime", tmp_path / "masks", "-o", tmp_path / "r")
     assert "ETSAM         seconds         12.5" in out
     assert "vram" not in out
+    for extra in ("_logits", "_postprocessed"):
+        (tmp_path / "masks" / f"a_membrane{extra}.mrc").unlink()
     assert (tmp_path / "r" / "runtime.png").stat().st_size > 1000
     out = run("surfaces", tmp_path / "masks", tmp_path / "truth", "-o", tmp_path / "s")
     assert out.split() == [str(tmp_path / "s" / f"a.{kind}") for kind in ("pdf", "png")]
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "bare.csv").write_text("dataset,run\nd,r\n")
+    (tmp_path / "empty").mkdir()
+    for place, words in (
+        (("table1", "none.csv"), "none.csv does not exist"),
+        (("table1", "bare.csv"), "no column 'method'"),
+        (("runtime", "empty"), "no costs there"),
+        (("postprocess", "empty", "none"), "holds no mask of a known name"),
+        (("postprocess", "empty", "empty"), "given as masks and as truth"),
+        (("surfaces", "none", "empty"), "holds no ground truth"),
+        (("ablation", "empty"), "holds no NAME_membrane.mrc"),
+    ):
+        places = (tmp_path / name for name in place[1:])
+        assert words in refusal(place[0], *places, "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def simulated(folder: Path, count: int) -> Path:
@@ -102,9 +132,7 @@ def test_all_methods_on_a_tiny_suite(tmp_path: Path) -> None:
     ridge = {row.metric: row.value for row in rows if (row.method, row.run) == ("ridge", "t0")}
     assert ridge["auprc"] > 0.5  # a cylinder this plain is found
     (out / "suite" / "weights.json").write_text('["of another", "model"]')
-    with pytest.raises(subprocess.CalledProcessError) as error:
-        run(suite, *options, script=SCRIPT.with_name("compare_methods.py"))
-    assert error.value.stderr.strip() == (
+    assert refusal(suite, *options, script=SCRIPT.with_name("compare_methods.py")) == (
         f"{out / 'suite'} holds logits of other weights: give another folder with -o"
     )
 
@@ -115,7 +143,8 @@ def test_every_prompt_at_every_threshold(tmp_path: Path) -> None:
         write_tiny_model(tmp_path / "m"),
         tmp_path / "o",
     )
-    said = run("ablation", pairs, "--model", model, "-o", out)
+    options = ("--model", model, "--polarity", "dark", "-o", out)
+    said = run("ablation", pairs, *options)
     rows = read_table(out / "ablation.csv")
     variants = {(row.stage, row.method) for row in rows}
     assert ("stage1", "grid") in variants
@@ -124,3 +153,8 @@ def test_every_prompt_at_every_threshold(tmp_path: Path) -> None:
     assert (out / "ablation.md").read_text().count("\n") == 2 + len(variants)
     assert "| stage2: grid_zero > zero |" in said
     assert (out / "ablation.pdf").stat().st_size > 1000
+    words = "zero holds logits of another t0.mrc or polarity: give another folder with -o"
+    assert words in refusal("ablation", pairs, *options, "--polarity", "bright")
+    with mrcfile.open(pairs / "t0.mrc", "r+") as mrc:
+        mrc.data[0, 0, 0] += 1
+    assert words in refusal("ablation", pairs, *options)

@@ -7,6 +7,7 @@ out, holes filled, surfaces smoothed, components kept or dropped. What is -1 (no
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -129,7 +130,13 @@ def clean_annotation(
     Raises
     ------
     ValueError
-        Shapes differ, labels are no whole numbers from -1 on, or a component's number is not there.
+        Shapes differ, labels are no whole numbers from -1 on, the box leaves nothing, or a
+        component's number is not there.
+
+    Warns
+    -----
+    UserWarning
+        No voxel has one of the labels in ``values``.
     """
     mask, ignored, before, left_out = _joined(annotations, options, limit, progress)
     filled = smoothed = 0
@@ -248,8 +255,10 @@ def _joined(
                 f"{volume.path} has shape {volume.shape}, {annotations[0].path} has {shape}: they "
                 "must lie on one grid"
             )
+    _check_box(shape, options.box)
     mask, ignored = PackedMask(shape[1:]), PackedMask(shape[1:])
     before = left_out = 0
+    unseen = set(options.values)
     for z in range(shape[0]):
         member, unknown = np.zeros(shape[1:], bool), np.zeros(shape[1:], bool)
         for volume in annotations:
@@ -257,6 +266,7 @@ def _joined(
             _check_labels(labels, volume, z)
             member |= np.isin(labels, options.values) if options.values else labels > 0
             unknown |= labels == IGNORE
+            unseen -= {value for value in unseen if (labels == value).any()}
         unknown &= ~member
         before += int(np.count_nonzero(member))
         region = _region(z, shape, options, limit)
@@ -268,6 +278,10 @@ def _joined(
         ignored.append(unknown)
         if progress is not None:
             progress("read", z + 1, shape[0])
+    if unseen:
+        listed = " and ".join(str(volume.path) for volume in annotations)
+        wanted = " or ".join(map(str, sorted(unseen)))
+        warnings.warn(f"no voxel of {listed} is labelled {wanted}, as asked for", stacklevel=3)
     return mask, ignored, before, left_out
 
 
@@ -276,6 +290,8 @@ def _region(
 ) -> NDArray[np.bool_] | None:
     """Where annotations count in a slice; None: everywhere."""
     region = None if limit is None else limit.read_slice(z) > 0
+    if limit is not None and limit.replaced_voxels:
+        raise ValueError(f"{limit.path} is no region: slice {z} holds voxels that are no numbers")
     if options.box is None:
         return region
     inside = np.zeros(shape[1:], bool)
@@ -284,7 +300,21 @@ def _region(
     return inside if region is None else inside & region
 
 
+def _check_box(shape: tuple[int, int, int], box: Box | None) -> None:
+    if box is not None and not all(range(n)[side] for n, side in zip(shape, box, strict=True)):
+        ends = [("" if end is None else str(end) for end in (s.start, s.stop)) for s in box]
+        raise ValueError(
+            f"the box {','.join(map(':'.join, ends))} leaves nothing of {' x '.join(map(str, shape))} voxels: "
+            "expected Z:Z,Y:Y,X:X, each from a smaller to a larger number inside"
+        )
+
+
 def _check_labels(labels: NDArray[np.float32], volume: Tomogram, z: int) -> None:
+    if volume.replaced_voxels:
+        raise ValueError(
+            f"{volume.path} is no annotation: slice {z} holds voxels that are no numbers, expected "
+            "whole ones: 0, labels from 1 on, and -1 (not annotated)"
+        )
     if labels.min() < IGNORE or not np.array_equal(labels, np.rint(labels)):
         raise ValueError(
             f"{volume.path} is no annotation: slice {z} holds {labels.min():g} to "

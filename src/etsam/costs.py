@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def read_costs(places: Sequence[Path]) -> list[Score]:
     FileNotFoundError
         If a place is not there.
     ValueError
-        If nothing in them says what a segmentation cost, or a table is unfit.
+        If nothing in them says what a segmentation cost, or a table or a record is unfit.
     """
     rows: list[Score] = []
     for place in places:
@@ -49,15 +50,28 @@ def read_costs(places: Sequence[Path]) -> list[Score]:
 def _costs_of(path: Path) -> list[Score]:
     try:
         record: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(record, dict) or record.get("command") not in VERBS:
         return []
     seen = recognise(path.with_suffix(".mrc"))
-    inputs = record.get("inputs") or [{}]
-    source = Path(inputs[0].get("path") or path)
+    given = {metric: record[key] for metric, key in COSTS.items() if record.get(key) is not None}
+    try:
+        inputs = record.get("inputs") or [{}]
+        source = Path(inputs[0].get("path") or path)
+        costs = {metric: _cost(value) for metric, value in given.items()}
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no record that etsam wrote ({error}): make it again, or take it away"
+        ) from error
     return [
-        Score(source.parent.name, stem(source), seen.method, "final", None, metric, record[key])
-        for metric, key in COSTS.items()
-        if record.get(key) is not None
+        Score(source.parent.name, stem(source), seen.method, "final", None, metric, value)
+        for metric, value in costs.items()
     ]
+
+
+def _cost(value: Any) -> float:
+    cost = float(value)
+    if not 0 <= cost < math.inf:
+        raise ValueError(f"a cost of {cost:g}")
+    return cost

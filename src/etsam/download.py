@@ -47,11 +47,15 @@ class DownloadOptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What has become of an item; ``kept`` says that it was there, complete."""
+    """What has become of an item; ``kept`` says that it was there, complete.
+
+    ``checked`` is False where nobody stated a size or a checksum, so that it may be cut short.
+    """
 
     item: Item
     path: Path
     kept: bool = False
+    checked: bool = True
     error: OSError | ValueError | None = None
 
 
@@ -117,6 +121,7 @@ class _Work:
         self._lock = threading.Lock()
         self._done: dict[tuple[str, str], int] = {}
         self._failed: set[str] = set()
+        self._unchecked: set[str] = set()
         self._total = sum(part.size or 0 for item in items for part in item.parts)
 
     def refuse_existing(self) -> None:
@@ -154,7 +159,8 @@ class _Work:
                         yield Outcome(item, self._folder / item.name, error=missing)
                         continue
                     if self._complete(item):
-                        yield Outcome(item, self._folder / item.name, kept=True)
+                        stated = all(part.is_stated for part in item.parts)
+                        yield Outcome(item, self._folder / item.name, kept=True, checked=stated)
                         continue
                     self._begin(item)
                     for part in item.parts:
@@ -208,7 +214,7 @@ class _Work:
                 if place.is_file() and damage(part, place) is None:
                     self._report(item, part, place.stat().st_size)
                     return
-            fetch(
+            is_whole = fetch(
                 part,
                 place,
                 resume=self._options.resume,
@@ -216,6 +222,8 @@ class _Work:
                 stop=self._stop,
                 report=lambda done, _total: self._report(item, part, done),
             )
+            if not is_whole:
+                self._unchecked.add(item.name)
         except (OSError, ValueError):
             self._failed.add(item.name)
             raise
@@ -226,7 +234,7 @@ class _Work:
             if target.exists():
                 shutil.rmtree(target)
             partial_path(target).rename(target)
-        return Outcome(item, target, error=error)
+        return Outcome(item, target, checked=item.name not in self._unchecked, error=error)
 
     def _place(self, item: Item, part: RemoteFile) -> Path:
         target = self._folder / item.name

@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from etsam.components import PackedMask, blob_hits, find_blobs
 from etsam.directions import LEANS, PlaneDice, recall_by_lean
@@ -21,7 +22,7 @@ from etsam.metrics import Confusion, PrecisionRecall, ScoreHistogram, Truth, con
 from etsam.pairing import Pairing
 from etsam.predictions import TYPICAL_THRESHOLD, ScoreKind, score_kind
 from etsam.resample import resampled
-from etsam.storage import Zyx
+from etsam.storage import Zyx, check_spacing
 from etsam.surfaces import SurfaceCollector, surface_distances
 from etsam.tables import Score
 from etsam.volume import Tomogram, open_tomogram
@@ -50,6 +51,9 @@ class EvaluateOptions:
     thresholds
         Scores above are membrane; empty: the one the program uses. Surfaces are those of the mask
         at the program's own threshold, or at the first. Masks have none.
+    sweep
+        Also at the paper's nine thresholds and the program's own; for probabilities those of the
+        nine logits.
     kind
         What the volumes hold, where that cannot be told from name and type.
     surface, tolerance
@@ -65,6 +69,7 @@ class EvaluateOptions:
     """
 
     thresholds: tuple[float, ...] = ()
+    sweep: bool = False
     kind: ScoreKind | None = None
     surface: bool = True
     tolerance: float = TOLERANCE
@@ -76,6 +81,25 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         if self.resample and self.voxel_spacing is not None:
             raise ValueError("--voxel-spacing says that voxels are equal: give it or --resample")
+        if self.voxel_spacing is not None:
+            check_spacing(self.voxel_spacing)
+        odd = [x for x in (*self.thresholds, self.tolerance) if not np.isfinite(x)]
+        if odd or self.tolerance < 0:
+            raise ValueError(
+                f"thresholds {self.thresholds}, tolerance {self.tolerance}: expected finite numbers, "
+                "the tolerance not below 0"
+            )
+
+    def levels(self, kind: ScoreKind, own: float) -> tuple[float, ...]:
+        """Thresholds for scores of a kind, the program's `own` first where it is among them."""
+        if kind == "mask":
+            return (0.0,)
+        wanted = self.thresholds
+        if self.sweep:
+            nine = (float(expit(level)) for level in SWEEP) if kind == "probability" else SWEEP
+            wanted = (*wanted, own, *nine)
+        unique = dict.fromkeys(wanted or (own,))
+        return tuple(sorted(unique, key=lambda threshold: threshold != own))
 
 
 @dataclass(frozen=True)
@@ -135,8 +159,8 @@ def _evaluate_one(
             volume = resampled(volume, truth, kind)
         spacing = _check_alike(volume, truth, options)
         own = TYPICAL_THRESHOLD[kind] if prediction.threshold is None else prediction.threshold
-        thresholds = sorted(options.thresholds or (own,), key=lambda threshold: threshold != own)
-        scorer = _Scorer(kind, tuple(thresholds) if kind != "mask" else (0.0,), options)
+        thresholds = options.levels(kind, own)
+        scorer = _Scorer(kind, thresholds, options)
         try:
             scorer.run(volume, truth, pairing.run, progress)
         except ValueError as error:
@@ -164,7 +188,7 @@ class _Scorer:
     kind: ScoreKind
     thresholds: tuple[float, ...]
     options: EvaluateOptions
-    histogram: ScoreHistogram = field(default_factory=ScoreHistogram)
+    histogram: ScoreHistogram = field(init=False)
     counts: list[Confusion] = field(default_factory=list)
     planes: PlaneDice = field(default_factory=PlaneDice)
     true: PackedMask = field(init=False)
@@ -178,10 +202,14 @@ class _Scorer:
     ) -> None:
         """Read both volumes once."""
         self.counts = [Confusion() for _ in self.thresholds]
+        self.histogram = ScoreHistogram(probabilities=self.kind == "probability")
         self.true, self.hits = PackedMask(truth.shape[1:]), PackedMask(truth.shape[1:])
         for z in range(truth.shape[0]):
-            labels, plane = read_labels(truth.read_slice(z)), prediction.read_slice(z)
+            annotated, plane = truth.read_slice(z), prediction.read_slice(z)
+            for volume in (truth, prediction):
+                volume.require_finite()
             self._check(plane, z)
+            labels = read_labels(annotated)
             masks = [plane > threshold for threshold in self.thresholds]
             for place, mask in enumerate(masks):
                 self.counts[place] += confusion(mask, labels)
@@ -207,7 +235,7 @@ class _Scorer:
         ]
 
     def detail_scores(self, spacing: Zyx | None) -> list[tuple[str, float]]:
-        """Return mean Dice by plane, recall by lean and recall of components, if asked for."""
+        """Return mean Dice by plane, recall by angle to the beam and recall of components, if asked for."""
         if not self.options.details:
             return []
         leans = recall_by_lean(self.true, self.hits, spacing or (1.0, 1.0, 1.0))
@@ -218,7 +246,7 @@ class _Scorer:
         return [
             *((f"dice_{name}", value) for name, value in self.planes.means().items()),
             *(
-                (f"recall_lean_{low}_{high}", value)
+                (f"recall_normal_{low}_{high}", value)
                 for (low, high), value in zip(pairwise(LEANS), leans, strict=True)
             ),
             ("recall_components", components),

@@ -22,7 +22,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from etsam import __version__
 
@@ -35,6 +35,7 @@ RANGE_REFUSED = 416
 CHECKSUMS = ("md5", "sha1", "sha256", "sha512")
 
 Report = Callable[[int, int | None], None]
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,19 @@ class RemoteFile:
     size: int | None = None
     checksum: str | None = None
 
+    @property
+    def is_stated(self) -> bool:
+        """Whether something tells when it is whole."""
+        return self.size is not None or self.checksum is not None
+
 
 @dataclass(frozen=True)
 class Patience:
     """How long to bear with a server; times in seconds.
 
-    ``attempts`` are those in a row that bring less than a megabyte. Between them the wait doubles
-    from ``first_wait``, or is what the server asks for, up to ``longest_wait``.
+    ``attempts`` are those in a row that bring less than a megabyte more than was ever there.
+    Between them the wait doubles from ``first_wait``, or is what the server asks for, up to
+    ``longest_wait``.
     """
 
     timeout: float = 30.0
@@ -98,7 +105,7 @@ def fetch(
     patience: Patience | None = None,
     stop: threading.Event | None = None,
     report: Report | None = None,
-) -> None:
+) -> bool:
     """Fetch a file to ``target``, replacing what is there when all of it has come and is right.
 
     Parameters
@@ -111,6 +118,11 @@ def fetch(
         Checked after each megabyte and while waiting.
     report
         Called with the bytes that are there, and all there are if known; may go back to 0.
+
+    Returns
+    -------
+    bool
+        Whether it is known to be whole: its checksum or its size was stated, or its end was marked.
 
     Raises
     ------
@@ -127,7 +139,7 @@ def fetch(
     part = partial_path(target)
     if not resume:
         discard(target)
-    _insist(
+    ended = _insist(
         remote.url, lambda: _attempt(remote, part, patience, stop, report), part, patience, stop
     )
     if problem := damage(remote, part):
@@ -137,6 +149,7 @@ def fetch(
         )
     part.replace(target)
     _version_path(part).unlink(missing_ok=True)
+    return ended or remote.is_stated
 
 
 def read_json(url: str, patience: Patience | None = None) -> Any:
@@ -148,15 +161,13 @@ def read_json(url: str, patience: Patience | None = None) -> Any:
         As `fetch`; also if the answer is not JSON.
     """
     patience, stop = patience or Patience(), threading.Event()
-    texts: list[bytes] = []
 
-    def ask() -> None:
+    def ask() -> bytes:
         with _open(url, {}, patience.timeout) as response:
-            texts.append(_read(response, LISTING_BYTES))
+            return _read(response, LISTING_BYTES)
 
-    _insist(url, ask, None, patience, stop)
     try:
-        return json.loads(texts[-1])
+        return json.loads(_insist(url, ask, None, patience, stop))
     except (ValueError, RecursionError) as error:
         raise OSError(
             f"{url} did not answer in JSON: is this the server that was meant?"
@@ -166,14 +177,12 @@ def read_json(url: str, patience: Patience | None = None) -> Any:
 def size_on_server(url: str, patience: Patience | None = None) -> int | None:
     """Return the bytes of a file as its server states them; None where it does not."""
     patience, stop = patience or Patience(), threading.Event()
-    sizes: list[int | None] = []
 
-    def ask() -> None:
+    def ask() -> int | None:
         with _open(url, {}, patience.timeout, method="HEAD") as response:
-            sizes.append(_number(response.headers.get("Content-Length")))
+            return _number(response.headers.get("Content-Length"))
 
-    _insist(url, ask, None, patience, stop)
-    return sizes[-1]
+    return _insist(url, ask, None, patience, stop)
 
 
 def damage(remote: RemoteFile, path: Path) -> str | None:
@@ -214,22 +223,22 @@ def _size(part: Path | None) -> int:
 
 def _insist(
     url: str,
-    attempt: Callable[[], None],
+    attempt: Callable[[], Answer],
     part: Path | None,
     patience: Patience,
     stop: threading.Event,
-) -> None:
+) -> Answer:
     """Repeat an attempt until it succeeds, or fails for good."""
     failures, fetched_any = 0, False
+    most = _size(part)  # what is only fetched again, from a server without ranges, is no progress
     while True:
-        before = _size(part)
         try:
-            attempt()
-            return
+            return attempt()
         except _Transient as error:
             failures += 1
-            if _size(part) - before >= CHUNK_BYTES:
+            if _size(part) - most >= CHUNK_BYTES:
                 failures, fetched_any = 1, True
+            most = max(most, _size(part))
             if failures >= patience.attempts or (error.absent and not fetched_any):
                 kept = "; what came is kept: go on with --resume" if _size(part) else ""
                 raise OSError(f"{url}: {error}{kept}") from error
@@ -247,11 +256,11 @@ def _attempt(
     patience: Patience,
     stop: threading.Event,
     report: Report | None,
-) -> None:
-    """Fetch what is missing of a file, over one connection."""
+) -> bool:
+    """Fetch what is missing of a file, over one connection; return whether its end was certain."""
     have, version = _usable(remote, part)
     if have and have == remote.size:
-        return
+        return True
     headers = {"Range": f"bytes={have}-"} if have else {}
     if have and version:
         headers["If-Range"] = version
@@ -259,11 +268,14 @@ def _attempt(
         opened = _open(remote.url, headers, patience.timeout)
     except _PastTheEnd as error:
         if error.total == have:
-            return
+            return True
         part.unlink()
         raise _Transient(f"{error}: beginning again", wait=0) from error
     with opened as response:
         start = _starts_at(response, have)
+        if start is None:
+            part.unlink()
+            raise _Transient("the server sent another range than was asked for: beginning again", 0)
         length = _number(response.headers.get("Content-Length"))
         total = remote.size if length is None else start + length
         if remote.size not in (None, total):
@@ -287,6 +299,7 @@ def _attempt(
             os.fsync(file.fileno())
     if total is not None and done < total:
         raise _Transient(f"the connection ended after {done:,} of {total:,} bytes")
+    return total is not None or bool(response.chunked)
 
 
 def _usable(remote: RemoteFile, part: Path) -> tuple[int, str]:
@@ -310,14 +323,12 @@ def _remember_version(part: Path, response: http.client.HTTPResponse) -> None:
         path.unlink(missing_ok=True)
 
 
-def _starts_at(response: http.client.HTTPResponse, have: int) -> int:
-    """First byte of an answer: where we stopped, or 0 from a server that sends all again."""
+def _starts_at(response: http.client.HTTPResponse, have: int) -> int | None:
+    """First byte of an answer: where we stopped, 0 where all is sent again, None where it is neither."""
     if response.status != 206:
         return 0
     unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
-    if unit != "bytes" or rest.partition("-")[0] != str(have):
-        raise OSError(f"{response.url} sent another range than was asked for: try without --resume")
-    return have
+    return have if unit == "bytes" and rest.partition("-")[0] == str(have) else None
 
 
 def _open(

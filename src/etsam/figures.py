@@ -12,7 +12,6 @@ from etsam.charts import ablation, ablation_table, change_plot, cost_bars
 from etsam.compare import compare
 from etsam.costs import read_costs
 from etsam.drawing import mean_of, style
-from etsam.options import LOGIT_THRESHOLD
 from etsam.overlay import Reference
 from etsam.panels import CLEANED, slice_panels
 from etsam.plots import (
@@ -305,15 +304,14 @@ def _series_of(rows: Sequence[Score], given: str) -> dict[str, Series]:
     if name not in known:
         raise ValueError(f"no method {name or given!r}: the table has {', '.join(known)}")
     members = [row for row in rows if names[row.method, row.stage] == name]
-    levels = sorted({row.threshold for row in members if row.threshold is not None})
-    if not level and len(levels) > 1 and LOGIT_THRESHOLD not in levels:
-        listed = ", ".join(f"{value:g}" for value in levels)
-        raise ValueError(f"{name} has thresholds {listed}: say which, as in {name}@{levels[0]:g}")
     try:
         wanted = {members[0].method: float(level)} if level else None
     except ValueError:
         raise ValueError(f"{given!r}: expected METHOD@THRESHOLD, as in ETSAM@-0.25") from None
-    (series,) = variants(members, wanted).values()
+    try:
+        (series,) = variants(members, wanted).values()
+    except ValueError as error:  # this command has no --at
+        raise ValueError(str(error).replace(f"--at {members[0].method}=", f"{name}@")) from error
     return series
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from etsam.volume import KNOWN_SUFFIXES
 
 MASK_ENDING = "_membrane"
+RECORD_ENDING = "_prepared.json"  # how `etsam prepare` made a pair, beside it
 ABOVE = ("", "*/", "*/*/")
 """A run, a dataset of runs, several datasets; no ``**``, which would look into every Zarr."""
 PORTAL_TOMOGRAMS = "Reconstructions/VoxelSpacing*/Tomograms/*/*"
@@ -19,11 +20,16 @@ FETCHED_MASKS = "target_mask"
 
 @dataclass(frozen=True)
 class Annotated:
-    """A tomogram and the masks that lie on it, with a name for both."""
+    """A tomogram and the masks that lie on it, with a name for both.
+
+    ``dataset`` and ``run`` are what the folders are called, where they are laid out by these.
+    """
 
     name: str
     tomogram: Path
     masks: tuple[Path, ...]
+    dataset: str | None = None
+    run: str | None = None
 
 
 def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
@@ -97,7 +103,8 @@ def _fetched(folder: Path) -> list[Annotated]:
 
 def _of_run(run: Path, tomogram: Path, masks: list[Path]) -> Annotated:
     run = run.resolve()
-    return Annotated(f"{run.parent.name}_{run.name}", tomogram, tuple(masks))
+    dataset = run.parent.name
+    return Annotated(f"{dataset}_{run.name}", tomogram, tuple(masks), dataset, run.name)
 
 
 def by_stem(paths: Iterable[Path]) -> list[Path]:

@@ -181,8 +181,8 @@ def _with_sizes(items: list[Item], choice: Selection) -> list[Item]:
             return item
         try:
             size = size_on_server(item.parts[0].url, choice.patience)
-        except FileNotFoundError:
-            size = None  # said when it is to be fetched
+        except OSError:
+            size = None  # where more than the question is refused, it is said when it is fetched
         return Item(item.name, (replace(item.parts[0], size=size),))
 
     with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logit
 
 IGNORE = -1
 """Label of a voxel that nobody annotated."""
 
-KEY_BITS = 20
-"""Leading bits of a float32 that tell logits apart: sign, 8 of exponent, 11 of mantissa (5e-4)."""
+KEY_BITS = 22
+"""Leading bits of a float32 that tell logits apart: sign, 8 of exponent, 13 of mantissa (1e-4)."""
 
 PART = 1 << 16  # scores counted at once: what they need stays in the processor's cache
 EMPTY = np.uint32(0xFFFFFFFF)  # of a key that no score had yet
@@ -96,7 +97,15 @@ def read_labels(labels: ArrayLike) -> Truth:
     low, high = given.min(), given.max()
     if low < IGNORE or high > 1 or np.isnan(low):
         raise ValueError(f"labels reach from {low} to {high}: expected 1, 0 and -1 (ignored)")
-    return Truth(given == 1, None if low >= 0 else given != IGNORE)
+    true = given == 1
+    annotated = None if low >= 0 else given != IGNORE
+    known = np.count_nonzero(true) + given.size - np.count_nonzero(given)
+    if annotated is not None:
+        known += given.size - np.count_nonzero(annotated)
+    if known < given.size:
+        odd = given[~true & (given != 0) & (given != IGNORE)][0]
+        raise ValueError(f"a label is {odd:g}: expected 1, 0 and -1 (ignored); threshold it first")
+    return Truth(true, annotated)
 
 
 def confusion(prediction: ArrayLike, labels: ArrayLike | Truth) -> Confusion:
@@ -154,9 +163,12 @@ class ScoreHistogram:
 
     Scores are told apart by the leading bits of their float32, whatever their range, so that logits
     need not be kept, sorted, or known in advance. It grows by `add`, and histograms merge by `merge`.
+    Probabilities crowd below 1, where their leading bits are all alike: said to be `probabilities`,
+    they are told apart by their logits.
     """
 
     bits: int = KEY_BITS
+    probabilities: bool = False
     _counts: NDArray[np.int64] = field(init=False, repr=False)
     _seen: NDArray[np.uint32] = field(init=False, repr=False)
     _maximum: float = field(init=False, default=-np.inf)
@@ -177,6 +189,9 @@ class ScoreHistogram:
         """
         values = np.asarray(scores, np.float32)
         truth = _matched(values, labels)
+        if self.probabilities:
+            with np.errstate(divide="ignore"):  # 0 and 1 are infinitely sure
+                values = logit(values.astype(np.float64)).astype(np.float32)
         values, true = values.ravel(), truth.true.ravel()
         if truth.annotated is not None:
             annotated = truth.annotated.ravel()
@@ -206,9 +221,12 @@ class ScoreHistogram:
         self._seen[keys[_differ(self._seen[keys], rest)]] = MIXED
 
     def merge(self, other: ScoreHistogram) -> None:
-        """Add the counts of another histogram of as many bits."""
-        if other.bits != self.bits:
-            raise ValueError(f"histograms of {self.bits} and {other.bits} bits do not add up")
+        """Add the counts of another histogram of as many bits, of the same kind of scores."""
+        if (other.bits, other.probabilities) != (self.bits, self.probabilities):
+            raise ValueError(
+                f"histograms of {self.bits} and {other.bits} bits, or of logits and probabilities, "
+                "do not add up"
+            )
         both = np.where(self._seen == other._seen, self._seen, MIXED)
         both = np.where(other._seen == EMPTY, self._seen, both)
         self._seen = np.where(self._seen == EMPTY, other._seen, both)
@@ -217,7 +235,7 @@ class ScoreHistogram:
 
     @property
     def maximum(self) -> float:
-        """Largest score so far (-inf without any)."""
+        """Largest score so far (-inf without any; of probabilities, the logit)."""
         return self._maximum
 
     def curve(self, *, clip: bool = False) -> PrecisionRecall:
@@ -234,8 +252,8 @@ class ScoreHistogram:
             starts = np.flatnonzero(np.diff(values, prepend=np.inf))
             values, mixed = values[starts], mixed[starts] & (values[starts] > -self._maximum)
             true, others = np.add.reduceat(true, starts), np.add.reduceat(others, starts)
-        if clip:
-            values = 1.0 / (1.0 + np.exp(-values))
+        if clip or self.probabilities:
+            values = expit(values)
         hits, predicted = np.cumsum(true), np.cumsum(true + others)
         # The middle one of the true voxels that a threshold adds, or the last where all are equal.
         middle = np.where(mixed, hits - true + (true + 1) / 2, hits)
@@ -245,10 +263,11 @@ class ScoreHistogram:
 
     def confusions(self, thresholds: Iterable[float]) -> list[Confusion]:
         """Count at `score > threshold` for each threshold, exact to the bits kept."""
+        given = np.asarray(list(thresholds), np.float64)
         rows = self._counts.reshape(-1, 2).T
         others, true = (np.append(np.cumsum(row[::-1])[::-1], 0) for row in rows)
         result = []
-        for threshold in thresholds:
+        for threshold in logit(given) if self.probabilities else given:
             key = _ordered(np.array([threshold], np.float32)) >> np.uint32(32 - self.bits)
             cut = int(key[0]) + 1
             hits, false = int(true[cut]), int(others[cut])

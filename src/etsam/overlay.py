@@ -32,13 +32,13 @@ class Reference:
         plane = self.volume.read_slice(z)
         if self.threshold is not None:
             return np.asarray(plane > self.threshold, np.float32)
-        place = f"{self.volume.path or 'the truth'}, slice {z}"
+        self.volume.require_finite()
         try:
             read_labels(plane)
         except ValueError as error:
-            raise ValueError(f"{place}: {error}; give a ground truth") from error
-        if np.any(plane != np.rint(plane)):
-            raise ValueError(f"{place} holds fractions: expected labels 1, 0 and -1 (ignored)")
+            raise ValueError(
+                f"{self.volume.path or 'the truth'}, slice {z}: {error}; give a ground truth"
+            ) from error
         return plane
 
 

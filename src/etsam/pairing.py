@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import csv
+import json
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from etsam.predictions import TIFF_SUFFIXES, Prediction, recognise, stem
+from etsam.layout import RECORD_ENDING
+from etsam.predictions import TIFF_SUFFIXES, Prediction, recognise, run_of, stem
+from etsam.tables import csv_records
 from etsam.volume import KNOWN_SUFFIXES
 
 TRUTH_SUFFIX = re.compile(
@@ -38,30 +41,49 @@ def find_pairings(
 
     In a folder of predictions only names that a program is known to give are taken, unless a
     `method` is given; where there are scores, the mask made from them is left out. The dataset
-    is the folder of the truth unless it is given.
+    is the folder of the truth unless it is given; of pairs that `etsam prepare` made, dataset and run
+    are those in its record.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        Nothing is there, or names do not tell what belongs together.
+        Nothing is there, names do not tell what belongs together, or one truth has two predictions
+        of one method and stage in a folder.
     """
     truth_files = [path for place in truths for path in _truths_in(place)]
     files = [
         path for place in predictions for path in _predictions_in(place, truth_files, bool(method))
     ]
-    pairings, scored = [], set()
+    pairings: list[Pairing] = []
+    taken: dict[tuple[str, str, Path, Path], Path] = {}
     matched = match(files, truth_files)
     for path, truth in sorted(matched, key=lambda pair: recognise(pair[0]).kind == "mask"):
         seen = recognise(path)
         seen = replace(seen, method=method or seen.method, stage=stage or seen.stage)
         key = seen.method, seen.stage, truth, path.parent
-        if seen.kind == "mask" and key in scored:
-            continue
-        if seen.kind != "mask":
-            scored.add(key)
-        folder = truth.resolve().parent.name
-        pairings.append(Pairing(seen, truth, dataset or folder, truth_name(truth)))
+        if key in taken:
+            if seen.kind == "mask" and recognise(taken[key]).kind != "mask":
+                continue
+            raise ValueError(
+                f"{taken[key]} and {path} are both of {seen.method} for {truth}: leave one out, or "
+                "use --pairs"
+            )
+        taken[key] = path
+        recorded = _recorded(truth)
+        named = dataset or recorded.get("dataset") or truth.resolve().parent.name
+        pairings.append(Pairing(seen, truth, named, recorded.get("run") or truth_name(truth)))
     return sorted(pairings, key=lambda pairing: (pairing.dataset, pairing.run))
+
+
+def _recorded(truth: Path) -> dict[str, str]:
+    """Dataset and run as `etsam prepare` noted them beside a truth; empty where it did not."""
+    path = truth.parent / f"{truth_name(truth)}{RECORD_ENDING}"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    noted = record if isinstance(record, dict) else {}
+    return {key: noted[key] for key in ("dataset", "run") if isinstance(noted.get(key), str)}
 
 
 def read_pairings(path: Path) -> list[Pairing]:
@@ -76,10 +98,8 @@ def read_pairings(path: Path) -> list[Pairing]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a CSV with columns prediction, truth")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        records = list(csv.DictReader(file))
     pairings = []
-    for number, record in enumerate(records, 1):
+    for number, record in enumerate(csv_records(path), 1):
         missing = [name for name in ("prediction", "truth") if not record.get(name)]
         if missing:
             raise ValueError(f"{path}, row {number}: no {missing[0]}; expected prediction, truth")
@@ -107,7 +127,8 @@ def truth_name(path: Path) -> str:
 def match(predictions: Sequence[Path], truths: Sequence[Path]) -> list[tuple[Path, Path]]:
     """Find the ground truth of each prediction: the one whose run's name begins the prediction's.
 
-    One prediction and one truth belong together whatever their names.
+    One prediction and one truth belong together whatever their names. Where the name goes on before
+    the program's own ending, a warning says so: the run may be another one, without a truth.
 
     Raises
     ------
@@ -127,6 +148,9 @@ def match(predictions: Sequence[Path], truths: Sequence[Path]) -> list[tuple[Pat
             raise ValueError(
                 f"{path}: {what} for it (runs: {listed}); name it RUN_..., or use --pairs"
             )
+        run, own = truth_name(best[0]), run_of(path)
+        if own is not None and own != run:
+            warnings.warn(f"{path} is scored against run {run}, not {own}", stacklevel=2)
         pairs.append((path, best[0]))
     return pairs
 
@@ -145,7 +169,8 @@ def _truths_in(place: Path) -> list[Path]:
     found = [path for path in _volumes_in(place) if truth_name(path) != stem(path)]
     if not found:
         raise FileNotFoundError(
-            f"{place} holds no ground truth: expected names such as RUN_membrane.mrc"
+            f"{place} holds no ground truth: expected names such as RUN_membrane.mrc, which `etsam "
+            "prepare` makes of runs as they are downloaded"
         )
     return found
 

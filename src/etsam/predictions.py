@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +19,20 @@ ScoreKind = Literal["mask", "logits", "probability"]
 TIFF_SUFFIXES = (".tif", ".tiff")
 TYPICAL_THRESHOLD: dict[ScoreKind, float] = {"mask": 0.0, "logits": 0.0, "probability": 0.5}
 TARDIS_THRESHOLD = 0.25  # the default of TARDIS-em 0.3 (--cnn_threshold)
+DAMAGES = (
+    ArithmeticError,
+    AssertionError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+"""What `tifffile` raises where a file is damaged, found by damaging some."""
+
 PEEKED = 16  # slices looked at to tell probabilities from logits
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # our errors say it, in one line
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,9 @@ def _named(pattern: str) -> re.Pattern[str]:
     return re.compile(f"{pattern}$", re.IGNORECASE)
 
 
+CHECKPOINT_NAMED = _named("_segmented")
+"""MemBrain-seg's masks: the name of the checkpoint stands before it."""
+
 CONVENTIONS = (
     Convention("ETSAM", "stage2", _named("_membrane_logits"), "logits", LOGIT_THRESHOLD, True),
     Convention("ETSAM", "postprocessed", _named("_membrane_postprocessed"), "mask", 0.0),
@@ -55,7 +73,7 @@ CONVENTIONS = (
     Convention("ridge", "final", _named("_ridge"), "mask", 0.0),
     # MemBrain-seg: "probabilities" are logits, averaged over eight mirrors; > 0 is membrane
     Convention("MemBrain-seg", "final", _named("_scores"), "logits", 0.0),
-    Convention("MemBrain-seg", "final", _named("_segmented"), "mask", 0.0),
+    Convention("MemBrain-seg", "final", CHECKPOINT_NAMED, "mask", 0.0),
     # TARDIS: a TIFF of probabilities (--cnn_threshold 0), or a mask
     Convention("TARDIS", "final", _named("_CNN"), "probability", TARDIS_THRESHOLD),
     Convention("TARDIS", "final", _named("_semantic"), "mask", 0.0),
@@ -98,6 +116,16 @@ def recognise(path: Path) -> Prediction:
     return Prediction(path, path.parent.name or "prediction")
 
 
+def run_of(path: Path) -> str | None:
+    """Return the run a file's name tells; None where the program is not known or adds more to it."""
+    name = stem(path)
+    for rule in CONVENTIONS:
+        found = rule.suffix.search(name)
+        if found:
+            return None if rule.suffix is CHECKPOINT_NAMED else name[: found.start()]
+    return None
+
+
 def open_prediction(path: Path, *, voxel_spacing: float | None = None) -> Tomogram:
     """Open a volume of scores: MRC, OME-Zarr, or an uncompressed TIFF stack, which has no voxel size.
 
@@ -117,12 +145,11 @@ def open_prediction(path: Path, *, voxel_spacing: float | None = None) -> Tomogr
     import tifffile
 
     try:
-        stack = tifffile.memmap(path, mode="r")
-    except (tifffile.TiffFileError, ValueError) as error:
+        return tomogram_from_array(tifffile.memmap(path, mode="r"), voxel_spacing=voxel_spacing)
+    except DAMAGES as error:
         raise ValueError(
             f"{path} cannot be read slice by slice ({error}): save an uncompressed TIFF, or MRC"
         ) from error
-    return tomogram_from_array(stack, voxel_spacing=voxel_spacing)
 
 
 def score_kind(volume: Tomogram) -> ScoreKind:

@@ -17,14 +17,13 @@ import numpy as np
 
 from etsam.annotations import Cleaned, CleaningOptions, clean_annotation
 from etsam.intensity import Normalisation, measure_intensity
-from etsam.layout import MASK_ENDING, Annotated, find_annotated, stem_of
+from etsam.layout import MASK_ENDING, RECORD_ENDING, Annotated, find_annotated, stem_of
 from etsam.provenance import Clock, input_record, plain, provenance, write_json
 from etsam.storage import require_space
 from etsam.volume import KNOWN_SUFFIXES, PARTIAL_SUFFIX, Tomogram, create_volume, open_tomogram
 
 COMPONENTS_ENDING = "_components"
 LIMIT_ENDING = "_limit"
-RECORD_ENDING = "_prepared.json"
 MOST_LISTED = 1000  # components in the record
 SAME_PLACE = 0.01  # relative difference of voxel sizes, share of a voxel of origins
 
@@ -101,7 +100,8 @@ def prepare(
     """Put a tomogram and its cleaned annotation into a folder, as NAME and NAME_membrane.
 
     The mask is int8 (1 membrane, 0 not, -1 not annotated) with the tomogram's geometry, field by
-    field. ``NAME_prepared.json`` says how it was made, and that all is there.
+    field. ``NAME_prepared.json`` says how it was made, of which dataset and run where that is
+    known, and that all is there.
 
     Raises
     ------
@@ -119,18 +119,18 @@ def prepare(
         region = None if limit is None else stack.enter_context(closing(open_tomogram(limit)))
         inputs = [tomogram, *masks, *([region] if region is not None else [])]
         target = _names(pair, folder, options)
-        task = _task(inputs, options)
+        task = _task(pair, inputs, options)
         if options.resume and (earlier := _finished(target, task)):
             return replace(target, details=earlier, reused=True)
         _refuse_existing(target, inputs, options)
         _check_place(inputs)
         folder.mkdir(parents=True, exist_ok=True)
-        target.record.unlink(missing_ok=True)  # from here on the pair is not complete
         cleaned = (
             clean_annotation(masks, options.cleaning, limit=region, progress=progress)
             if masks
             else None
         )
+        _drop_earlier(target, inputs)  # from here on the pair is not complete
         _place_tomogram(tomogram, target.tomogram, options, progress)
         if cleaned is not None:
             _write_masks(cleaned, tomogram, target, progress)
@@ -141,7 +141,7 @@ def prepare(
             inputs=task["inputs"],
             clock=clock,
         )
-        write_json(target.record, details)
+        write_json(target.record, details | task["origin"])
     return replace(target, details=json.loads(target.record.read_bytes()))
 
 
@@ -156,6 +156,8 @@ def find_inputs(places: Iterable[Path], annotations: tuple[Path, ...] = ()) -> l
     found: list[Annotated] = []
     for place in places:
         if annotations or not place.is_dir() or KNOWN_SUFFIXES.search(place.name):
+            if not annotations and not place.exists():
+                raise FileNotFoundError(f"{place} does not exist: give folders, or one tomogram")
             if not annotations:
                 raise ValueError(
                     f"{place} is a volume: name its mask with --annotation, or a folder"
@@ -192,14 +194,21 @@ def read_choices(path: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]
     Raises
     ------
     FileNotFoundError, ValueError
-        There is no such table, or it reads otherwise.
+        There is no such table, it reads otherwise, or names a tomogram twice.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a CSV with columns name, keep, drop")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        records = list(csv.DictReader(file))
-    choices = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            records = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read ({error}): save it as CSV in UTF-8") from error
+    choices: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     for number, record in enumerate(records, 1):
+        if record.get("name") in choices:
+            raise ValueError(
+                f"{path}, row {number}: {record['name']} is named twice: expected once"
+            )
         try:
             lists = [
                 tuple(int(word) for word in (record.get(column) or "").split())
@@ -242,7 +251,7 @@ def _limit(pair: Annotated, options: PrepareOptions) -> Path | None:
     return found[0]
 
 
-def _task(inputs: list[Tomogram], options: PrepareOptions) -> dict[str, Any]:
+def _task(pair: Annotated, inputs: list[Tomogram], options: PrepareOptions) -> dict[str, Any]:
     """What decides the result."""
     asked = asdict(replace(options, resume=False, overwrite=False))
     box = options.cleaning.box
@@ -251,6 +260,7 @@ def _task(inputs: list[Tomogram], options: PrepareOptions) -> dict[str, Any]:
     return {
         "request": json.loads(json.dumps(plain(asked), default=str)),
         "inputs": [input_record(volume) for volume in inputs],
+        "origin": {} if pair.run is None else {"dataset": pair.dataset, "run": pair.run},
     }
 
 
@@ -259,13 +269,33 @@ def _finished(target: Prepared, task: dict[str, Any]) -> dict[str, Any] | None:
     try:
         earlier = json.loads(target.record.read_bytes())
         same = earlier["parameters"] == task["request"] and earlier["inputs"] == task["inputs"]
+        same &= {key: earlier[key] for key in ("dataset", "run") if key in earlier} == task[
+            "origin"
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return earlier if same and all(path.exists() for path in target.paths()) else None
 
 
+def _drop_earlier(target: Prepared, inputs: list[Tomogram]) -> None:
+    """Remove an earlier record, and the components it tells of where they are not made again."""
+    try:
+        has_components = json.loads(target.record.read_bytes())["parameters"]["components"] is True
+    except (OSError, ValueError, KeyError, TypeError):
+        has_components = False
+    for ending in (".mrc", ".zarr") if has_components else ():
+        path = target.record.with_name(f"{target.name}{COMPONENTS_ENDING}{ending}")
+        if path != target.components and path.resolve() not in _sources(inputs):
+            _remove(path)
+    target.record.unlink(missing_ok=True)
+
+
+def _sources(inputs: list[Tomogram]) -> set[Path]:
+    return {volume.path.resolve() for volume in inputs if volume.path is not None}
+
+
 def _refuse_existing(target: Prepared, inputs: list[Tomogram], options: PrepareOptions) -> None:
-    sources = {volume.path.resolve() for volume in inputs if volume.path is not None}
+    sources = _sources(inputs)
     for path in target.paths():
         if path.exists() and path.resolve() in sources and not path.is_symlink():
             raise ValueError(f"{path} is an input: give another --output")

@@ -19,6 +19,7 @@ CUT_OFF = 0.99
 ROUNDED = 0.01
 """Share of an extent by which they may differ: what rounded voxel sizes explain."""
 
+BINNED = 0.01  # how far from a whole number a ratio of voxel sizes still is binning
 FARTHEST = 15.0  # logits beyond say no more, and -1024 ("no object") would move every edge
 HALF = 0.5  # share of a voxel that makes it membrane
 ROUNDING = 1e-9
@@ -71,6 +72,7 @@ class ResampledSource:
     def _values(self, z: int) -> NDArray[np.float64]:
         """Return a slice of the prediction as shares of membrane, 0 to 1."""
         plane = self._volume.read_slice(z)
+        self._volume.require_finite()
         if self._kind == "mask":
             return (plane > 0).astype(np.float64)
         values = plane.astype(np.float64)
@@ -118,15 +120,18 @@ def _weights(size: int, wanted: int, ratio: float) -> csr_matrix:
     """Return the sparse matrix (wanted, size) that resamples one axis; its rows add up to 1.
 
     Linear between the centres of voxels; the mean of that over the new voxel where that is larger.
+    Binning by a whole number takes the plain mean of the voxels that fall together.
     """
     centres = (np.arange(wanted) + 0.5) * ratio - 0.5
     reach = int(np.ceil(max(ratio, 1.0) / 2)) + 1
     near = np.floor(centres).astype(int)[:, None] + np.arange(-reach, reach + 2)
     away = centres[:, None] - near
-    if ratio > 1:
-        weights = _under_hat(away + ratio / 2) - _under_hat(away - ratio / 2)
-    else:
+    if ratio <= 1:
         weights = np.maximum(1 - np.abs(away), 0)
+    elif abs(ratio - round(ratio)) < BINNED:
+        weights = ((ratio + 1) / 2 - np.abs(away)).clip(0, 1)
+    else:
+        weights = _under_hat(away + ratio / 2) - _under_hat(away - ratio / 2)
     rows = np.repeat(np.arange(wanted), near.shape[1])
     matrix = csr_matrix((weights.ravel(), (rows, near.clip(0, size - 1).ravel())), (wanted, size))
     matrix.eliminate_zeros()

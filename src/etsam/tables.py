@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from etsam.options import LOGIT_THRESHOLD
+from etsam.predictions import CONVENTIONS
 from etsam.storage import write_text
 
 OTHER_NAMES = {"dataset_id": "dataset", "run_id": "run"}
@@ -55,11 +55,28 @@ def read_table(path: Path | str) -> list[Score]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a table made by `etsam evaluate`")
-    records = _json_records(path) if path.suffix.lower() == ".json" else _csv_records(path)
+    records = _json_records(path) if path.suffix.lower() == ".json" else csv_records(path)
     rows = [_score(record, f"{path}, row {number}") for number, record in enumerate(records, 1)]
     if not rows:
         raise ValueError(f"{path} holds no scores: expected rows of {', '.join(COLUMNS)}")
     return rows
+
+
+def check_table_path(path: Path | str | None) -> None:
+    """Refuse a place where no table can be written, before anything is computed for it.
+
+    Raises
+    ------
+    ValueError
+        If the name ends in neither .csv nor .json, or its folder does not exist.
+    """
+    if path is None:
+        return
+    path = Path(path)
+    if path.suffix.lower() not in (".csv", ".json"):
+        raise ValueError(f"{path} is no name for a table: expected one that ends in .csv or .json")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent} does not exist: make the folder first")
 
 
 def write_table(path: Path | str, rows: Iterable[Score]) -> None:
@@ -99,7 +116,8 @@ def variants(
 
     A method is called by its name, or "name stage" where the table holds several stages of it.
     Where there are several thresholds, `thresholds` says which counts; without a word of it the
-    paper's -0.25 does, if it is there.
+    program's own does, which is known (`etsam.predictions.CONVENTIONS`) or the one at which most
+    was measured.
 
     Returns
     -------
@@ -132,9 +150,10 @@ def variants(
 
 def _threshold(name: str, rows: list[Score], wanted: float | None) -> float | None:
     found = sorted({row.threshold for row in rows if row.threshold is not None})
-    if wanted is None and len(found) > 1 and LOGIT_THRESHOLD in found:
-        return LOGIT_THRESHOLD
     if wanted is None and len(found) > 1:
+        own = _own_threshold(rows, found)
+        if own is not None:
+            return own
         listed = ", ".join(f"{value:g}" for value in found)
         raise ValueError(
             f"{name} has thresholds {listed}: say which, as in --at {name}={found[0]:g}"
@@ -143,6 +162,17 @@ def _threshold(name: str, rows: list[Score], wanted: float | None) -> float | No
         listed = ", ".join(f"{value:g}" for value in found) or "none"
         raise ValueError(f"{name} has no threshold {wanted:g}: the table has {listed}")
     return wanted if wanted is not None else (found[0] if found else None)
+
+
+def _own_threshold(rows: list[Score], found: list[float]) -> float | None:
+    """The threshold a known program uses, or the only one with surfaces or details; else None."""
+    for rule in CONVENTIONS:
+        if rule.method == rows[0].method and rule.kind != "mask" and rule.threshold in found:
+            return rule.threshold
+    measured = {level: {row.metric for row in rows if row.threshold == level} for level in found}
+    most = max(len(metrics) for metrics in measured.values())
+    richest = [level for level, metrics in measured.items() if len(metrics) == most]
+    return richest[0] if len(richest) == 1 else None
 
 
 def _by_metric(rows: Iterable[Score]) -> dict[str, Series]:
@@ -156,18 +186,32 @@ def _by_metric(rows: Iterable[Score]) -> dict[str, Series]:
     return result
 
 
-def _csv_records(path: Path) -> list[dict[str, Any]]:
+def csv_records(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a CSV file with a header.
+
+    Raises
+    ------
+    ValueError
+        If it is not UTF-8 text, or a row has more or fewer fields than the header.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file))
+            records = list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV table: {error}") from error
+    for number, record in enumerate(records, 1):
+        if None in record or None in record.values():
+            raise ValueError(
+                f"{path}, row {number}: other fields than the header names; is it cut short, or a "
+                "quote not closed?"
+            )
+    return records
 
 
 def _json_records(path: Path) -> list[dict[str, Any]]:
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON table: {error}") from error
     if not isinstance(records, list) or not all(isinstance(item, dict) for item in records):
         raise ValueError(f"{path} is not a table: expected a list of objects, one per score")

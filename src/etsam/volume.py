@@ -57,6 +57,21 @@ class Tomogram:
         """Number of NaN and infinite voxels replaced in the slices read so far."""
         return sum(self._replaced.values())
 
+    def require_finite(self) -> None:
+        """Refuse a volume of scores or labels of which a slice read so far was not all numbers.
+
+        Raises
+        ------
+        ValueError
+            If a voxel was NaN or infinite.
+        """
+        if self._replaced:
+            z, count = next(iter(self._replaced.items()))
+            raise ValueError(
+                f"{self.path or 'the volume'}: {count} voxels of slice {z} are NaN or infinite, which "
+                "cannot be scored: make it again, or label them -1 and set them to 0"
+            )
+
     def read_slice(self, z: int) -> np.ndarray:
         """Return slice `z` as finite float32 (Y, X); see `read_slices`."""
         data: np.ndarray = self.read_slices(z, z + 1)[0]

@@ -115,7 +115,10 @@ def find_executable(options: ProgramOptions) -> str:
         It needs weights and none are given.
     """
     program = options.program
-    wanted = program.executable if options.executable is None else str(options.executable)
+    wanted = program.executable
+    if options.executable is not None:  # as a path ./NAME is NAME, which PATH alone is searched for
+        is_here = options.executable.is_file()
+        wanted = str(options.executable.absolute() if is_here else options.executable)
     found = shutil.which(wanted)
     if found is None:
         where = "is not on PATH" if options.executable is None else "is no program"

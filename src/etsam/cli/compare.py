@@ -16,7 +16,7 @@ at_option = click.option(
     "--at",
     multiple=True,
     metavar="METHOD=THRESHOLD",
-    help="Threshold of a method that has several.  [default: -0.25 where there]",
+    help="Threshold of a method that has several.  [default: the program's own]",
 )
 
 
@@ -40,8 +40,9 @@ def compare(params: dict[str, Any]) -> None:
     below 0.05 over the number of pairs (Bonferroni), ** below 0.01, *** below 0.001.
     """
     from etsam.compare import compare as run_comparison
-    from etsam.tables import read_table, write_records
+    from etsam.tables import check_table_path, read_table, write_records
 
+    check_table_path(params["output"])
     rows = [row for path in params["tables"] for row in read_table(path)]
     found = run_comparison(
         rows,

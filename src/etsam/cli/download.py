@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etsam.cli.command import EXIT_FAILED, VerbCommand, one_line, report_error
+from etsam.cli.command import EXIT_FAILED, VerbCommand, one_line, report_error, report_warning
 from etsam.cli.options import overwrite_option
 from etsam.cli.progress import StageProgress
 
@@ -116,7 +116,10 @@ def _fetch(params: dict[str, Any], options: DownloadOptions) -> int:
             outcomes.append(outcome)
             if outcome.error is not None:
                 report_error(outcome.error)
-            elif not params["as_json"]:
+                continue
+            if not outcome.checked:
+                report_warning(f"{outcome.path}: size and checksum unknown: not checked")
+            if not params["as_json"]:
                 click.echo(outcome.path)
     failed = sum(outcome.error is not None for outcome in outcomes)
     kept = sum(outcome.kept for outcome in outcomes)
@@ -198,6 +201,7 @@ def _outcome_record(outcome: Outcome) -> dict[str, Any]:
     return _item_record(outcome.item) | {
         "path": str(outcome.path),
         "state": state,
+        "checked": outcome.checked and outcome.error is None,
         "error": error,
     }
 

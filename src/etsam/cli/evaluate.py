@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etsam.cli.command import VerbCommand
+from etsam.cli.command import EXIT_FAILED, EXPECTED_ERRORS, VerbCommand, report_error
 from etsam.cli.options import finite
 from etsam.cli.progress import StageProgress
 
 if TYPE_CHECKING:
+    from etsam.evaluate import EvaluateOptions, Evaluation
     from etsam.pairing import Pairing
 
 
@@ -39,7 +40,11 @@ if TYPE_CHECKING:
 )
 @click.option("--curves", type=click.Path(path_type=Path), help="Table of precision over recall.")
 @click.option("--threshold", "thresholds", type=float, multiple=True, help="Several may be given.")
-@click.option("--sweep", is_flag=True, help="The paper's nine thresholds, -2 to 2, as well.")
+@click.option(
+    "--sweep",
+    is_flag=True,
+    help="The paper's nine logit thresholds, -2 to 2, and the program's own, as well.",
+)
 @click.option(
     "--scores",
     "kind",
@@ -62,7 +67,7 @@ if TYPE_CHECKING:
     "--details/--no-details",
     default=True,
     show_default=True,
-    help="Also by plane, by lean to the beam, and by component.",
+    help="Also by plane, by angle to the beam, and by component.",
 )
 @click.option(
     "--min-component",
@@ -78,7 +83,7 @@ if TYPE_CHECKING:
 @click.option(
     "--voxel-spacing", type=float, callback=finite, metavar="Å", help="Instead of the headers'."
 )
-def evaluate(params: dict[str, Any]) -> None:
+def evaluate(params: dict[str, Any]) -> int:
     """Score each PREDICTION (volume or folder; masks, logits, probabilities) against ground truth.
 
     Truth holds 1 membrane, 0 not, -1 not annotated (never counted). Names of ETSAM, MemBrain-seg and
@@ -88,15 +93,13 @@ def evaluate(params: dict[str, Any]) -> None:
     etsam evaluate masks/ -t truth/ -o scores.csv
     etsam evaluate TS_1_scores.mrc -t TS_1_membrane.mrc --sweep
     """
+    from etsam.evaluate import EvaluateOptions, curve_rows
+    from etsam.tables import COLUMNS, check_table_path, csv_text, write_table
+
     pairings = _pairings(params)
-
-    from etsam.evaluate import SWEEP, EvaluateOptions, curve_rows
-    from etsam.evaluate import evaluate as run_evaluation
-    from etsam.tables import COLUMNS, csv_text, write_table
-
-    sweep = SWEEP if params["sweep"] else ()
     options = EvaluateOptions(
-        thresholds=tuple(dict.fromkeys((*params["thresholds"], *sweep))),
+        thresholds=params["thresholds"],
+        sweep=params["sweep"],
         kind=params["kind"],
         surface=params["surface"],
         tolerance=params["tolerance"],
@@ -105,22 +108,47 @@ def evaluate(params: dict[str, Any]) -> None:
         voxel_spacing=params["voxel_spacing"],
         resample=params["resample"],
     )
-    with StageProgress() as progress:
-        found = run_evaluation(pairings, options, progress)
+    output, curves = params["output"], params["curves"]
+    if output is not None and output == curves:
+        raise click.UsageError("--output and --curves are the same file")
+    for path in (output, curves):
+        check_table_path(path)
+    found = _evaluated(pairings, options)
     rows = [row for evaluation in found for row in evaluation.rows]
-    if params["curves"] is not None:
-        write_table(params["curves"], [row for item in found for row in curve_rows(item)])
-    if params["output"] is None:
+    if rows and curves is not None:
+        write_table(curves, [row for item in found for row in curve_rows(item)])
+    if rows and output is None:
         click.echo(csv_text(COLUMNS, map(asdict, rows)), nl=False)
-    else:
-        write_table(params["output"], rows)
-        click.echo(params["output"])
+    elif rows:
+        write_table(output, rows)
+        click.echo(output)
+    return EXIT_FAILED if len(found) < len(pairings) else 0
+
+
+def _evaluated(pairings: list[Pairing], options: EvaluateOptions) -> list[Evaluation]:
+    """Score what can be scored; a line for each that cannot."""
+    from etsam.evaluate import evaluate as run_evaluation
+
+    found: list[Evaluation] = []
+    failed: list[Exception] = []
+    with StageProgress() as progress:
+        for pairing in pairings:
+            try:
+                found += run_evaluation([pairing], options, progress)
+            except EXPECTED_ERRORS as error:
+                failed.append(error)
+    for failure in failed:
+        report_error(failure)
+    return found
 
 
 def _pairings(params: dict[str, Any]) -> list[Pairing]:
     given = bool(params["predictions"]) and bool(params["truths"])
     if given == (params["pairs"] is not None):
         raise click.UsageError("give predictions and --truth, or --pairs")
+    named = [name for name in ("dataset", "method", "stage") if params[name] is not None]
+    if params["pairs"] is not None and named:
+        raise click.UsageError(f"--{named[0]} and --pairs: make it a column of the table instead")
 
     from etsam.pairing import find_pairings, read_pairings
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self, TextIO
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+SHORTEST = 0.1  # s; a rate over less says nothing, as of files that were there already
 SLICE_MESSAGE = re.compile(r"(?P<stage>.+): slice (?P<done>\d+) of (?P<total>\d+)")
 
 
@@ -20,7 +21,7 @@ class StageProgress:
     def __init__(self, unit: str = "slices", stream: TextIO | None = None) -> None:
         self._unit = unit
         self._stream = sys.stderr if stream is None else stream
-        self._started: dict[str, float] = {}
+        self._started: dict[str, tuple[float, int]] = {}  # when, and what was done by then
         self._tasks: dict[str, TaskID] = {}
         self._bars: Progress | None = None
         self._line = ""
@@ -46,15 +47,17 @@ class StageProgress:
         """Say that ``done`` of ``total`` slices (or other units) of a stage are finished."""
         if stage not in self._started:
             self._write_line()
-            self._started[stage] = time.perf_counter()
-        elapsed = time.perf_counter() - self._started[stage]
-        speed = f"{done / elapsed:.1f} {self._unit}/s" if done and elapsed else ""
+            self._started[stage] = time.perf_counter(), done
+        start, before = self._started[stage]
+        elapsed = time.perf_counter() - start
+        speed = f"{(done - before) / elapsed:.1f} {self._unit}/s" if done > before else ""
         if self._bars is not None:
             if stage not in self._tasks:
                 self._tasks[stage] = self._bars.add_task(stage, rate="")
             self._bars.update(self._tasks[stage], completed=done, total=total, rate=speed)
         elif done == total:
-            self._line = f"{stage}: {total} {self._unit} in {elapsed:.1f} s, {speed}\n"
+            rate = f", {speed}" if speed and elapsed >= SHORTEST else ""
+            self._line = f"{stage}: {total} {self._unit} in {elapsed:.1f} s{rate}\n"
 
     def _write_line(self) -> None:
         """Write the line of the stage before; the last one of a failure is left to its error."""

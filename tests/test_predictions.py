@@ -1,0 +1,45 @@
+"""Outputs of other programs that are damaged, or of another form."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from etsam.predictions import open_prediction
+
+SCORES = np.random.default_rng(0).random((3, 8, 9), dtype=np.float32)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # tifffile's own
+def test_a_damaged_tiff_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a_CNN.tif"
+    tifffile.imwrite(path, SCORES, photometric="minisblack")
+    whole = path.read_bytes()
+    random = np.random.default_rng(1)
+    damaged = [b"II*\0junk", whole[:200], whole[:500]]
+    for _ in range(300):
+        spoiled = bytearray(whole)
+        for place in random.integers(0, 400, 2):
+            spoiled[place] = random.integers(256)
+        damaged.append(bytes(spoiled))
+    refused = 0
+    for data in damaged:
+        path.write_bytes(data)
+        try:
+            open_prediction(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path} cannot be read slice by slice (")
+            refused += 1
+    gc.collect()
+    assert refused > 50
+    assert capfd.readouterr().err == ""
+
+
+def test_a_plane_names_its_file(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "two_CNN.tif", SCORES[0])
+    with pytest.raises(ValueError, match=r"two_CNN\.tif cannot be read.*shape \(8, 9\)"):
+        open_prediction(tmp_path / "two_CNN.tif")
