@@ -100,6 +100,16 @@ def test_equal_differences_need_no_test() -> None:
     assert paired_test(np.arange(10) + 0.5, np.arange(10)).p == pytest.approx(2 * 0.5**10)
 
 
+def test_differences_that_only_rounding_tells_apart_are_held_against_their_sign() -> None:
+    base = np.array([0.1, 0.2, 0.3, 0.35, 0.4, 0.55, 0.6, 0.7])
+    assert np.ptp(base + 0.1 - base) > 0
+    found = paired_test(base, base + 0.1)
+    assert (found.test, found.statistic, found.rank_effect, found.mark) == ("sign", 0, -1, "**")
+    assert found.p == pytest.approx(stats.binomtest(0, 8).pvalue)
+    assert found.difference.low == found.difference.high == pytest.approx(-0.1)
+    assert summarise([0.5, math.inf, 0.7]).mean == pytest.approx(0.6)
+
+
 def test_a_bootstrap_interval_covers_the_mean() -> None:
     random = np.random.default_rng(0)
     hits = [

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mrcfile
 import numpy as np
@@ -18,9 +19,14 @@ from matplotlib.colors import to_rgb
 from etsam.charts import ablation, change_plot, cost_bars
 from etsam.compare import compare
 from etsam.costs import read_costs
+from etsam.overlay import Reference
 from etsam.panels import EXTRA, FOUND, MISSED, coloured
 from etsam.plots import box_plots, precision_recall, threshold_sweep, tomogram_bars
 from etsam.tables import Score, variants, write_table
+from etsam.volume import tomogram_from_array
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -36,6 +42,17 @@ def scores() -> list[Score]:
     ]
 
 
+def legend_of(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def write_volume(path: Path, data: np.ndarray, spacing: float = 10.0) -> Path:
+    with mrcfile.new(path, overwrite=True) as mrc:
+        mrc.set_data(data)
+        mrc.voxel_size = spacing
+    return path
+
+
 def test_boxes_carry_the_marks_of_the_tests() -> None:
     rows = scores()
     figure = box_plots(variants(rows), compare(rows))
@@ -43,9 +60,7 @@ def test_boxes_carry_the_marks_of_the_tests() -> None:
     marks = [text.get_text() for text in axes.texts]
     assert sorted(marks) == ["***", "***", "ns"]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["Dice"]
-    legend = axes.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["ours", "theirs", "same"]
+    assert legend_of(figure) == ["ours", "theirs", "same"]
 
 
 def test_bars_end_with_the_mean() -> None:
@@ -64,11 +79,9 @@ def test_curves_are_averaged_over_tomograms() -> None:
         for run, value in (("a", 0.8), ("b", 0.6))
         for recall in (0.0, 0.5, 1.0)
     ]
-    axes = precision_recall(rows, {"m": 0.7}).axes[0]
-    assert axes.lines[0].get_ydata() == pytest.approx([0.7, 0.7, 0.7])
-    legend = axes.get_legend()
-    assert legend is not None
-    assert legend.get_texts()[0].get_text() == "m (0.700)"
+    figure = precision_recall(rows, {("m", "final"): 0.7})
+    assert figure.axes[0].lines[0].get_ydata() == pytest.approx([0.7, 0.7, 0.7])
+    assert legend_of(figure) == ["m (0.700)"]
 
 
 def test_a_sweep_marks_the_best_dice() -> None:
@@ -145,12 +158,81 @@ def test_change_pairs_tomograms(tmp_path: Path, run: Run) -> None:
     assert "no method 'x'" in err
     levels = [replace(row, threshold=level) for row in rows for level in (-1.0, 1.0)]
     write_table(tmp_path / "u.csv", levels)
-    both = ("--before", "ours@-1", "--after", "ours@1", "-o", tmp_path / "c", "--format", "png")
-    code, _, err = run("figures", "change", tmp_path / "u.csv", *both)
+    change = ("figures", "change", tmp_path / "u.csv", "--before", "ours@-1", "--after")
+    code, _, err = run(*change, "theirs")
     assert code == 1
-    assert "theirs has thresholds -1, 1" in err
-    write_table(tmp_path / "u.csv", [row for row in levels if row.method == "ours"])
-    assert run("figures", "change", tmp_path / "u.csv", *both)[0] == 0
+    assert "theirs has thresholds -1, 1: say which, as in theirs@-1" in err
+    assert "expected METHOD@THRESHOLD" in run(*change, "ours@high")[2]
+    code, out, _ = run(*change, "ours@1", "-o", tmp_path / "c.png")
+    assert (code, out.split()) == (0, [str(tmp_path / "c.png")])
+    code, _, err = run(*change, "ours@1", "-o", tmp_path / "d.png", "--format", "pdf")
+    assert (code, list(tmp_path.glob("d*"))) == (1, [])
+    assert "leave one out" in err
+
+
+def test_distances_are_drawn_in_their_unit_and_the_smallest_is_best() -> None:
+    nm = "surface_distance_mean_nm"
+    far = [replace(row, metric=nm, value=30 * row.value) for row in scores()]
+    table = variants([*scores(), *far])
+    left, right = box_plots(table, compare([*scores(), *far], metrics=["dice", nm])).axes
+    assert (left.get_ylabel(), right.get_ylabel()) == ("Score", "[nm]")
+    assert max(left.get_yticks()) == 1
+    assert 10 < max(right.get_yticks()) <= max(row.value for row in far)
+    means, changes = change_plot(table, "theirs", "ours", (nm,)).axes
+    heights = [bar.get_height() for bar in means.patches]
+    assert means.get_ylim()[1] > max(heights) > 1
+    assert changes.get_ylabel() == "Change [nm]"
+    assert changes.texts[0].get_text() == f"{heights[1] - heights[0]:+.2f}"
+    levels = [replace(row, threshold=row.value) for row in far[:2]]
+    assert [bool(best) for best in ablation(levels, [nm]).best[0]] == [
+        row.value == min(far[0].value, far[1].value)
+        for row in sorted(levels, key=lambda row: row.value)
+    ]
+
+
+def test_curves_and_sweeps_follow_the_methods_asked_for(tmp_path: Path, run: Run) -> None:
+    base = [replace(row, method="ours", stage="stage2") for row in scores()[:8]]
+    rows = [replace(row, threshold=level) for row in base for level in (-1.0, -0.25, 1.0)]
+    rows += [replace(row, metric="auprc", value=0.75) for row in base]
+    rows += [replace(row, stage="postprocessed") for row in base]
+    rows += [replace(row, method="theirs", threshold=1.0) for row in base]
+    curves = [
+        replace(row, method=method, metric="precision_at_recall", threshold=0.5)
+        for row in base
+        for method in ("ours", "theirs")
+    ]
+    write_table(tmp_path / "t.csv", rows)
+    write_table(tmp_path / "c.csv", curves)
+    draw = ("figures", "scores", tmp_path / "t.csv", "--format", "svg", "-o", tmp_path / "f")
+    draw += ("--at", "ours stage2=-0.25")
+    both = (*draw, "--curves", tmp_path / "c.csv")
+    assert run(*both)[0] == 0
+    picture = (tmp_path / "f" / "precision_recall.svg").read_text()
+    assert "ours (0.750)" in picture  # the scores hold two stages of it, the curves one
+    assert "theirs" in picture
+    assert run(*both, "--method", "ours stage2")[0] == 0
+    assert "theirs" not in (tmp_path / "f" / "precision_recall.svg").read_text()
+    assert "sweep_ours" not in run(*draw, "--method", "theirs")[1]
+    assert "no curve of ours postprocessed" in run(*both, "--method", "ours postprocessed")[2]
+    code, _, err = run(*draw, "--curves", tmp_path / "t.csv")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "expected only 'precision_at_recall'" in err
+
+
+def test_tables_with_odd_names_and_numbers(tmp_path: Path, run: Run) -> None:
+    rows = [replace(row, metric="../../x") for row in scores()]
+    rows += [replace(row, metric="y", value=value) for row in rows[:2] for value in (np.nan,)]
+    rows += [replace(rows[2], metric="y", value=np.inf)]
+    write_table(tmp_path / "t.csv", rows)
+    inside = tmp_path / "a" / "b" / "c"
+    draw = ("figures", "scores", tmp_path / "t.csv", "-o", inside, "--format", "pdf")
+    code, _, err = run(*draw)
+    assert (code, err) == (0, "")
+    assert {path.name for path in inside.iterdir()} == {"bars_____x.pdf", "bars_y.pdf"}
+    assert set(tmp_path.rglob("*.pdf")) == set(inside.iterdir())
+    code, _, err = run(*draw, "--metric", "foo")
+    assert code == 1
+    assert "no metric 'foo': the table has ../../x, y" in err
 
 
 def test_an_ablation_is_a_table_of_means(tmp_path: Path, run: Run) -> None:
@@ -174,18 +256,53 @@ def test_an_ablation_is_a_table_of_means(tmp_path: Path, run: Run) -> None:
     assert "at any threshold" in run("figures", "ablation", tmp_path / "u.csv")[2]
 
 
-def test_cleaning_shows_what_was_removed(tmp_path: Path, run: Run) -> None:
+def test_cleaning_shows_what_was_removed(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     random = np.random.default_rng(0)
     before = random.random((4, 12, 16)) > 0.5
-    for name, data in (("t", random.random(before.shape)), ("b", before), ("a", before.copy())):
-        with mrcfile.new(tmp_path / f"{name}.mrc") as mrc:
-            mrc.set_data(data.astype(np.float32 if name == "t" else np.int8))
-            mrc.voxel_size = 10.0
-    paths = [tmp_path / f"{name}.mrc" for name in "tba"]
+    logits = np.where(before, 3.0, -3.0).astype(np.float32)
+    tomogram = write_volume(tmp_path / "t.mrc", random.random(before.shape).astype(np.float32))
+    mask = write_volume(tmp_path / "b.mrc", before.astype(np.int8))
+    after = write_volume(tmp_path / "a_membrane_logits.mrc", logits)
+    drawn = []
+    monkeypatch.setattr("etsam.figures.save", lambda figure, *_: drawn.append(figure) or [])
+    code, _, err = run("figures", "cleaning", tomogram, mask, after, "-z", 1)
+    assert code == 0, err
+    kept = drawn[0].axes[1].images[1].get_array()  # a mask and scores above their threshold: equal
+    assert np.array_equal(kept[..., 3] > 0, before[1])
+    assert np.allclose(kept[before[1]][:, :3], to_rgb(FOUND))
+    monkeypatch.undo()
+    paths = (tomogram, mask, after)
     code, _, err = run("figures", "cleaning", *paths, "-o", tmp_path / "c", "--format", "png")
     assert code == 0, err
     assert (tmp_path / "c.png").stat().st_size > 1000
     assert "expected some of 0 to 3" in run("figures", "cleaning", *paths, "-z", 4)[2]
+
+
+def test_volumes_that_do_not_fit_are_refused(tmp_path: Path, run: Run) -> None:
+    random = np.random.default_rng(0)
+    data = (random.random((4, 12, 16)) > 0.5).astype(np.int8)
+    tomogram = write_volume(tmp_path / "t.mrc", random.random(data.shape).astype(np.float32))
+    good = write_volume(tmp_path / "good.mrc", data)
+    coarse = write_volume(tmp_path / "coarse.mrc", data, 13.0)
+    for name, truth, part in (
+        ("two", 2 * data, "labels reach from"),
+        ("logits", (9 * data - 4.5).astype(np.float32), "labels reach from"),
+        ("half", (data / 2).astype(np.float32), "a label is 0.5"),
+        ("coarse", None, "voxels of"),
+    ):
+        path = coarse if truth is None else write_volume(tmp_path / f"{name}.mrc", truth)
+        for verb in (("slices", tomogram, "-t"), ("surfaces",)):
+            code, _, err = run("figures", *verb, path, "-m", good, "-o", tmp_path / "s.png")
+            assert (code, err.count("\n")) == (1, 1), (name, verb)
+            assert part in err
+    assert "voxels of" in run("figures", "cleaning", tomogram, good, coarse)[2]
+    assert not list(tmp_path.glob("*.png"))
+    args = ("slices", tomogram, "-t", coarse, "-m", good, "--voxel-spacing", 10)
+    assert run("figures", *args, "-o", tmp_path / "s.png")[0] == 0
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        Reference(tomogram_from_array(np.full((1, 2, 2), np.nan, np.float32))).labels(0)
 
 
 def test_the_commands_write_whole_files(tmp_path: Path, run: Run) -> None:
@@ -203,9 +320,7 @@ def test_the_commands_write_whole_files(tmp_path: Path, run: Run) -> None:
         ("a_membrane", (volume > 0).astype(np.int8)),
         ("b", volume[:2]),
     ):
-        with mrcfile.new(tmp_path / f"{name}.mrc") as mrc:
-            mrc.set_data(data)
-            mrc.voxel_size = 10.0
+        write_volume(tmp_path / f"{name}.mrc", data)
     both = (tmp_path / "a.mrc", "-t", tmp_path / "a_membrane.mrc", "-o", tmp_path / "s")
     mask = f"guess={tmp_path / 'a_membrane.mrc'}"
     code, out, err = run("figures", "slices", *both, "-m", mask, "-z", 1, "--format", "png")

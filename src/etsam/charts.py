@@ -4,17 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from etsam.plots import COLOURS, COLUMN, HATCHES, label, style
+from etsam.drawing import (
+    COLOURS,
+    COLUMN,
+    Scale,
+    colour_of,
+    finite,
+    hatch_of,
+    label,
+    legend_above,
+    less_is_better,
+    mean_of,
+    new_figure,
+    scales,
+    shortened,
+    style,
+    unit,
+)
 from etsam.statistics import summarise
 from etsam.tables import Score, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.container import BarContainer
     from matplotlib.figure import Figure
 
 UNITS = {
@@ -41,10 +59,14 @@ def cost_bars(table: Table, *, width: float = 2 * COLUMN) -> Figure:
     ValueError
         If no method has any of the three.
     """
-    costs = [name for name in UNITS if any(name in series for series in table.values())]
+    costs = [
+        name
+        for name in UNITS
+        if any(finite([*series.get(name, {}).values()]).size for series in table.values())
+    ]
     if not costs:
         raise ValueError(f"no costs in the table: expected one of {', '.join(UNITS)}")
-    figure = _figure(width, 0.62 + 0.24 * len(table))
+    figure = new_figure(width, 0.62 + 0.24 * len(table))
     grid = figure.subplots(1, len(costs), squeeze=False)[0]
     for axes, cost in zip(grid, costs, strict=True):
         _bars(axes, table, cost)
@@ -59,7 +81,8 @@ def change_plot(
 ) -> Figure:
     """Mean scores of two methods, and the change on each tomogram (paper, Fig. 4).
 
-    The diamond is the mean change with its bootstrap interval (95 %).
+    The diamond is the mean change with its bootstrap interval (95 %). Metrics from 0 to 1 stand in one
+    row, their changes in percentage points; each other has a row of its own, in its unit.
 
     Raises
     ------
@@ -73,47 +96,59 @@ def change_plot(
     pairs = {metric: both for metric, both in pairs.items() if both.size}
     if not pairs:
         raise ValueError(f"{before} and {after} share no tomogram with {', '.join(metrics)}")
-    figure = _figure(width, 2.1)
-    left, right = figure.subplots(1, 2)
-    for number, name in enumerate((before, after)):
-        means = [both[:, number].mean() for both in pairs.values()]
-        places = np.arange(len(pairs)) + 0.4 * (number - 0.5)
-        left.bar(
-            places,
-            means,
-            0.37,
-            label=name,
-            color=COLOURS[number],
-            hatch=HATCHES[number],
-            edgecolor="white",
-            linewidth=0,
-        )
-        for place, mean in zip(places, means, strict=True):
-            left.annotate(f"{mean:.3f}", (place, mean), ha="center", va="bottom", fontsize=5.5)
-    left.set(ylim=(0, 1), ylabel="Mean score")
-    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    _changes(right, [100 * (both[:, 1] - both[:, 0]) for both in pairs.values()])
-    for axes in (left, right):
-        axes.set_xticks(range(len(pairs)), [label(metric) for metric in pairs])
+    rows = scales(pairs)
+    figure = new_figure(width, 1.8 * len(rows) + 0.3)
+    names = shortened([before, after], 30)
+    for (left, right), scale in zip(
+        figure.subplots(len(rows), 2, squeeze=False), rows, strict=True
+    ):
+        members = [pairs[metric] for metric in scale.metrics]
+        bars = _mean_bars(left, members, scale)
+        _changes(right, [both[:, 1] - both[:, 0] for both in members], scale)
+        for axes in (left, right):
+            axes.set_xticks(range(len(members)), [fill(label(one), 14) for one in scale.metrics])
+    legend_above(figure, bars, names)
     return figure
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """Means by variant and threshold, NaN where there is none; `title` says of what."""
+    """Means by variant and threshold, NaN where there is none; `title` says of what.
+
+    `metrics` are those of the rows.
+    """
 
     title: str
     names: list[str]
+    metrics: list[str]
     thresholds: list[float]
     means: NDArray[np.float64]
+
+    @property
+    def best(self) -> NDArray[np.bool_]:
+        """Where the best of each row stands: the smallest of distances and costs, else the largest."""
+        signs = np.array([-1.0 if less_is_better(metric) else 1.0 for metric in self.metrics])
+        good = self.means * signs[:, None]
+        best: NDArray[np.bool_] = good == np.nanmax(good, axis=1, keepdims=True)
+        return best
+
+    @property
+    def shades(self) -> NDArray[np.float64]:
+        """The means from 0 to 1, by metrics of the same unit."""
+        units = [unit(metric) for metric in self.metrics]
+        shades = np.full(self.means.shape, np.nan)
+        for one in set(units):
+            rows = np.array([other == one for other in units])
+            low, high = np.nanmin(self.means[rows]), np.nanmax(self.means[rows])
+            shades[rows] = (self.means[rows] - low) / (high - low) if high > low else 0.5
+        return shades
 
     def markdown(self) -> str:
         """Return the table as Markdown, the best of each row bold."""
         head = ["variant", *(f"{threshold:g}" for threshold in self.thresholds)]
         lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        for name, row in zip(self.names, self.means, strict=True):
-            best = np.nanmax(row)
-            cells = [_cell(value, bold=value == best) for value in row]
+        for name, row, best in zip(self.names, self.means, self.best, strict=True):
+            cells = [_cell(value, bold=bold) for value, bold in zip(row, best, strict=True)]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         return "\n".join(lines) + "\n"
 
@@ -126,12 +161,11 @@ def ablation(rows: Sequence[Score], metrics: Sequence[str] = ("dice",)) -> Ablat
     ValueError
         If the table has no such score at any threshold.
     """
-    grouped: dict[str, dict[float, list[float]]] = {}
+    grouped: dict[tuple[str, str, str], dict[float, list[float]]] = {}
     for row in rows:
         if row.metric in metrics and row.threshold is not None:
-            name = f"{row.stage}: {row.method}"
-            name += f", {label(row.metric)}" if len(metrics) > 1 else ""
-            grouped.setdefault(name, {}).setdefault(row.threshold, []).append(row.value)
+            key = row.stage, row.method, row.metric
+            grouped.setdefault(key, {}).setdefault(row.threshold, []).append(row.value)
     if not grouped:
         listed = " or ".join(metrics)
         raise ValueError(f"no {listed} at any threshold: run `etsam evaluate --sweep`")
@@ -139,39 +173,39 @@ def ablation(rows: Sequence[Score], metrics: Sequence[str] = ("dice",)) -> Ablat
     means = np.full((len(grouped), len(thresholds)), np.nan)
     for number, points in enumerate(grouped.values()):
         for level, values in points.items():
-            known = [value for value in values if not np.isnan(value)]
-            if known:
-                means[number, thresholds.index(level)] = np.mean(known)
+            means[number, thresholds.index(level)] = mean_of(values)
     scored = ~np.isnan(means).all(axis=1)
     if not scored.any():
         raise ValueError(f"{' and '.join(metrics)} are undefined throughout")
-    names = [name for name, kept in zip(grouped, scored, strict=True) if kept]
+    kept = [key for key, known in zip(grouped, scored, strict=True) if known]
+    names = [
+        f"{stage}: {method}" + (f", {label(metric)}" if len(metrics) > 1 else "")
+        for stage, method, metric in kept
+    ]
     title = f"Mean {label(metrics[0])}" if len(metrics) == 1 else "Mean scores"
-    return Ablation(title, names, thresholds, means[scored])
+    return Ablation(title, names, [metric for *_, metric in kept], thresholds, means[scored])
 
 
 @style()
 def ablation_table(found: Ablation, *, width: float = 2 * COLUMN) -> Figure:
     """Draw an ablation as a table of numbers on a scale of brightness; the best of each row is bold."""
-    figure = _figure(width, 0.55 + 0.2 * len(found.names))
+    figure = new_figure(width, 0.55 + 0.2 * len(found.names))
     axes = figure.add_subplot()
-    low, high = float(np.nanmin(found.means)), float(np.nanmax(found.means))
-    axes.imshow(found.means, cmap="cividis", vmin=low - 1e-9, vmax=high + 1e-9, aspect="auto")
-    for row, values in enumerate(found.means):
-        for column, value in enumerate(values):
-            if not np.isnan(value):
-                axes.text(
-                    column,
-                    row,
-                    f"{value:.3f}",
-                    ha="center",
-                    va="center",
-                    color="white" if value - low < 0.55 * (high - low) else "black",
-                    weight="bold" if value == np.nanmax(values) else "normal",
-                    fontsize=6,
-                )
+    shades, best = found.shades, found.best
+    axes.imshow(shades, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.argwhere(~np.isnan(found.means)):
+        axes.text(
+            column,
+            row,
+            f"{found.means[row, column]:.3f}",
+            ha="center",
+            va="center",
+            color="white" if shades[row, column] < 0.55 else "black",
+            weight="bold" if best[row, column] else "normal",
+            fontsize=6,
+        )
     axes.set_xticks(range(len(found.thresholds)), [f"{level:g}" for level in found.thresholds])
-    axes.set_yticks(range(len(found.names)), found.names)
+    axes.set_yticks(range(len(found.names)), shortened(found.names, 60))
     axes.tick_params(length=0)
     axes.set_xlabel("Threshold")
     axes.set_title(found.title)
@@ -180,35 +214,27 @@ def ablation_table(found: Ablation, *, width: float = 2 * COLUMN) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _bars(axes: Axes, table: Table, cost: str) -> None:
     """Draw a bar for each method, the first one on top."""
-    drawn = {name: list(series[cost].values()) for name, series in table.items() if cost in series}
-    largest = max(float(np.mean(values)) for values in drawn.values())
+    known = {name: finite([*series.get(cost, {}).values()]) for name, series in table.items()}
+    drawn = {name: values for name, values in known.items() if values.size}
+    largest = max(float(values.mean()) for values in drawn.values())
     unit, size = next(
         (one for one in reversed(UNITS[cost]) if largest >= LARGE * one[1]), UNITS[cost][0]
     )
     random = np.random.default_rng(0)
-    reach = max(max(values) for values in drawn.values()) / size
+    reach = max(float(values.max()) for values in drawn.values()) / size
     for place, name in enumerate(table):
         if name not in drawn:
             continue
-        values = np.array(drawn[name]) / size
+        values = drawn[name] / size
         mean, sd = float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else 0.0
         axes.barh(
             place,
             mean,
             0.66,
-            color=COLOURS[place % len(COLOURS)],
-            hatch=HATCHES[place % len(HATCHES)],
+            color=colour_of(place),
+            hatch=hatch_of(place),
             edgecolor="white",
             linewidth=0,
         )
@@ -224,7 +250,7 @@ def _bars(axes: Axes, table: Table, cost: str) -> None:
         reach = max(reach, mean + sd)
     axes.set_xlim(0, 1.5 * reach)
     axes.set_ylim(len(table) - 0.4, -0.6)
-    axes.set_yticks(range(len(table)), list(table))
+    axes.set_yticks(range(len(table)), shortened(list(table), 30))
     axes.set_xlabel(f"{TITLES[cost]} [{unit}]")
 
 
@@ -235,14 +261,45 @@ def _paired(
     first, second = before.get(metric, {}), after.get(metric, {})
     both = [(first[key], second[key]) for key in first if key in second]
     values = np.array(both, np.float64).reshape(-1, 2)
-    kept: NDArray[np.float64] = values[~np.isnan(values).any(axis=1)]
+    kept: NDArray[np.float64] = values[np.isfinite(values).all(axis=1)]
     return kept
 
 
-def _changes(axes: Axes, changes: list[NDArray[np.float64]]) -> None:
+def _mean_bars(
+    axes: Axes, pairs: Sequence[NDArray[np.float64]], scale: Scale
+) -> list[BarContainer]:
+    """Draw the means of both methods, a pair of bars for each metric."""
+    drawn = []
+    for number in (0, 1):
+        means = [float(both[:, number].mean()) for both in pairs]
+        places = np.arange(len(pairs)) + 0.4 * (number - 0.5)
+        drawn.append(
+            axes.bar(
+                places,
+                means,
+                0.37,
+                color=colour_of(number),
+                hatch=hatch_of(number),
+                edgecolor="white",
+                linewidth=0,
+            )
+        )
+        for place, mean in zip(places, means, strict=True):
+            axes.annotate(f"{mean:.3f}", (place, mean), ha="center", va="bottom", fontsize=5.5)
+    if scale.share:
+        axes.set_ylim(0, 1)
+    else:
+        axes.margins(y=0.1)
+    axes.set_ylabel(f"Mean {scale.title}")
+    return drawn
+
+
+def _changes(axes: Axes, changes: Sequence[NDArray[np.float64]], scale: Scale) -> None:
+    """Draw the change of each tomogram, and the mean with its interval, for each metric."""
     random = np.random.default_rng(0)
     axes.axhline(0, color="0.6", lw=0.6)
-    for place, values in enumerate(changes):
+    for place, change in enumerate(changes):
+        values = 100 * change if scale.share else change
         spots = place + random.uniform(-0.18, 0.18, values.size)
         axes.plot(spots, values, ".", ms=3, color=COLOURS[5])
         found = summarise(values)
@@ -258,7 +315,8 @@ def _changes(axes: Axes, changes: list[NDArray[np.float64]]) -> None:
             fontsize=6,
         )
     axes.set_xlim(-0.5, len(changes) - 0.4)
-    axes.set_ylabel("Change [percentage points]")
+    step = "percentage points" if scale.share else unit(scale.metrics[0])
+    axes.set_ylabel(f"Change [{step}]" if step else "Change")
 
 
 def _cell(value: float, *, bold: bool) -> str:

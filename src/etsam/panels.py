@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from etsam.drawing import shortened, style
 from etsam.metrics import IGNORE
-from etsam.plots import style
+from etsam.overlay import Reference, check_grids
 from etsam.volume import Tomogram
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ OPACITY = 0.75
 SMOOTHING = 1.2  # voxels
 CONTRAST = (0.5, 99.5)  # percentiles shown black and white
 PANEL = 1.65  # inches
+LETTERS = 28  # that stand above a panel
 FADED = 0.45  # brightness left where nobody annotated
 
 
@@ -52,7 +54,7 @@ Masks = Sequence[tuple[str, Tomogram, float]]
 @style()
 def slice_panels(
     tomogram: Tomogram,
-    truth: Tomogram | None,
+    truth: Reference | None,
     masks: Masks,
     slices: Sequence[int],
     words: Words | None = None,
@@ -65,16 +67,21 @@ def slice_panels(
     Raises
     ------
     ValueError
-        If a shape differs or a slice is not in the volume.
+        If shapes or voxel sizes differ (see `check_grids`), a slice is not in the volume, or the
+        truth holds other than labels.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    _check(tomogram, truth, masks, slices)
+    given = [] if truth is None else [("the ground truth", truth.volume)]
+    check_grids(("the tomogram", tomogram), [*given, *((mask[0], mask[1]) for mask in masks)])
+    outside = [z for z in slices if not 0 <= z < tomogram.shape[0]]
+    if outside or not slices:
+        raise ValueError(f"slices {list(slices)}: expected some of 0 to {tomogram.shape[0] - 1}")
     words = words or Words()
     held = [words.truth] if truth is not None else []
-    shown = [name for name, _, _ in masks]
+    shown = shortened([name for name, _, _ in masks], LETTERS)
     names = ["tomogram", *(shown + held if words.last else held + shown)]
     ratio = tomogram.shape[1] / tomogram.shape[2]
     size = PANEL * len(names), (PANEL * ratio + 0.06) * len(slices) + 0.42
@@ -88,7 +95,7 @@ def slice_panels(
     for axes, name in zip(grid[0], names, strict=True):
         axes.set_title(name, pad=3)
     _scale_bar(grid[0][0], tomogram)
-    if truth is not None:
+    if truth is not None and masks:
         difference_legend(figure, words)
     return figure
 
@@ -110,23 +117,13 @@ def coloured(mask: NDArray[np.bool_], labels: NDArray[np.float32] | None) -> NDA
     return picture
 
 
-def _check(tomogram: Tomogram, truth: Tomogram | None, masks: Masks, slices: Sequence[int]) -> None:
-    volumes = [("the ground truth", truth)] if truth is not None else []
-    for name, volume in [*volumes, *((m[0], m[1]) for m in masks)]:
-        if volume.shape != tomogram.shape:
-            raise ValueError(f"{name} has shape {volume.shape}, the tomogram {tomogram.shape}")
-    outside = [z for z in slices if not 0 <= z < tomogram.shape[0]]
-    if outside or not slices:
-        raise ValueError(f"slices {list(slices)}: expected some of 0 to {tomogram.shape[0] - 1}")
-
-
 def _draw_row(
-    row: Sequence[Axes], tomogram: Tomogram, truth: Tomogram | None, masks: Masks, z: int
+    row: Sequence[Axes], tomogram: Tomogram, truth: Reference | None, masks: Masks, z: int
 ) -> None:
     smooth = gaussian_filter(tomogram.read_slice(z), SMOOTHING)
     low, high = np.percentile(smooth, CONTRAST)
     grey = np.clip((smooth - low) / max(float(high - low), 1e-12), 0, 1)
-    labels = None if truth is None else truth.read_slice(z)
+    labels = None if truth is None else truth.labels(z)
     pictures = [] if labels is None else [coloured(labels == 1, labels)]
     pictures += [coloured(v.read_slice(z) > threshold, labels) for _, v, threshold in masks]
     faded = grey if labels is None else np.where(labels == IGNORE, FADED * grey, grey)

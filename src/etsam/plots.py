@@ -2,84 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import combinations
+import warnings
+from collections.abc import Iterable, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from etsam.compare import Comparisons
+from etsam.drawing import (
+    COLUMN,
+    MARKERS,
+    Scale,
+    colour_of,
+    dash_of,
+    finite,
+    hatch_of,
+    label,
+    legend_above,
+    legend_height,
+    mean_of,
+    new_figure,
+    scales,
+    shortened,
+    style,
+    text_width,
+)
 from etsam.statistics import NOT_SIGNIFICANT
 from etsam.tables import Score, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
-COLUMN = 3.35
-"""Width of a journal's column [inches]; a page is twice as wide."""
+CURVE = "precision_at_recall"
+"""Metric of the rows that make up curves; their threshold is the recall."""
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette."""
-
-HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++", "")
-DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), "-")
-MARKERS = "osD^vPX"
-
-LABELS = {
-    "dice": "Dice",
-    "iou": "IoU",
-    "precision": "Precision",
-    "recall": "Recall",
-    "auprc": "AUPRC",
-    "surface_distance_mean_nm": "Mean surface distance [nm]",
-    "surface_distance_95_nm": "95 % surface distance [nm]",
-    "dice_xy": "Mean Dice of XY planes",
-    "dice_xz": "Mean Dice of XZ planes",
-    "dice_yz": "Mean Dice of YZ planes",
-    "recall_normal_0_30": "Recall, normal 0–30° to the beam",
-    "recall_normal_30_60": "Recall, normal 30–60° to the beam",
-    "recall_normal_60_90": "Recall, normal 60–90° to the beam",
-    "recall_components": "Components found",
-    "seconds": "Time [s]",
-    "ram_mb": "Memory [MB]",
-    "vram_mb": "GPU memory [MB]",
-}
-
-STYLE: dict[Any, Any] = {
-    "font.size": 7,
-    "axes.labelsize": 7,
-    "axes.titlesize": 7,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "legend.fontsize": 6.5,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "hatch.linewidth": 0.4,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,  # text stays text
-    "svg.fonttype": "none",
-}
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """Draw under `STYLE`, whatever the user's own settings; a decorator too."""
-    import matplotlib as mpl
-
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
-        yield
-
-
-def label(metric: str) -> str:
-    """Return a metric's name for people."""
-    return LABELS.get(metric, metric.replace("_", " "))
+BOXES, BARS = 1.75, 1.45  # inches from the least to the greatest score, whatever stands around
+BRACKET = 9 / 72  # inches from one row of brackets to the next
+MOST_BRACKETED = 6  # methods with a bracket for each pair
+ROOM = 0.47  # inches of a figure for ticks and their labels
+MARGIN = 0.03  # of a scale, left free at its ends
+FILLING = 0.4  # opacity of boxes
+SLANTED = 30  # tomograms at most whose names are slanted; more stand upright
+MOST_NAMED = 55  # tomograms that all have their names
+RUN_LETTERS, DATASET_LETTERS = 18, 10  # of names below bars
 
 
 @style()
@@ -89,29 +58,34 @@ def box_plots(
     """Boxes of each metric and method with every tomogram as a dot, and brackets between methods.
 
     Boxes span the quartiles, whiskers reach the last value within 1.5 times that; the diamond is
-    the mean. Brackets carry the marks of `compare` (paper, Fig. 1b).
+    the mean. Brackets carry the marks of `compare` (paper, Fig. 1b); there are none between more
+    than six methods. Metrics that do not go from 0 to 1 have an axis of their own.
     """
-    figure, axes = _axes(width, 2.6)
     methods, metrics = comparisons.methods, comparisons.metrics
-    step = 0.8 / len(methods)
-    random = np.random.default_rng(0)
-    for group, metric in enumerate(metrics):
-        top = 0.0
-        for number, method in enumerate(methods):
-            values = _finite(table[method][metric])
-            place = group + (number - (len(methods) - 1) / 2) * step
-            _box(axes, values, place, 0.8 * step, number)
-            spots = place + random.uniform(-0.2, 0.2, len(values)) * step
-            axes.plot(spots, values, ".", ms=2.5, color="0.25", zorder=3)
-            top = max(top, *values) if len(values) else top
-        _brackets(axes, comparisons, metric, (group, step), top)
-    axes.set_xticks(range(len(metrics)), [label(metric) for metric in metrics])
-    axes.set_xlim(-0.55, len(metrics) - 0.45)
-    axes.set_ylim(bottom=-0.02)
-    axes.set_yticks(np.arange(0, 1.01, 0.2))
-    axes.set_ylabel("Score")
-    axes.spines["left"].set_bounds(0, 1)
-    _legend_above(axes, methods)
+    series = {
+        metric: [finite([*table[method][metric].values()]) for method in methods]
+        for metric in metrics
+    }
+    values = {metric: np.concatenate(series[metric]) for metric in metrics}
+    rows = len(_bracket_rows(len(methods)))
+    if len(methods) > MOST_BRACKETED:
+        warnings.warn(
+            f"{len(methods)} methods: boxes without brackets; `etsam compare` has the tests",
+            stacklevel=2,
+        )
+    names, panels = shortened(methods), scales(values)
+    height = ROOM + BOXES + rows * BRACKET + legend_height(names, width)
+    figure = new_figure(width, height)
+    ratios = [len(panel.metrics) for panel in panels]
+    grid = figure.subplots(1, len(panels), squeeze=False, width_ratios=ratios)[0]
+    for axes, panel in zip(grid, panels, strict=True):
+        row_height = panel.reach * BRACKET / BOXES
+        _set_scale(axes, panel, rows * row_height)
+        for place, metric in enumerate(panel.metrics):
+            _draw_boxes(axes, series[metric], place)
+            lowest = float(values[metric].max(initial=panel.low)) + MARGIN * panel.reach
+            _draw_brackets(axes, comparisons, metric, place, (lowest, row_height))
+    legend_above(figure, _patches(len(methods), boxes=True), names)
     return figure
 
 
@@ -119,67 +93,73 @@ def box_plots(
 def tomogram_bars(
     table: dict[str, dict[str, Series]], metric: str, *, width: float = 2 * COLUMN
 ) -> Figure:
-    """Bars of one metric for each tomogram and method, the means as last group (paper, Fig. 1a, 1d)."""
+    """Bars of one metric for each tomogram and method, the means as last group (paper, Fig. 1a, 1d).
+
+    Long names are cut in the middle; of more than 55 tomograms only some are named.
+    """
     methods = [name for name in table if metric in table[name]]
-    names = list(dict.fromkeys(key for method in methods for key in table[method][metric]))
-    figure, axes = _axes(width, 2.3)
+    tomograms = list(dict.fromkeys(key for name in methods for key in table[name][metric]))
+    ticks, names = _tomogram_names(tomograms), shortened(methods)
+    rotation = 40 if len(ticks) <= SLANTED else 90
+    below = max(map(text_width, ticks)) * np.sin(np.radians(rotation))
+    height = ROOM + BARS + below + legend_height(names, width)
+    figure = new_figure(width, height)
+    axes = figure.add_subplot()
     step = 0.84 / len(methods)
+    last = len(tomograms) + 0.4
+    places = np.append(np.arange(len(tomograms)), last)
     for number, method in enumerate(methods):
-        series = table[method][metric]
-        values = [series.get(name, np.nan) for name in names]
-        mean = float(np.nanmean(values))
-        places = np.append(np.arange(len(names)), len(names) + 0.4)
+        given = np.array([table[method][metric].get(key, np.nan) for key in tomograms])
+        values = np.where(np.isfinite(given), given, np.nan)
         axes.bar(
             places + (number - (len(methods) - 1) / 2) * step,
-            [*values, mean],
+            [*values, mean_of(values)],
             0.92 * step,
-            label=method,
-            color=COLOURS[number % len(COLOURS)],
-            hatch=HATCHES[number % len(HATCHES)],
+            color=colour_of(number),
+            hatch=hatch_of(number),
             edgecolor="white",
             linewidth=0,
         )
-    several = len({dataset for dataset, _ in names}) > 1
-    ticks = [f"{dataset}/{run}" if several else run for dataset, run in names]
-    axes.set_xticks(
-        [*range(len(names)), len(names) + 0.4], [*ticks, "mean"], rotation=40, ha="right"
-    )
+    every = -(-len(ticks) // MOST_NAMED)
+    named = [*range(0, len(ticks), every), last]
+    side = "right" if rotation < 90 else "center"
+    axes.set_xticks(named, [*ticks[::every], "mean"], rotation=rotation, ha=side)
     axes.get_xticklabels()[-1].set_fontweight("bold")
-    axes.set_xlim(-0.6, len(names) + 1)
+    axes.set_xlim(-0.6, last + 0.6)
     axes.set_ylabel(label(metric))
-    _legend_above(axes, methods)
+    legend_above(figure, _patches(len(methods)), names)
     return figure
 
 
 @style()
 def precision_recall(
-    curves: Sequence[Score], areas: dict[str, float], *, width: float = COLUMN
+    curves: Sequence[Score], areas: dict[tuple[str, str], float], *, width: float = COLUMN
 ) -> Figure:
     """Mean precision over recall of each method, with the mean AUPRC in the legend (paper, Fig. 1c).
 
-    `curves` are the rows that `etsam evaluate --curves` writes; `areas` the AUPRC by method.
+    `curves` are the rows that `etsam evaluate --curves` writes; `areas` the AUPRC by (method, stage).
     """
-    figure, axes = _axes(width, width * 0.86)
-    grouped: dict[str, dict[float, list[float]]] = {}
-    stages = {(row.method, row.stage) for row in curves}
+    grouped: dict[tuple[str, str], dict[float, list[float]]] = {}
     for row in curves:
-        several = sum(method == row.method for method, _ in stages) > 1
-        name = f"{row.method} {row.stage}" if several else row.method
         recall = 0.0 if row.threshold is None else row.threshold
-        grouped.setdefault(name, {}).setdefault(recall, []).append(row.value)
-    for number, (name, points) in enumerate(grouped.items()):
+        grouped.setdefault((row.method, row.stage), {}).setdefault(recall, []).append(row.value)
+    known = variant_names(curves)
+    names = shortened([known[key] for key in grouped])
+    texts = [
+        f"{name} ({areas[key]:.3f})" if key in areas else name
+        for name, key in zip(names, grouped, strict=True)
+    ]
+    title = "method (AUPRC)" if areas.keys() & grouped.keys() else None
+    above = legend_height(texts, width) + (legend_height([title], width) if title else 0)
+    figure = new_figure(width, 0.78 * width + above)
+    axes = figure.add_subplot()
+    lines = []
+    for number, points in enumerate(grouped.values()):
         recalls = sorted(points)
-        text = f"{name} ({areas[name]:.3f})" if name in areas else name
-        axes.plot(
-            recalls,
-            [float(np.nanmean(points[recall])) for recall in recalls],
-            color=COLOURS[number % len(COLOURS)],
-            ls=DASHES[number % len(DASHES)],
-            lw=1.2,
-            label=text,
-        )
+        means = [mean_of(points[recall]) for recall in recalls]
+        lines += axes.plot(recalls, means, color=colour_of(number), ls=dash_of(number), lw=1.2)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="Recall", ylabel="Precision")
-    axes.legend(title="method (AUPRC)" if areas else None, title_fontsize=6.5, loc="lower left")
+    legend_above(figure, lines, texts, title=title)
     return figure
 
 
@@ -188,64 +168,90 @@ def threshold_sweep(
     rows: Sequence[Score], name: str, metrics: Sequence[str], *, width: float = COLUMN
 ) -> Figure:
     """Mean of each metric over the thresholds of one method's stage; the best Dice is marked."""
-    figure, axes = _axes(width, width * 0.8)
+    texts = [label(metric) for metric in metrics]
+    figure = new_figure(width, 0.83 * width + legend_height(texts, width))
+    axes = figure.add_subplot()
+    lines = []
     for number, metric in enumerate(metrics):
         points: dict[float, list[float]] = {}
         for row in rows:
             if row.metric == metric and row.threshold is not None:
                 points.setdefault(row.threshold, []).append(row.value)
         levels = sorted(points)
-        means = [float(np.nanmean(points[level])) for level in levels]
-        axes.plot(
+        means = [mean_of(points[level]) for level in levels]
+        lines += axes.plot(
             levels,
             means,
-            color=COLOURS[number % len(COLOURS)],
-            ls=DASHES[number % len(DASHES)],
+            color=colour_of(number),
+            ls=dash_of(number),
             lw=1,
             marker=MARKERS[number % len(MARKERS)],
             ms=3,
-            label=label(metric),
+            clip_on=False,
         )
-        if metric == "dice" and means:
-            best = int(np.argmax(means))
+        if metric == "dice" and np.isfinite(means).any():
+            best = int(np.nanargmax(means))
             axes.axvline(levels[best], color="0.6", lw=0.6, ls=":")
             axes.annotate(
                 f"best Dice {means[best]:.3f}\nat {levels[best]:g}",
-                (levels[best], 0.02),
-                xytext=(3, 0),
+                (levels[best], 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 2),
                 textcoords="offset points",
+                ha="center",
+                va="bottom",
                 fontsize=6,
                 color="0.3",
             )
-    axes.set(ylim=(0, 1), xlabel="Threshold", ylabel="Mean score", title=name)
-    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 0.05))
+    axes.set(ylim=(0, 1), xlabel="Threshold", ylabel="Mean score")
+    axes.set_title(shortened([name])[0], pad=20)
+    legend_above(figure, lines, texts)
     return figure
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
+def variant_names(rows: Iterable[Score]) -> dict[tuple[str, str], str]:
+    """Return how each (method, stage) is called, as `variants` calls it."""
+    keys = list(dict.fromkeys((row.method, row.stage) for row in rows))
+    methods = [method for method, _ in keys]
+    return {key: key[0] if methods.count(key[0]) == 1 else f"{key[0]} {key[1]}" for key in keys}
 
 
-def _finite(series: Series) -> list[float]:
-    return [value for value in series.values() if np.isfinite(value)]
+def _set_scale(axes: Axes, scale: Scale, above: float) -> None:
+    """Give an axis its scale, with room above it for brackets, and name its metrics."""
+    axes.set_xticks(
+        range(len(scale.metrics)), [fill(label(metric), 20) for metric in scale.metrics]
+    )
+    axes.set_xlim(-0.55, len(scale.metrics) - 0.45)
+    axes.set_ylabel(scale.title[0].upper() + scale.title[1:])
+    margin = MARGIN * scale.reach
+    axes.set_ylim(scale.low - margin, scale.high + 2 * margin + above)
+    ticks = np.arange(0, 1.01, 0.2) if scale.share else axes.get_yticks()
+    axes.set_yticks([tick for tick in ticks if scale.low <= tick <= scale.high])
+    axes.spines["left"].set_bounds(scale.low, scale.high)
 
 
-def _box(axes: Axes, values: list[float], place: float, width: float, number: int) -> None:
-    colour = COLOURS[number % len(COLOURS)]
+def _draw_boxes(axes: Axes, series: Sequence[NDArray[np.float64]], place: int) -> None:
+    """Draw the boxes of one metric, a method each, around a place on the x axis."""
+    step = 0.8 / len(series)
+    random = np.random.default_rng(0)
+    for number, values in enumerate(series):
+        middle = place + (number - (len(series) - 1) / 2) * step
+        _box(axes, values, (middle, 0.8 * step), number)
+        spots = middle + random.uniform(-0.2, 0.2, len(values)) * step
+        axes.plot(spots, values, ".", ms=2.5, color="0.25", zorder=3)
+
+
+def _box(axes: Axes, values: NDArray[np.float64], place: tuple[float, float], number: int) -> None:
+    colour = colour_of(number)
     axes.boxplot(
         [values],
-        positions=[place],
-        widths=width,
+        positions=[place[0]],
+        widths=place[1],
         manage_ticks=False,
         patch_artist=True,
         showfliers=False,
         showmeans=True,
-        boxprops={"facecolor": colour, "alpha": 0.55, "edgecolor": colour, "linewidth": 0.8},
+        boxprops=_box_look(number),
         medianprops={"color": "black", "linewidth": 1.0},
         whiskerprops={"color": colour, "linewidth": 0.8},
         capprops={"color": colour, "linewidth": 0.8},
@@ -253,57 +259,69 @@ def _box(axes: Axes, values: list[float], place: float, width: float, number: in
     )
 
 
-def _brackets(
-    axes: Axes, comparisons: Comparisons, metric: str, group: tuple[float, float], top: float
+def _box_look(number: int) -> dict[str, Any]:
+    """Return colours and hatch of a method's boxes."""
+    from matplotlib.colors import to_rgba
+
+    colour = colour_of(number)
+    faint = to_rgba(colour, FILLING)
+    return {"facecolor": faint, "edgecolor": colour, "hatch": hatch_of(number), "linewidth": 0.8}
+
+
+def _bracket_rows(methods: int) -> list[list[tuple[int, int]]]:
+    """Sort the pairs of methods into rows in which none lies over another, narrow ones first."""
+    if methods > MOST_BRACKETED:
+        return []
+    return [
+        [(first, first + apart) for first in range(start, methods - apart, apart)]
+        for apart in range(1, methods)
+        for start in range(min(apart, methods - apart))
+    ]
+
+
+def _draw_brackets(
+    axes: Axes, comparisons: Comparisons, metric: str, place: int, heights: tuple[float, float]
 ) -> None:
-    """Draw a bracket per pair of methods, narrow ones below wide ones."""
+    """Draw the brackets of a metric; `heights` are those of the lowest row and of each row."""
     methods = comparisons.methods
-    centre, step = group
-    pairs = sorted(combinations(range(len(methods)), 2), key=lambda pair: pair[1] - pair[0])
-    height = max(top, 0.0) + 0.04
-    for first, second in pairs:
-        mark = comparisons.mark(metric, methods[first], methods[second])
-        if mark is None:
-            continue
-        middle = (len(methods) - 1) / 2
-        left, right = (centre + (place - middle) * step for place in (first, second))
-        left, right = left + 0.05 * step, right - 0.05 * step
-        axes.plot(
-            [left, left, right, right],
-            [height, height + 0.015, height + 0.015, height],
-            "k-",
-            lw=0.6,
-            clip_on=False,
-        )
-        raised = mark == NOT_SIGNIFICANT
-        axes.annotate(
-            mark,
-            ((left + right) / 2, height + 0.015),
-            xytext=(0, 1 if raised else -1.5),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=6 if raised else 7,
-        )
-        height += 0.085
+    step = 0.8 / len(methods)
+    height, row_height = heights
+    for row in _bracket_rows(len(methods)):
+        for first, second in row:
+            mark = comparisons.mark(metric, methods[first], methods[second])
+            left, right = (place + (end - (len(methods) - 1) / 2) * step for end in (first, second))
+            left, right = left + 0.05 * step, right - 0.05 * step
+            top = height + 0.15 * row_height
+            axes.plot([left, left, right, right], [height, top, top, height], "k-", lw=0.6)
+            raised = mark == NOT_SIGNIFICANT
+            axes.annotate(
+                mark or "",
+                ((left + right) / 2, top),
+                xytext=(0, 0.5 if raised else -2),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=6 if raised else 7,
+            )
+        height += row_height
 
 
-def _legend_above(axes: Axes, methods: Sequence[str]) -> None:
+def _patches(methods: int, *, boxes: bool = False) -> list[Patch]:
+    """Return what stands in the legend for bars, or for boxes."""
     from matplotlib.patches import Patch
 
-    handles = [
-        Patch(
-            facecolor=COLOURS[number % len(COLOURS)],
-            hatch=HATCHES[number % len(HATCHES)] if axes.containers else "",
-            edgecolor="white",
-            label=method,
-        )
-        for number, method in enumerate(methods)
+    if boxes:
+        return [Patch(**_box_look(number)) for number in range(methods)]
+    return [
+        Patch(facecolor=colour_of(number), hatch=hatch_of(number), edgecolor="white", linewidth=0)
+        for number in range(methods)
     ]
-    axes.legend(
-        handles=handles,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1.0),
-        ncols=len(methods),
-        handlelength=1.4,
-    )
+
+
+def _tomogram_names(tomograms: Sequence[tuple[str, str]]) -> list[str]:
+    """Return short names, with the dataset where there are several."""
+    datasets, runs = ([key[part] for key in tomograms] for part in (0, 1))
+    if len(set(datasets)) == 1:
+        return shortened(runs, RUN_LETTERS + DATASET_LETTERS)
+    pairs = zip(shortened(datasets, DATASET_LETTERS), shortened(runs, RUN_LETTERS), strict=True)
+    return [f"{dataset}/{run}" for dataset, run in pairs]

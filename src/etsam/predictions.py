@@ -95,9 +95,9 @@ class Prediction:
     threshold: float | None = None
     clip: bool = False
 
-    def open(self) -> Tomogram:
+    def open(self, *, voxel_spacing: float | None = None) -> Tomogram:
         """Open the volume (MRC, OME-Zarr, or TIFF); see `open_tomogram`."""
-        return open_prediction(self.path)
+        return open_prediction(self.path, voxel_spacing=voxel_spacing)
 
 
 def stem(path: Path) -> str:
@@ -126,8 +126,10 @@ def run_of(path: Path) -> str | None:
     return None
 
 
-def open_prediction(path: Path) -> Tomogram:
+def open_prediction(path: Path, *, voxel_spacing: float | None = None) -> Tomogram:
     """Open a volume of scores: MRC, OME-Zarr, or an uncompressed TIFF stack, which has no voxel size.
+
+    `voxel_spacing` in Å takes the place of the file's.
 
     Raises
     ------
@@ -137,13 +139,13 @@ def open_prediction(path: Path) -> Tomogram:
         If it cannot be read as a volume.
     """
     if path.suffix.lower() not in TIFF_SUFFIXES:
-        return open_tomogram(path)
+        return open_tomogram(path, voxel_spacing=voxel_spacing)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a volume of scores")
     import tifffile
 
     try:
-        return tomogram_from_array(tifffile.memmap(path, mode="r"))
+        return tomogram_from_array(tifffile.memmap(path, mode="r"), voxel_spacing=voxel_spacing)
     except DAMAGES as error:
         raise ValueError(
             f"{path} cannot be read slice by slice ({error}): save an uncompressed TIFF, or MRC"

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
+from etsam.drawing import shortened, style
 from etsam.frame import Frame
 from etsam.membrane import LOGIT_STEP, Membrane
 from etsam.meshes import Mesh, surface_mesh
 from etsam.metrics import IGNORE
+from etsam.overlay import Reference, check_grids
 from etsam.panels import EXTRA, FOUND, MISSED, Masks, difference_legend, round_length
-from etsam.plots import style
 from etsam.volume import Tomogram
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ TOLERANCE = (
 )
 TRUE = "#A0A0A0"
 PANEL = 2.2  # inches
+LETTERS = 36  # that stand above a panel
 AMBIENT, DIFFUSE = 0.35, 0.7
 FOG = 0.35  # share of white mixed into what is farthest
 LIGHT = (-0.4, 0.5, 0.75)  # right, up, towards the viewer
@@ -94,23 +96,24 @@ def surface_panels(
     Raises
     ------
     ValueError
-        If a shape differs or the truth has no membrane.
+        If shapes or voxel sizes differ (see `check_grids`), or the truth holds other than labels, or
+        no membrane.
     """
-    for name, volume, _ in masks:
-        if volume.shape != truth.shape:
-            raise ValueError(f"{name} has shape {volume.shape}, the ground truth {truth.shape}")
+    check_grids(("the ground truth", truth), ((mask[0], mask[1]) for mask in masks))
     view = view or View()
-    true = _body(truth, lambda z: truth.read_slice(z) == 1)
+    labels = Reference(truth).labels
+    true = _body(truth, lambda z: labels(z) == 1)
     if true.mesh is None:
         raise ValueError(f"{truth.path or 'the truth'} holds no membrane (1) to draw")
     near = max(tolerance, 0.15 * max(true.frame.spacing))
     panels = [("ground truth", [(true.mesh, TRUE)])]
-    for name, volume, threshold in masks:
+    names = shortened([name for name, _, _ in masks], LETTERS)
+    for name, (_, volume, threshold) in zip(names, masks, strict=True):
 
         def predicted(
             z: int, volume: Tomogram = volume, threshold: float = threshold
         ) -> NDArray[np.bool_]:
-            annotated: NDArray[np.bool_] = truth.read_slice(z) != IGNORE
+            annotated: NDArray[np.bool_] = labels(z) != IGNORE
             mask: NDArray[np.bool_] = volume.read_slice(z) > threshold
             return mask & annotated
 
@@ -198,7 +201,8 @@ def _draw(panels: list[tuple[str, list[tuple[Mesh, str]]]], view: View, *, known
     start, bottom = float(low[0]), float(low[1]) - 3 * margin
     grid[0].plot([start, start + length * (10 if known else 1)], [bottom, bottom], "k-", lw=1.5)
     grid[0].text(start, bottom + margin, f"{length:g} {'nm' if known else 'voxels'}", fontsize=6.5)
-    difference_legend(figure, edge="0.4")
+    if len(panels) > 1:
+        difference_legend(figure, edge="0.4")
     return figure
 
 

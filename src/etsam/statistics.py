@@ -18,8 +18,9 @@ LEVELS = ((0.001, "***"), (0.01, "**"))
 NOT_SIGNIFICANT = "ns"
 RESAMPLES = 9999
 FEWEST = 3  # pairs that Shapiro and Wilk's test needs
+ROUNDING = 1e-12  # spread of values (relative, where they are above 1) that only rounding makes
 
-Test = Literal["paired t", "Wilcoxon", "none"]
+Test = Literal["paired t", "Wilcoxon", "sign", "none"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class PairedTest:
     `difference` is the mean of first minus second with its bootstrap interval (95 %); `normality`
     is Shapiro and Wilk's p of the differences; `effect` is Cohen's d of the differences (mean over
     SD); `rank_effect` the matched-pairs rank-biserial correlation, -1 to 1; `p` is not corrected:
-    it is held against `alpha`, which is.
+    it is held against `alpha`, which is. Where all differences are equal, normality and effect are
+    NaN; the statistic of the sign test is the number of positive differences.
     """
 
     n: int
@@ -72,15 +74,15 @@ def bonferroni(comparisons: int, alpha: float = ALPHA) -> float:
 
 
 def summarise(values: ArrayLike, *, seed: int = 0) -> Summary:
-    """Return mean, SD and the bias-corrected bootstrap interval of the mean, NaN left out."""
+    """Return mean, SD and the bias-corrected bootstrap interval of the mean, of the finite values."""
     data = np.asarray(values, np.float64)
-    data = data[~np.isnan(data)]
+    data = data[np.isfinite(data)]
     if not data.size:
         return Summary(0, *[float("nan")] * 4)
     mean = float(data.mean())
     if data.size == 1:
         return Summary(1, mean, float("nan"), float("nan"), float("nan"))
-    if np.ptp(data) == 0:
+    if _constant(data):
         return Summary(data.size, mean, 0.0, mean, mean)
     found = stats.bootstrap(
         (data,), np.mean, n_resamples=RESAMPLES, method="BCa", rng=np.random.default_rng(seed)
@@ -92,7 +94,8 @@ def paired_test(first: ArrayLike, second: ArrayLike, *, comparisons: int = 1) ->
     """Compare two methods on the same tomograms.
 
     The paired t-test where the differences pass for normal (Shapiro and Wilk, p >= 0.05), Wilcoxon's
-    signed-rank test where they do not; none where all differences are equal.
+    signed-rank test where they do not. Where all differences are equal neither is defined: the exact
+    sign test (two-sided), and none where they are 0.
 
     Parameters
     ----------
@@ -115,17 +118,30 @@ def paired_test(first: ArrayLike, second: ArrayLike, *, comparisons: int = 1) ->
         raise ValueError("scores hold NaN or infinity: leave those tomograms out")
     alpha = bonferroni(comparisons)
     size, difference = differences.size, summarise(differences)
+    if _constant(differences):
+        return _sign_test(difference, alpha)
     rank = _rank_biserial(differences)
-    if np.ptp(differences) < 1e-12:
-        p = 1.0 if abs(difference.mean) < 1e-12 else 2 * 0.5**size
-        nothing = float("nan")
-        return PairedTest(size, difference, nothing, "none", nothing, p, alpha, nothing, rank)
     normality = float(stats.shapiro(differences).pvalue)
     test: Test = "paired t" if normality >= ALPHA else "Wilcoxon"
     found = stats.ttest_1samp(differences, 0) if test == "paired t" else stats.wilcoxon(differences)
     statistic, p = float(found.statistic), float(found.pvalue)
     effect = difference.mean / difference.sd
     return PairedTest(size, difference, normality, test, statistic, p, alpha, effect, rank)
+
+
+def _sign_test(difference: Summary, alpha: float) -> PairedTest:
+    """Compare two methods that differ by the same on each tomogram."""
+    nothing, size = float("nan"), difference.n
+    if abs(difference.mean) <= ROUNDING:
+        return PairedTest(size, difference, nothing, "none", nothing, 1.0, alpha, nothing, 0.0)
+    positive = size if difference.mean > 0 else 0
+    p = float(stats.binomtest(positive, size).pvalue)
+    side = float(np.sign(difference.mean))
+    return PairedTest(size, difference, nothing, "sign", positive, p, alpha, nothing, side)
+
+
+def _constant(values: NDArray[np.float64]) -> bool:
+    return bool(np.ptp(values) <= ROUNDING * max(1.0, float(np.abs(values).max())))
 
 
 def _rank_biserial(differences: NDArray[np.float64]) -> float:

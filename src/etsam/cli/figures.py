@@ -13,15 +13,20 @@ from etsam.cli.command import VerbCommand
 from etsam.cli.compare import at_option, parse_thresholds
 from etsam.cli.options import finite
 
+FORMATS = ("pdf", "png", "svg")
+USUAL_FORMATS = ("pdf", "png")
+
 format_option = click.option(
     "--format",
     "formats",
-    type=click.Choice(["pdf", "png", "svg"]),
+    type=click.Choice(FORMATS),
     multiple=True,
-    default=("pdf", "png"),
-    show_default=True,
+    help="[default: pdf and png, or what the output's name ends with]",
 )
 
+spacing_option = click.option(
+    "--voxel-spacing", type=float, callback=finite, metavar="Å", help="Instead of the headers'."
+)
 
 masks_option = click.option(
     "-m",
@@ -49,7 +54,7 @@ def output_option(name: str) -> Callable[..., Any]:
         default=Path("figures") / name,
         show_default=True,
         callback=named,
-        help="Name without file type, or a folder that is there.",
+        help="Name with or without file type, or a folder that is there.",
     )
 
 
@@ -84,7 +89,7 @@ def scores(params: dict[str, Any]) -> None:
         metrics=params["metrics"],
         methods=params["methods"],
         thresholds=parse_thresholds(params["at"]),
-        formats=params["formats"],
+        formats=params["formats"] or USUAL_FORMATS,
     )
     _show(files)
 
@@ -94,6 +99,7 @@ def scores(params: dict[str, Any]) -> None:
 @click.option("-t", "--truth", type=click.Path(path_type=Path))
 @masks_option
 @slices_option
+@spacing_option
 @output_option("slices")
 @format_option
 def slices(params: dict[str, Any]) -> None:
@@ -101,13 +107,15 @@ def slices(params: dict[str, Any]) -> None:
     _require_matplotlib()
     from etsam.figures import slice_figure
 
+    output, formats = _output(params)
     files = slice_figure(
         params["tomogram"],
         [_named(text) for text in params["masks"]],
-        params["output"],
+        output,
         truth=params["truth"],
         slices=params["slices"],
-        formats=params["formats"],
+        voxel_spacing=params["voxel_spacing"],
+        formats=formats,
     )
     _show(files)
 
@@ -117,6 +125,7 @@ def slices(params: dict[str, Any]) -> None:
 @click.argument("before", type=click.Path(path_type=Path))
 @click.argument("after", type=click.Path(path_type=Path))
 @slices_option
+@spacing_option
 @output_option("cleaning")
 @format_option
 def cleaning(params: dict[str, Any]) -> None:
@@ -124,9 +133,16 @@ def cleaning(params: dict[str, Any]) -> None:
     _require_matplotlib()
     from etsam.figures import cleaning_figure
 
-    both = params["before"], params["after"]
-    options = {"slices": params["slices"], "formats": params["formats"]}
-    _show(cleaning_figure(params["tomogram"], both, params["output"], **options))
+    output, formats = _output(params)
+    files = cleaning_figure(
+        params["tomogram"],
+        (params["before"], params["after"]),
+        output,
+        slices=params["slices"],
+        voxel_spacing=params["voxel_spacing"],
+        formats=formats,
+    )
+    _show(files)
 
 
 @figures.command(cls=VerbCommand)
@@ -135,6 +151,7 @@ def cleaning(params: dict[str, Any]) -> None:
 @click.option("--elevation", type=float, default=30.0, show_default=True, callback=finite)
 @click.option("--azimuth", type=float, default=-60.0, show_default=True, callback=finite)
 @click.option("--cutaway", is_flag=True, help="Leave out what lies in front of the middle.")
+@spacing_option
 @output_option("surfaces")
 @format_option
 def surfaces(params: dict[str, Any]) -> None:
@@ -143,10 +160,16 @@ def surfaces(params: dict[str, Any]) -> None:
     from etsam.figures import surface_figure
     from etsam.scenes import View
 
-    view = View(params["elevation"], params["azimuth"], params["cutaway"])
-    masks = [_named(text) for text in params["masks"]]
-    formats = params["formats"]
-    _show(surface_figure(params["truth"], masks, params["output"], view=view, formats=formats))
+    output, formats = _output(params)
+    files = surface_figure(
+        params["truth"],
+        [_named(text) for text in params["masks"]],
+        output,
+        view=View(params["elevation"], params["azimuth"], params["cutaway"]),
+        voxel_spacing=params["voxel_spacing"],
+        formats=formats,
+    )
+    _show(files)
 
 
 @figures.command(cls=VerbCommand)
@@ -161,8 +184,8 @@ def costs(params: dict[str, Any]) -> None:
     _require_matplotlib()
     from etsam.figures import cost_figure
 
-    options = {"methods": params["methods"], "formats": params["formats"]}
-    _show(cost_figure(params["places"], params["output"], **options))
+    output, formats = _output(params)
+    _show(cost_figure(params["places"], output, methods=params["methods"], formats=formats))
 
 
 @figures.command(cls=VerbCommand)
@@ -178,9 +201,10 @@ def change(params: dict[str, Any]) -> None:
     from etsam.figures import change_figure
     from etsam.tables import read_table
 
-    names = params["before"], params["after"]
-    options = {"metrics": params["metrics"], "formats": params["formats"]}
-    _show(change_figure(read_table(params["table"]), names, params["output"], **options))
+    output, formats = _output(params)
+    names, metrics = (params["before"], params["after"]), params["metrics"]
+    rows = read_table(params["table"])
+    _show(change_figure(rows, names, output, metrics=metrics, formats=formats))
 
 
 @figures.command(cls=VerbCommand)
@@ -194,13 +218,32 @@ def ablation(params: dict[str, Any]) -> None:
     from etsam.figures import ablation_figure
     from etsam.tables import read_table
 
-    options = {"metrics": params["metrics"], "formats": params["formats"]}
-    _show(ablation_figure(read_table(params["table"]), params["output"], **options))
+    output, formats = _output(params)
+    rows = read_table(params["table"])
+    _show(ablation_figure(rows, output, metrics=params["metrics"], formats=formats))
 
 
 def _show(files: Sequence[Path]) -> None:
     for path in files:
         click.echo(path)
+
+
+def _output(params: dict[str, Any]) -> tuple[Path, Sequence[str]]:
+    """Return the name without its file type, and the types to write.
+
+    Raises
+    ------
+    ValueError
+        The name ends with another type than --format says.
+    """
+    output, formats = params["output"], params["formats"]
+    kind = output.suffix[1:].lower()
+    if kind not in FORMATS:
+        return output, formats or USUAL_FORMATS
+    if formats and set(formats) != {kind}:
+        listed = " and ".join(formats)
+        raise ValueError(f"-o {output} ends with {kind}, --format says {listed}: leave one out")
+    return output.with_suffix(""), (kind,)
 
 
 def _named(text: str) -> tuple[str, Path]:

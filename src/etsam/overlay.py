@@ -1,0 +1,65 @@
+"""What volumes that are drawn over each other must have in common, and what a truth may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etsam.metrics import read_labels
+from etsam.volume import Tomogram
+
+SPACING_TOLERANCE = 0.01  # relative difference of voxel sizes that rounding explains
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What masks are held against: labels 1, 0 and -1, or with a `threshold` scores or a mask."""
+
+    volume: Tomogram
+    threshold: float | None = None
+
+    def labels(self, z: int) -> NDArray[np.float32]:
+        """Return slice `z` as labels (Y, X): 1 membrane, 0 not, -1 not annotated.
+
+        Raises
+        ------
+        ValueError
+            If a truth holds anything else.
+        """
+        plane = self.volume.read_slice(z)
+        if self.threshold is not None:
+            return np.asarray(plane > self.threshold, np.float32)
+        self.volume.require_finite()
+        try:
+            read_labels(plane)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.volume.path or 'the truth'}, slice {z}: {error}; give a ground truth"
+            ) from error
+        return plane
+
+
+def check_grids(first: tuple[str, Tomogram], others: Iterable[tuple[str, Tomogram]]) -> None:
+    """Check that named volumes have the same voxels; unknown voxel sizes pass.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, or voxel sizes by more than 1 %.
+    """
+    like_name, like = first
+    for name, volume in others:
+        if volume.shape != like.shape:
+            raise ValueError(f"{name} has shape {volume.shape}, {like_name} {like.shape}")
+        mine, theirs = volume.voxel_spacing, like.voxel_spacing
+        if mine is None or theirs is None:
+            continue
+        if not np.allclose(mine, theirs, rtol=SPACING_TOLERANCE, atol=0):
+            sizes = ["x".join(f"{step:g}" for step in one) for one in (mine, theirs)]
+            raise ValueError(
+                f"{name} has voxels of {sizes[0]} Å, {like_name} of {sizes[1]} Å: draw volumes on one "
+                "grid, or give --voxel-spacing where a header is wrong"
+            )
