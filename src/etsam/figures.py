@@ -20,12 +20,11 @@ from etsam.plots import (
     precision_recall,
     threshold_sweep,
     tomogram_bars,
-    variant_names,
 )
 from etsam.predictions import TYPICAL_THRESHOLD, recognise, score_kind
 from etsam.scenes import View, surface_panels
 from etsam.storage import write_text
-from etsam.tables import Score, Series, variants
+from etsam.tables import Score, Series, variant_names, variants
 from etsam.volume import Tomogram, open_tomogram
 
 if TYPE_CHECKING:

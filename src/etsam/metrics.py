@@ -96,7 +96,7 @@ def read_labels(labels: ArrayLike) -> Truth:
         return Truth(given.astype(bool, copy=False), None)
     low, high = given.min(), given.max()
     if low < IGNORE or high > 1 or np.isnan(low):
-        raise ValueError(f"labels reach from {low} to {high}: expected 1, 0 and -1 (ignored)")
+        raise ValueError(f"labels reach from {low:g} to {high:g}: expected 1, 0 and -1 (ignored)")
     true = given == 1
     annotated = None if low >= 0 else given != IGNORE
     known = np.count_nonzero(true) + given.size - np.count_nonzero(given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from etsam.drawing import (
     text_width,
 )
 from etsam.statistics import NOT_SIGNIFICANT
-from etsam.tables import Score, Series
+from etsam.tables import Score, Series, variant_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -207,13 +207,6 @@ def threshold_sweep(
     axes.set_title(shortened([name])[0], pad=20)
     legend_above(figure, lines, texts)
     return figure
-
-
-def variant_names(rows: Iterable[Score]) -> dict[tuple[str, str], str]:
-    """Return how each (method, stage) is called, as `variants` calls it."""
-    keys = list(dict.fromkeys((row.method, row.stage) for row in rows))
-    methods = [method for method, _ in keys]
-    return {key: key[0] if methods.count(key[0]) == 1 else f"{key[0]} {key[1]}" for key in keys}
 
 
 def _set_scale(axes: Axes, scale: Scale, above: float) -> None:

@@ -109,15 +109,21 @@ def csv_text(columns: Sequence[str], records: Iterable[dict[str, Any]]) -> str:
     return buffer.getvalue()
 
 
+def variant_names(rows: Iterable[Score]) -> dict[tuple[str, str], str]:
+    """Return how each (method, stage) is called: by the method, or by both where it has several."""
+    keys = list(dict.fromkeys((row.method, row.stage) for row in rows))
+    methods = [method for method, _ in keys]
+    return {key: key[0] if methods.count(key[0]) == 1 else f"{key[0]} {key[1]}" for key in keys}
+
+
 def variants(
     rows: Iterable[Score], thresholds: dict[str, float] | None = None
 ) -> dict[str, dict[str, Series]]:
     """Sort scores by method and metric, one threshold a method.
 
-    A method is called by its name, or "name stage" where the table holds several stages of it.
-    Where there are several thresholds, `thresholds` says which counts; without a word of it the
-    program's own does, which is known (`etsam.predictions.CONVENTIONS`) or the one at which most
-    was measured.
+    Methods are called as by `variant_names`. Where there are several thresholds, `thresholds` says
+    which counts; without a word of it the program's own does, which is known
+    (`etsam.predictions.CONVENTIONS`) or the one at which most was measured.
 
     Returns
     -------
@@ -131,14 +137,11 @@ def variants(
     """
     rows = list(rows)
     wanted = dict(thresholds or {})
-    stages: dict[str, set[str]] = {}
-    for row in rows:
-        stages.setdefault(row.method, set()).add(row.stage)
+    names = variant_names(rows)
     result: dict[str, dict[str, Series]] = {}
     grouped: dict[str, list[Score]] = {}
     for row in rows:
-        name = row.method if len(stages[row.method]) == 1 else f"{row.method} {row.stage}"
-        grouped.setdefault(name, []).append(row)
+        grouped.setdefault(names[row.method, row.stage], []).append(row)
     unknown = set(wanted) - set(grouped)
     if unknown:
         raise ValueError(f"no method {sorted(unknown)[0]!r}: the table has {', '.join(grouped)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,9 +89,10 @@ def _show(found: Comparisons) -> None:
             if item.metric == metric:
                 test = item.test
                 name = f"{item.first} - {item.second}"
+                effect = f", d = {test.effect:.2f}" if math.isfinite(test.effect) else ""
                 click.echo(
                     f"  {name:<{2 * width + 3}}{test.difference.mean:+8.4f}  {test.test}, "
-                    f"p = {test.p:.2g} {test.mark}, d = {test.effect:.2f}"
+                    f"p = {test.p:.2g} {test.mark}{effect}"
                 )
     if found.tests:
         click.echo(f"p is held against {found.tests[0].test.alpha:.4f} (Bonferroni)")
