@@ -166,6 +166,11 @@ def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
         partial.unlink(missing_ok=True)
 
 
+def with_own_name(path: Path) -> Path:
+    """Return where a file lies: its folder without links and ``..``, and its own name, link or not."""
+    return Path(os.path.realpath(path.parent), path.name)
+
+
 def scratch_file(nbytes: int, purpose: str) -> io.FileIO:
     """Open a nameless temporary file that vanishes on close, with `nbytes` free on its disk.
 
