@@ -227,6 +227,15 @@ def known_spacing(spacing: Zyx) -> Zyx | None:
     return spacing
 
 
+def noted_spacing(spacing: Zyx, notes: list[str]) -> Zyx | None:
+    """Return what `known_spacing` does of what a file says, and note where that is unknown."""
+    known = known_spacing(spacing)
+    if known is None:
+        sides = " x ".join(f"{side:g}" for side in spacing)
+        notes.append(f"the file says voxels of {sides} Å (z, y, x): {SPACING_UNKNOWN}")
+    return known
+
+
 def check_spacing(value: float) -> Zyx:
     """Return a spacing given by the user, in Å, as zyx.
 
