@@ -317,6 +317,15 @@ def test_lists_of_nonsense(
     fails(segment(tmp_path / "list.txt", "--no-preview"))
 
 
+def test_a_closed_stderr_is_done_without(tmp_path: Path) -> None:
+    mask = write_mrc(tmp_path / "a_membrane.mrc", np.ones((12, 8, 8), np.int8))
+    code = "import sys; from etsam.cli import main; main(sys.argv[1:])"
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", code, "postprocess", mask]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path(done.stdout.strip()).is_file()
+
+
 def test_names_that_are_no_unicode(tmp_path: Path, model: Path) -> None:
     folder = os.fsencode(tmp_path)
     for name in (b"\xff\xfe.mrc", "膜 \n.mrc".encode()):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from etsam.inputs import find_tomograms, refuse_same_results, shard
+from test_cli import Run, assert_one_line
 
 
 @pytest.fixture
@@ -50,6 +51,16 @@ def test_names_that_mean_nothing_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises((FileNotFoundError, ValueError), match=r"empty|rec|nested|binary"):
         find_tomograms([tmp_path / name])
+
+
+def test_an_empty_name_is_not_the_current_folder(
+    run: Run, tomograms: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tomograms[0].parent)
+    for verb in ("segment", "inspect"):
+        code, out, err = run(verb, "")
+        assert (code, out) == (1, "")
+        assert_one_line(err, "name is empty")
 
 
 def test_shards_part_the_tomograms() -> None:

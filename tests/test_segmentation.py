@@ -283,6 +283,22 @@ def test_wrong_input_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_outputs_are_checked_before_the_work(
+    options: SegmentOptions, volume: np.ndarray, tomogram: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "in.npy", volume)
+    (tmp_path / "folder.npy").mkdir()
+    tomogram.rename(tmp_path / "mrc.npy")
+    mapped = np.load(tmp_path / "in.npy", mmap_mode="r")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    wrong = [(volume, name) for name in ("x.mrc", "folder/", "folder.npy")]
+    wrong += [(mapped, "in.npy"), (mapped[1:], "in.npy"), (tmp_path / "mrc.npy", "mrc.npy")]
+    for array, name in wrong:
+        with pytest.raises(ValueError, match="output_path"):
+            segment_array(array, options, progress=cancel_at(0), output_path=f"{tmp_path}/{name}")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
 def test_methods_the_model_does_not_know_are_not_used(
     options: SegmentOptions, volume: np.ndarray
 ) -> None:

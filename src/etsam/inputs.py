@@ -44,11 +44,13 @@ def find_tomograms(names: Iterable[str | Path]) -> dict[Path, Member | None]:
     FileNotFoundError
         A folder or project holds no tomogram, or a pattern matches none, or a list is empty.
     ValueError
-        A list or config is not one, or a project lies on a server.
+        A name is empty, a list or config is not one, or a project lies on a server.
     """
     found: dict[Path, Member | None] = {}
     places: set[Path] = set()
     for name in names:
+        if name == "":  # Path("") would be the current folder
+            raise ValueError("a tomogram's name is empty: is a variable of the shell not set?")
         for path, member in _one(Path(name)).items():
             place = with_own_name(path)
             if place not in places:

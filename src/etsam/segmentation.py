@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from etsam import __version__
+from etsam.arrays import file_of
 from etsam.frame import frame_of
 from etsam.logits import NpyWriter
 from etsam.memory import memory_errors, with_smaller_tiles
@@ -104,11 +105,14 @@ def segment_array(
     Raises
     ------
     ValueError
-        The volume is constant or not three-dimensional, or an option does not fit it.
+        The volume is constant or not three-dimensional, an option does not fit it, or
+        `output_path` is no .npy or the volume itself.
     FileNotFoundError, OSError
         A file is missing, weights cannot be fetched, or the disk is full.
     """
     options = options or SegmentOptions()
+    if output_path is not None:
+        _check_output(Path(output_path), volume)
     with ExitStack() as stack:
         tomogram = stack.enter_context(closing(_open(volume, options)))
         write: Callable[[int, np.ndarray], None]
@@ -131,6 +135,15 @@ def segment_array(
 
         with_smaller_tiles(attempt, options, _frame(tomogram, stages, options))
     return logits if output_path is None else np.load(output_path, mmap_mode="r")
+
+
+def _check_output(output: Path, volume: np.ndarray | str | Path) -> None:
+    """Refuse before the work what could not be written after it, or would replace the volume."""
+    if output.suffix.lower() != ".npy" or output.is_dir():
+        raise ValueError(f"output_path is {output}: give the name of a .npy file for the logits")
+    source = Path(volume) if isinstance(volume, str | Path) else file_of(volume)
+    if source is not None and output.exists() and source.exists() and output.samefile(source):
+        raise ValueError(f"output_path {output} is the volume itself: give another name")
 
 
 def segment_file(
