@@ -21,7 +21,6 @@ from etsam import segmentation
 from etsam.batch import BatchPlan, ModelOnce, default_manifest, run_batch
 from etsam.cli.batch import exit_code
 from etsam.cli.progress import duration
-from etsam.inputs import find_tomograms, refuse_same_results, shard
 from etsam.logits import tracked_slices
 from etsam.manifest import Entry, Manifest, current_entries, find_manifests, read_manifest
 from etsam.options import SegmentOptions
@@ -59,50 +58,6 @@ def states(entries: list[Entry]) -> list[str]:
     return [entry.state for entry in entries]
 
 
-def test_names_become_tomograms(tmp_path: Path, tomograms: list[Path]) -> None:
-    folder = tomograms[0].parent
-    for name in ("TS_0_membrane.mrc", "TS_0_membrane_logits.mrc", ".hidden.mrc", "notes.md"):
-        (folder / name).touch()
-    (folder / "b.ome.zarr").mkdir()
-    inside = [*tomograms, folder / "b.ome.zarr"]
-    assert list(find_tomograms([folder])) == inside
-    matching = find_tomograms([str(folder / "TS_[02].mrc"), tomograms[0]])
-    assert list(matching) == [tomograms[0], tomograms[2]]
-    assert set(find_tomograms([f"{tmp_path}/**/TS_*"])) == set(tomograms)
-    text = tmp_path / "list.txt"
-    text.write_text(f"# mine\ndata/TS_1.mrc\n\n{tomograms[2]}\ndata/absent.mrc\ndata\n", "utf-8")
-    absent = tmp_path / "data" / "absent.mrc"
-    named = [tomograms[1], tomograms[2], absent, tomograms[0], folder / "b.ome.zarr"]
-    assert list(find_tomograms([text])) == named
-    odd = write_mrc(tmp_path / "a [1] é.x.mrc", volume(0))
-    assert find_tomograms([odd]) == {odd: None}
-
-
-@pytest.mark.parametrize("name", ["empty", "*.rec", "empty.txt", "nested.txt", "binary.txt"])
-def test_names_that_mean_nothing_are_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty.txt").write_text("# nothing\n")
-    (tmp_path / "nested.txt").write_text("nested.txt\n")
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises((FileNotFoundError, ValueError), match=r"empty|rec|nested|binary"):
-        find_tomograms([tmp_path / name])
-
-
-def test_shards_part_the_tomograms() -> None:
-    paths = [Path(f"{n}.mrc") for n in range(10)]
-    parts = [shard(paths, f"{i}/4") for i in range(1, 5)]
-    assert sorted(path for part in parts for path in part) == sorted(paths)
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    for wrong in ("0/4", "5/4", "1", "a/b", "-1/2", "1/0", ""):
-        with pytest.raises(ValueError, match="i/N"):
-            shard(paths, wrong)
-
-
-def test_two_tomograms_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match="would both become"):
-        refuse_same_results({Path("a/x.mrc"): Path("m/x.mrc"), Path("b/x.mrc"): Path("m/x.mrc")})
-
-
 def test_a_manifest_is_read_back_and_locked(tmp_path: Path) -> None:
     path = default_manifest([tmp_path / "a.mrc", tmp_path / "s" / "b.mrc"], None, "2/3")
     assert path == tmp_path / "etsam_manifest.2of3.jsonl"
@@ -123,6 +78,33 @@ def test_a_manifest_is_read_back_and_locked(tmp_path: Path) -> None:
         read_manifest(path)
     with pytest.raises(FileNotFoundError, match="no manifest"):
         find_manifests(tmp_path / "nowhere")
+
+
+def test_links_are_recorded_where_they_lie(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    links = [tmp_path / f"{name}.mrc" for name in ("near", "dangling", "loop")]
+    for link, target in zip(links, ("far/a.mrc", "nowhere.mrc", "loop.mrc"), strict=True):
+        link.symlink_to(target)
+    write_mrc(tmp_path / "far" / "a.mrc", volume(0))
+    path = default_manifest(links, None)
+    assert path == tmp_path / "etsam_manifest.jsonl"
+    with Manifest(path) as manifest:
+        entries = manifest.begin([(link, link.with_suffix(".zarr")) for link in links])
+    assert [entry.input for entry in entries] == [str(link) for link in links]
+
+
+def test_a_link_that_leads_nowhere_fails_alone(
+    run: Run, tomograms: list[Path], model: Path, tmp_path: Path
+) -> None:
+    loop = tomograms[0].with_name("loop.mrc")
+    loop.symlink_to(loop.name)
+    args = ("--model", model, "--no-preview", "--device", "cpu")
+    code, out, err = run("segment", loop, *args)
+    assert (code, out) == (1, "")
+    assert_one_line(err, "loop.mrc does not exist")
+    code, out, err = run("segment", tomograms[0], loop, "-o", tmp_path / "out", *args)
+    assert code == 1 and len(out.splitlines()) == 1
+    assert "1 of 2 done" in err
 
 
 def test_the_model_is_loaded_once(

@@ -137,6 +137,7 @@ def test_simulate_writes_pairs(run: Run, tmp_path: Path) -> None:
         (PermissionError(13, "Permission denied", "out"), "out: Permission denied"),
         (OSError("plain words"), "plain words"),
         (MemoryError(), "not enough memory"),
+        (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates"), "a name that is no Unicode"),
         (MemoryError("4 GiB"), "not enough memory: 4 GiB"),
         (ValueError(), "ValueError"),
     ],

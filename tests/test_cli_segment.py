@@ -202,6 +202,11 @@ def two_into_one(folder: Path, tomogram: Path, model: Path) -> list[object]:
     return [tomogram, second, "-o", folder / "one.mrc"]
 
 
+def output_of_another_kind(folder: Path, tomogram: Path, model: Path) -> list[object]:
+    second = write_mrc(folder / "second.mrc", volume(1))
+    return [tomogram, second, "-o", folder / "out.tif"]
+
+
 def tmp_folder(folder: Path) -> Path:
     (folder / "empty").mkdir()
     return folder / "empty"
@@ -231,6 +236,8 @@ WRONG: dict[str, Prepare] = {
     "output is the input": output_is_the_input,
     "output below a file": output_below_a_file,
     "two into one": two_into_one,
+    "output of another kind": output_of_another_kind,
+    "sample into a mask": lambda folder, tomogram, model: ["--sample", "-o", folder / "x.mrc"],
     "wrong flag": lambda folder, tomogram, model: [tomogram, "--thresold", "0"],
     "word for a number": lambda folder, tomogram, model: [tomogram, "--logit-threshold", "high"],
 }

@@ -169,6 +169,7 @@ def test_enormous_and_tiny_values_are_scaled(
         assert "etsam: error: " in err and "Traceback" not in err
 
 
+@pytest.mark.filterwarnings("default:the file says voxels")
 @pytest.mark.parametrize("spacing", [(10, 10, 300), (1e-3,) * 3, (1e6,) * 3, (0.0, 10, 10)])
 def test_strange_spacings_neither_hang_nor_grow(
     segment: Callable[..., tuple[int, str, str]], tmp_path: Path, spacing: tuple[float, ...]
@@ -179,9 +180,33 @@ def test_strange_spacings_neither_hang_nor_grow(
         mrc.header.cella = tuple(cell.tolist())
     code, _, err = segment(path, "--no-preview")
     assert code == 0, err
+    (told,) = json.loads((tmp_path / "a_membrane.json").read_text("utf-8"))["warnings"]
+    assert told.endswith("voxel spacing unknown") and f"etsam: warning: {path}: {told}\n" in err
     with mrcfile.open(tmp_path / "a_membrane.mrc") as mask:
         np.testing.assert_allclose(mask.header.cella.tolist(), cell, rtol=1e-6)
     fails(segment(path, "--no-preview", "--voxel-spacing", "5000"), "ångström")
+
+
+@pytest.mark.filterwarnings("default:the file says", "default:2 NaN", "default:this model knows")
+@pytest.mark.filterwarnings("ignore:Data array contains NaN")  # mrcfile's own
+def test_warnings_name_every_tomogram_and_go_into_its_json(
+    segment: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    data = noise()
+    data[2, 3:5, 7] = np.nan
+    paths = [write_mrc(tmp_path / f"{name}.mrc", data, 1.0) for name in "ab"]
+    code, _, err = segment(*paths, "--no-preview", "--normalize-method", "min_max")
+    assert code == 0, err
+    for path in paths:
+        record = path.with_name(f"{path.stem}_membrane.json")
+        told = json.loads(record.read_text("utf-8"))["warnings"]
+        assert len(told) == 3 and told[0].startswith("this model knows only grey values")
+        assert told[1].endswith("voxel spacing unknown")
+        assert told[2].startswith("2 NaN or infinite voxels")
+        shown = [line for line in err.splitlines() if f"etsam: warning: {path}: " in line]
+        assert [line.partition(f"{path}: ")[2] for line in shown] == told
+    assert segment(paths[0], "--no-preview", "--overwrite", "--voxel-spacing", "10")[0] == 0
+    assert "spacing" not in json.loads(record.with_stem("a_membrane").read_text())["warnings"][0]
 
 
 @pytest.mark.parametrize(
@@ -268,7 +293,7 @@ def test_chunks_that_are_missing_are_said_and_damaged_ones_refused(
     fails(segment(path, "--no-preview"), "damaged")
     chunks[0].unlink()
     code, _, err = segment(path, "--no-preview")
-    assert code == 0 and "etsam: warning: 1 of 2 chunks are not stored" in err
+    assert code == 0 and f"etsam: warning: {path}: 1 of 2 chunks are not stored" in err
     for chunk in chunks[1:]:
         chunk.unlink()
     fails(segment(path, "--no-preview", "--overwrite"), "no chunk")
@@ -290,6 +315,15 @@ def test_lists_of_nonsense(
     (tmp_path / "empty").mkdir()
     (tmp_path / "list.txt").write_text(content)
     fails(segment(tmp_path / "list.txt", "--no-preview"))
+
+
+def test_a_closed_stderr_is_done_without(tmp_path: Path) -> None:
+    mask = write_mrc(tmp_path / "a_membrane.mrc", np.ones((12, 8, 8), np.int8))
+    code = "import sys; from etsam.cli import main; main(sys.argv[1:])"
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", code, "postprocess", mask]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path(done.stdout.strip()).is_file()
 
 
 def test_names_that_are_no_unicode(tmp_path: Path, model: Path) -> None:

@@ -298,10 +298,13 @@ def test_given_spacing_is_written_only_where_the_header_knows_none(tmp_path, cel
 
 
 @pytest.mark.parametrize(("claimed", "kept"), [(0, 0), (3, 3), (10, 9), (-5, 0), (99, 9)])
-def test_labels_are_kept_and_ours_comes_last(tmp_path, claimed, kept):
+@pytest.mark.parametrize("there", [10, 2])
+def test_labels_are_kept_and_ours_comes_last(tmp_path, claimed, kept, there):
     def change(header: np.ndarray) -> None:
         header["nlabl"] = claimed
-        header["label"] = [f"label {i}".encode() for i in range(10)]
+        header["label"] = [f"label {i}".encode() if i < there else b"" for i in range(10)]
+
+    kept = min(kept, there)
 
     source = save(tmp_path / "a.mrc", voxels("i1"), change=change)
     with open_tomogram(source) as tomogram:

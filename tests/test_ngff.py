@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,29 @@ def test_mrc_to_zarr_and_back_keeps_every_voxel_and_place(tmp_path):
     assert (tmp_path / "a.mrc").read_bytes()[1024:] == (tmp_path / "c.mrc").read_bytes()[1024:]
     header, again = ((tmp_path / name).read_bytes()[:220] for name in ("a.mrc", "c.mrc"))
     assert header == again
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_paths_may_lead_up_and_down(tmp_path, monkeypatch, version):
+    data = voxels((6, 7, 8))
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    write(Path("../a.zarr"), data, list(range(6)), version, "float32")
+    for name in ("../a.zarr", "../sub/../a.zarr/0", "../a.zarr/../a.zarr"):
+        with open_tomogram(name) as tomogram:
+            np.testing.assert_array_equal(tomogram.read_slices(0, 6), data)
+
+
+def test_a_name_that_is_no_unicode_is_refused_in_one_line(tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff.zarr")
+    data = voxels((6, 7, 8))
+    with pytest.raises(ValueError, match="no Unicode"):
+        write(path, data, [], "0.4", "float32")
+    write(tmp_path / "a.zarr", data, list(range(6)), "0.4", "float32")
+    (tmp_path / "a.zarr").rename(path)
+    with pytest.raises(ValueError, match="no Unicode"):
+        open_tomogram(path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])

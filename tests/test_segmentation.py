@@ -223,6 +223,38 @@ def test_results_are_replaced_only_when_asked(options: SegmentOptions, tomogram:
         segment_file(tomogram, replace(again, output=tomogram))
 
 
+def test_a_result_made_while_the_model_was_loading_is_kept(
+    options: SegmentOptions, tomogram: Path
+) -> None:
+    mask = tomogram.with_name("TS_1_10.00Apx_membrane.mrc")
+
+    def load_slowly(_: object) -> list[stages.Stage]:
+        mask.write_bytes(b"made by another process")
+        return stages.load_stages(options)
+
+    with pytest.raises(FileExistsError, match="overwrite"):
+        segment_file(tomogram, options, load=load_slowly)
+    assert mask.read_bytes() == b"made by another process"
+    assert sorted(tomogram.parent.iterdir()) == [tomogram, mask]
+
+
+def test_checkpoints_are_named_as_what_made_the_mask(
+    options: SegmentOptions, tomogram: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model)
+    one, two = Path("stage1.safetensors"), Path("stage2.safetensors")
+    both = replace(options, model="x" * 90, stage1_checkpoint=one, stage2_checkpoint=two)
+    second = replace(options, stage2_checkpoint=two, overwrite=True)
+    for asked, names in ((both, ["stage1", "stage2"]), (second, [str(model), "stage2"])):
+        result = segment_file(tomogram, asked)
+        weights = result.details["weights"]
+        assert [entry["name"] for entry in weights] == names
+        assert [entry["path"] for entry in weights] == [str(model / one), str(model / two)]
+        with mrcfile.open(result.mask) as mask:
+            label = mask.get_labels()[-1]
+        assert label.endswith(" logits > -0.25") and " + ".join(names)[:40] in label
+
+
 def test_results_go_into_a_folder_or_a_named_file(
     options: SegmentOptions, tomogram: Path, tmp_path: Path
 ) -> None:
@@ -249,6 +281,22 @@ def test_wrong_input_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match="stage 2"):
         segment_array(volume, replace(options, stage2_checkpoint=swapped))
     assert not list(tmp_path.iterdir())
+
+
+def test_outputs_are_checked_before_the_work(
+    options: SegmentOptions, volume: np.ndarray, tomogram: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "in.npy", volume)
+    (tmp_path / "folder.npy").mkdir()
+    tomogram.rename(tmp_path / "mrc.npy")
+    mapped = np.load(tmp_path / "in.npy", mmap_mode="r")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    wrong = [(volume, name) for name in ("x.mrc", "folder/", "folder.npy")]
+    wrong += [(mapped, "in.npy"), (mapped[1:], "in.npy"), (tmp_path / "mrc.npy", "mrc.npy")]
+    for array, name in wrong:
+        with pytest.raises(ValueError, match="output_path"):
+            segment_array(array, options, progress=cancel_at(0), output_path=f"{tmp_path}/{name}")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
 def test_methods_the_model_does_not_know_are_not_used(

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etsam.tiling import OVERLAP, RecentSlices, blend_weights, quadrants, tiles, whole
+from etsam.tiling import (
+    OVERLAP,
+    RecentSlices,
+    blend_weights,
+    mirror_images,
+    quadrants,
+    tiles,
+    whole,
+)
 
 SIDES = st.integers(2, 5000)
 
@@ -48,6 +56,14 @@ def test_blending_is_a_partition_of_unity_without_jumps(shape: tuple[int, int]) 
     assert np.allclose(total, 1, atol=1e-6)
     for weight in blend_weights(quadrants(shape), shape) + blend_weights(whole(shape), shape):
         assert np.array_equal(weight, np.ones_like(weight))
+
+
+def test_mirror_images_are_in_order_however_narrow() -> None:
+    part = np.arange(5, dtype=np.float32).reshape(5, 1)
+    for region in mirror_images(whole((5, 1)), 4):
+        mirrored = region.mirror(part)
+        assert min(mirrored.strides) > 0
+        assert np.array_equal(region.mirror(mirrored), part)
 
 
 def test_too_small_for_a_split() -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pytest
+import tensorstore
+import torch
 from mrcfile.dtypes import HEADER_DTYPE
 from mrcfile.utils import mode_from_dtype
 from PIL import Image
@@ -236,6 +238,18 @@ def test_arrays_of_any_real_type_become_float32(dtype):
 def test_arrays_of_another_kind_are_refused(array):
     with pytest.raises(ValueError, match="a tomogram"):
         tomogram_from_array(array)
+
+
+def test_arrays_of_other_libraries_are_read(tmp_path):
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{tmp_path}/a/"}}
+    lazy = tensorstore.open(spec, create=True, dtype="float32", shape=SHAPE).result()
+    lazy.write(voxels()).result()
+    for array in (torch.from_numpy(voxels()), lazy, voxels().tolist()):
+        with tomogram_from_array(array) as tomogram:
+            np.testing.assert_allclose(tomogram.read_slices(0, 5), voxels(), rtol=1e-6)
+    for odd in (torch.zeros(SHAPE, dtype=torch.bfloat16), torch.zeros(SHAPE, requires_grad=True)):
+        with pytest.raises(ValueError, match="no array for NumPy"):
+            tomogram_from_array(odd)
 
 
 VIEWS: dict[str, Callable[[np.memmap], np.ndarray]] = {

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from etsam.storage import RawFile, VolumeInfo
 
@@ -13,7 +16,7 @@ from etsam.storage import RawFile, VolumeInfo
 class ArraySource:
     """A (Z, Y, X) array: indexed slice by slice, or read from its file where it is a memory map."""
 
-    def __init__(self, array: np.ndarray) -> None:
+    def __init__(self, array: ArrayLike) -> None:
         """Check the array and find its file.
 
         Raises
@@ -21,8 +24,7 @@ class ArraySource:
         ValueError
             If it is not three-dimensional, has an empty axis, or does not hold real numbers.
         """
-        if not hasattr(array, "shape") or not hasattr(array, "dtype"):
-            array = np.asarray(array)
+        array = _of_numpy(array)
         if len(array.shape) != 3 or 0 in array.shape:
             raise ValueError(f"the array has shape {tuple(array.shape)}: a tomogram is (Z, Y, X)")
         dtype = np.dtype(array.dtype)
@@ -48,19 +50,43 @@ class ArraySource:
             self._file.close()
 
 
+def _of_numpy(array: ArrayLike) -> np.ndarray:
+    """Return what other libraries hold as NumPy does; lazy arrays of NumPy's types stay as they are."""
+    if hasattr(array, "shape") and hasattr(array, "dtype"):
+        with suppress(TypeError):  # a type that NumPy does not know
+            np.dtype(array.dtype)
+            return cast(np.ndarray, array)
+    try:
+        return np.asarray(array)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{type(array).__name__} is no array for NumPy ({error})") from error
+
+
+def file_of(array: np.ndarray) -> Path | None:
+    """Return the file that a memory map, or a view of one, shows; None where there is none."""
+    root = _root_of(array)
+    name = root.filename if isinstance(root, np.memmap) else None
+    return Path(name) if name is not None and Path(name).is_file() else None
+
+
+def _root_of(array: np.ndarray) -> object:
+    """Return what owns the memory of an array, as far as it is an array."""
+    root: object = array
+    while isinstance(root, np.ndarray) and isinstance(root.base, np.ndarray):
+        root = root.base
+    return root
+
+
 def _backing_file(array: np.ndarray) -> tuple[RawFile | None, int]:
     """Return the file a memory-mapped array shows and the byte offset of its first voxel.
 
     Views of a map count too: what lies between them and the map itself is the difference of their addresses.
     None for arrays in memory, scattered views, private copies (mode "c") and files that changed their name.
     """
-    root: object = array
-    while isinstance(root, np.ndarray) and isinstance(root.base, np.ndarray):
-        root = root.base
+    root, name = _root_of(array), file_of(array)
     if not isinstance(root, np.memmap) or root.mode == "c" or not array.flags.c_contiguous:
         return None, 0
-    name = root.filename
-    if name is None or not Path(name).is_file():
+    if name is None:
         return None, 0
     start = root.offset + _address(array) - _address(root)
     file = RawFile(io.FileIO(name), str(name))

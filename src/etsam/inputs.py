@@ -9,6 +9,8 @@ from pathlib import Path
 
 from etsam.layout import portal_tomograms
 from etsam.ngff_metadata import is_zarr
+from etsam.pairing import truth_name
+from etsam.predictions import recognise, stem
 from etsam.projects import (
     Member,
     copick_tomograms,
@@ -18,19 +20,22 @@ from etsam.projects import (
     member_of,
 )
 from etsam.results import names_mask
+from etsam.storage import with_own_name
 from etsam.volume import KNOWN_SUFFIXES
 
 LIST_SUFFIXES = (".txt", ".lst")
-RESULT_STEMS = ("_membrane", "_membrane_logits", "_membrane_postprocessed", "_components")
+OTHER_RESULTS = ("_logits", "_postprocessed", "_instances", "_membranes", "_components")
+"""What we write beside a mask of any name; of other endings `etsam.predictions` and `pairing` know."""
 
 
 def find_tomograms(names: Iterable[str | Path]) -> dict[Path, Member | None]:
     """Turn names into tomograms, each once, in the order given, and say what they are in a project.
 
-    A folder stands for the MRC files and OME-Zarr folders right in it, without our own results, or
-    for the tomograms of the copick project or the runs of the CryoET Data Portal that it holds; the
-    JSON config of a copick project for its tomograms; a name with ``*``, ``?`` or ``[`` for what it
-    matches (``**`` for folders at any depth); a text file (.txt, .lst) for the names on its lines,
+    A folder stands for the MRC files and OME-Zarr folders right in it, without results (masks,
+    logits and labels, ours, other programs' or true ones, told by their names), or for the tomograms
+    of the copick project or the runs of the CryoET Data Portal that it holds; the JSON config of a
+    copick project for its tomograms; a name with ``*``, ``?`` or ``[`` for what it matches (``**``
+    for folders at any depth), without results; a text file (.txt, .lst) for the names on its lines,
     relative to its folder, ``#`` starting a comment. Anything else stands for itself, there or not,
     so that each tomogram fails on its own.
 
@@ -39,12 +44,18 @@ def find_tomograms(names: Iterable[str | Path]) -> dict[Path, Member | None]:
     FileNotFoundError
         A folder or project holds no tomogram, or a pattern matches none, or a list is empty.
     ValueError
-        A list or config is not one, or a project lies on a server.
+        A name is empty, a list or config is not one, or a project lies on a server.
     """
     found: dict[Path, Member | None] = {}
+    places: set[Path] = set()
     for name in names:
+        if name == "":  # Path("") would be the current folder
+            raise ValueError("a tomogram's name is empty: is a variable of the shell not set?")
         for path, member in _one(Path(name)).items():
-            found.setdefault(path, member)
+            place = with_own_name(path)
+            if place not in places:
+                found[path] = member
+            places.add(place)
     return found
 
 
@@ -99,9 +110,14 @@ def _in_list(path: Path) -> dict[Path, Member | None]:
 
 
 def _is_result(path: Path) -> bool:
-    """Whether a file is one that we make, or hidden."""
-    stem = KNOWN_SUFFIXES.sub("", path.name)
-    return stem.endswith(RESULT_STEMS) or path.name.startswith(".")
+    """Whether a file is hidden, or called as what a program makes of tomograms, or as their truth."""
+    name = stem(path)
+    return (
+        name.startswith(".")
+        or name.endswith(OTHER_RESULTS)
+        or recognise(path).kind is not None
+        or truth_name(path) != name
+    )
 
 
 def choose_masks(

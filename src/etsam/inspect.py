@@ -221,7 +221,6 @@ def _sample(tomogram: Tomogram) -> _Sample:
 def _look_at_spacing(tomogram: Tomogram, remarks: list[str], flags: list[str]) -> None:
     spacing = tomogram.voxel_spacing
     if spacing is None:
-        remarks.append("the voxel spacing is not known: the header says 0, 1 Å or nonsense")
         flags.append("--voxel-spacing Å")
     elif max(spacing) > TOLERATED_ANISOTROPY * min(spacing):
         z, y, x = spacing

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from etsam.storage import write_text
+from etsam.storage import with_own_name, write_text
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -97,9 +97,10 @@ class Manifest:
         """Queue tomograms, each with its mask; earlier attempts are counted on."""
         queued = []
         for source, mask in pairs:
-            key = str(mask.resolve())
+            key = os.path.realpath(mask)
             known = self.entries.get(key)
-            entry = Entry(str(source.resolve()), key, attempts=known.attempts if known else 0)
+            attempts = known.attempts if known else 0
+            entry = Entry(str(with_own_name(source)), key, attempts=attempts)
             self.entries[key] = entry
             queued.append(entry)
         self._write()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 
-from etsam.storage import MAX_SIDE, ByteOrder, VolumeInfo, Zyx, known_spacing
+from etsam.storage import MAX_SIDE, ByteOrder, VolumeInfo, Zyx, noted_spacing
 
 HEADER_BYTES = 1024
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
@@ -169,7 +169,7 @@ def _header_spacing(fields: np.ndarray, notes: list[str]) -> Zyx | None:
         cells = int(fields[("mx", "my", "mz")[axis]])
         length = float(fields["cella"]["xyz"[axis]])
         spacing.append(length / cells if cells > 0 else 0.0)
-    return known_spacing((spacing[0], spacing[1], spacing[2]))
+    return noted_spacing((spacing[0], spacing[1], spacing[2]), notes)
 
 
 def _header_origin(fields: np.ndarray) -> Zyx:
@@ -246,7 +246,8 @@ def _clear_byte_flags(fields: np.ndarray, order: str) -> None:
 def _add_label(fields: np.ndarray, label: str) -> None:
     text = label.encode("ascii", "replace")[:LABEL_CHARACTERS]
     used = min(max(int(fields["nlabl"]), 0), MAX_LABELS)
-    kept = [bytes(value) for value in fields["label"][:used]][-(MAX_LABELS - 1) :]
+    there = [bytes(value) for value in fields["label"][:used]]
+    kept = [value for value in there if value.strip(b" \0")][-(MAX_LABELS - 1) :]
     labels = [*kept, text]
     fields["label"] = labels + [b""] * (MAX_LABELS - len(labels))
     fields["nlabl"] = len(labels)

@@ -213,13 +213,31 @@ def _open_array(image: NgffImage) -> tensorstore.TensorStore:
 
     spec = {
         "driver": "zarr3" if image.zarr_format == 3 else "zarr",
-        "kvstore": {"driver": "file", "path": f"{image.array}/"},
+        "kvstore": _files_of(image.array),
         "context": {"cache_pool": {"total_bytes_limit": 0}},
     }
     try:
         return tensorstore.open(spec, open=True, read=True).result()
     except (ValueError, NotImplementedError, OverflowError) as error:
         raise ValueError(f"{image.array} is not a readable Zarr array: {_reason(error)}") from error
+
+
+def _files_of(folder: Path) -> dict[str, str]:
+    """Return tensorstore's name for a folder: without `..` and in Unicode, it takes no other.
+
+    Raises
+    ------
+    ValueError
+        The name is no Unicode.
+    """
+    path = os.path.realpath(folder)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{folder} has a name that is no Unicode, which Zarr cannot have: rename it"
+        ) from None
+    return {"driver": "file", "path": f"{path}/"}
 
 
 def _volume_view(
@@ -308,7 +326,6 @@ def _create_array(folder: Path, info: VolumeInfo, dtype: np.dtype) -> tensorstor
     import tensorstore
 
     chunk = [min(*pair) for pair in zip(CHUNK, info.shape, strict=True)]
-    kvstore = {"driver": "file", "path": f"{folder}/"}
     if info.ngff_version == "0.5":
         blosc = {"cname": "zstd", "clevel": 5, "shuffle": "shuffle", "typesize": dtype.itemsize}
         metadata: dict[str, Any] = {
@@ -333,7 +350,7 @@ def _create_array(folder: Path, info: VolumeInfo, dtype: np.dtype) -> tensorstor
         }
     spec = {
         "driver": "zarr3" if info.ngff_version == "0.5" else "zarr",
-        "kvstore": kvstore,
+        "kvstore": _files_of(folder),
         "metadata": metadata,
         "context": {"cache_pool": {"total_bytes_limit": 0}},
         "store_data_equal_to_fill_value": True,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from etsam.storage import SPACING_UNKNOWN, VolumeInfo, VoxelStatistics, Zyx, known_spacing
+from etsam.storage import SPACING_UNKNOWN, VolumeInfo, VoxelStatistics, Zyx, noted_spacing
 
 METADATA_LIMIT = 16 << 20  # bytes
 ANCESTORS = 3  # folders above an array in which its multiscales may lie
@@ -245,7 +245,7 @@ def _in_angstrom(
     if None in given:
         notes.append(f"no unit of length: {SPACING_UNKNOWN}")
         return None, origin
-    return known_spacing((steps[0], steps[1], steps[2])), origin
+    return noted_spacing((steps[0], steps[1], steps[2]), notes), origin
 
 
 def read_json(path: Path) -> dict[str, Any]:

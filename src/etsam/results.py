@@ -67,6 +67,10 @@ class Task:
     weights: list[str]
     request: Mapping[str, Any]
 
+    def record(self, sha256: str) -> dict[str, Any]:
+        """What the JSON says of it, with the input's sum; `is_finished` compares it."""
+        return {"inputs": [dict(self.source) | {"sha256": sha256}], "request": dict(self.request)}
+
 
 def result_names(path: Path, options: SegmentOptions) -> SegmentResult:
     """Names of all results of a tomogram."""

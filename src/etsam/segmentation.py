@@ -6,7 +6,6 @@ a model is loaded, so that wrong input is refused at once.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing
@@ -18,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from etsam import __version__
+from etsam.arrays import file_of
 from etsam.frame import frame_of
 from etsam.logits import NpyWriter
 from etsam.memory import memory_errors, with_smaller_tiles
 from etsam.options import SegmentOptions
 from etsam.postprocess import CleaningOptions, postprocess
 from etsam.preview import save_preview
-from etsam.provenance import Clock, HashInBackground, input_record, provenance, write_json
+from etsam.provenance import Clock, HashInBackground, input_record, write_json
+from etsam.record import notes_on, segmentation_details, segmentation_label, told_of
 from etsam.results import (
     SegmentResult,
     Task,
@@ -46,11 +47,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[float, str], None]
 Load = Callable[[Progress | None], "list[Stage]"]
-
-EMPTY = (
-    "no membrane found in {path}: look at the preview; try --logit-threshold -1, --polarity bright, "
-    "or --voxel-spacing"
-)
 
 
 def segment(
@@ -109,18 +105,16 @@ def segment_array(
     Raises
     ------
     ValueError
-        The volume is constant or not three-dimensional, or an option does not fit it.
+        The volume is constant or not three-dimensional, an option does not fit it, or
+        `output_path` is no .npy or the volume itself.
     FileNotFoundError, OSError
         A file is missing, weights cannot be fetched, or the disk is full.
     """
     options = options or SegmentOptions()
-    opened = (
-        open_tomogram(volume, voxel_spacing=options.voxel_spacing)
-        if isinstance(volume, str | Path)
-        else tomogram_from_array(volume, voxel_spacing=options.voxel_spacing)
-    )
+    if output_path is not None:
+        _check_output(Path(output_path), volume)
     with ExitStack() as stack:
-        tomogram = stack.enter_context(closing(opened))
+        tomogram = stack.enter_context(closing(_open(volume, options)))
         write: Callable[[int, np.ndarray], None]
         if output_path is None:
             writer, logits = None, np.empty(tomogram.shape, np.float32)
@@ -141,6 +135,15 @@ def segment_array(
 
         with_smaller_tiles(attempt, options, _frame(tomogram, stages, options))
     return logits if output_path is None else np.load(output_path, mmap_mode="r")
+
+
+def _check_output(output: Path, volume: np.ndarray | str | Path) -> None:
+    """Refuse before the work what could not be written after it, or would replace the volume."""
+    if output.suffix.lower() != ".npy" or output.is_dir():
+        raise ValueError(f"output_path is {output}: give the name of a .npy file for the logits")
+    source = Path(volume) if isinstance(volume, str | Path) else file_of(volume)
+    if source is not None and output.exists() and source.exists() and output.samefile(source):
+        raise ValueError(f"output_path {output} is the volume itself: give another name")
 
 
 def segment_file(
@@ -172,37 +175,44 @@ def segment_file(
     FileNotFoundError, FileExistsError, ValueError, OSError, MemoryError
         Input missing or unfit, results there or being made already, disk or memory used up.
     """
-    options, clock = options or SegmentOptions(), Clock()
-    with closing(open_tomogram(path, voxel_spacing=options.voxel_spacing)) as tomogram:
-        result = _names(tomogram, Path(path), options)
+    options, clock, path = options or SegmentOptions(), Clock(), Path(path)
+    with told_of(path) as told, closing(_open(path, options)) as tomogram:
+        result = _names(tomogram, path, options)
         earlier = earlier_result(result)
         ours = earlier is not None and (resume or bool(run and earlier.get("run") == run))
-        refuse_existing(result, Path(path), replaceable=options.overwrite or ours)
+        refuse_existing(result, path, replaceable=options.overwrite or ours)
         with memory_errors():
             stages = (load or partial(_load, options))(progress)
         task = Task(input_record(tomogram), [s.sha256 for s in stages], request_of(options))
         if earlier is not None and ours and is_finished(result, earlier, task):
             return replace(result, details=earlier, reused=True)
-        with work_folder(result) as folder, HashInBackground(Path(path)) as hashed:
+        with work_folder(result) as folder, HashInBackground(path) as hashed:
+            refuse_existing(result, path, replaceable=options.overwrite or ours)  # made meanwhile
             staged = result.staged(folder)
             with _unfinished(folder, task, stages, resume, run) as unfinished:
+                work = partial(_attempt, tomogram, stages, progress, unfinished, staged)
+                kept = replace(options, tile=unfinished.settled.get("tile", options.tile))
                 with clock.stage("segment"):
-                    work = partial(_attempt, tomogram, stages, progress, unfinished, staged)
-                    kept = replace(options, tile=unfinished.settled.get("tile", options.tile))
                     options, voxels = with_smaller_tiles(work, kept, _frame(tomogram, stages, kept))
                 with clock.stage("finish"), memory_errors():
                     cleaning = _finish(tomogram, options, staged)
             _refuse_changed(task.source, input_record(tomogram))
-            result.details.update(
-                _details(tomogram, stages, options, voxels, cleaning, clock),
-                inputs=[dict(task.source) | {"sha256": hashed.result()}],
-                request=task.request,
-                run=run or None,
-            )
-            write_json(staged.provenance, result.details)
-    for note in result.details["warnings"]:
-        warnings.warn(note, stacklevel=2)
+            notes = notes_on(tomogram, voxels)
+            details = segmentation_details(tomogram, stages, options, voxels, cleaning, clock)
+            details |= task.record(hashed.result())
+            details |= {"run": run or None, "warnings": [*told, *notes]}
+            write_json(staged.provenance, details)
+            result.details.update(details)
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
     return result
+
+
+def _open(volume: np.ndarray | str | Path, options: SegmentOptions) -> Tomogram:
+    """Open what is to be segmented, an array or a path."""
+    if isinstance(volume, str | Path):
+        return open_tomogram(volume, voxel_spacing=options.voxel_spacing)
+    return tomogram_from_array(volume, voxel_spacing=options.voxel_spacing)
 
 
 def _names(tomogram: Tomogram, path: Path, options: SegmentOptions) -> SegmentResult:
@@ -210,32 +220,6 @@ def _names(tomogram: Tomogram, path: Path, options: SegmentOptions) -> SegmentRe
     if options.instances:
         frame_of(tomogram)  # labels need a known voxel spacing
     return result_names(path, options)
-
-
-def _details(
-    tomogram: Tomogram,
-    stages: list[Stage],
-    options: SegmentOptions,
-    voxels: int,
-    cleaning: dict[str, Any] | None,
-    clock: Clock,
-) -> dict[str, Any]:
-    """What the JSON beside the mask says, but for the input."""
-    notes = list(tomogram.notes)
-    if not voxels:
-        notes.append(EMPTY.format(path=tomogram.path))
-    return provenance(
-        "segment",
-        parameters=asdict(options),
-        results={
-            "membrane_voxels": voxels,
-            "membrane_fraction": voxels / math.prod(tomogram.shape),
-            "cleaning": cleaning,
-        },
-        compute=_compute(stages, options),
-        clock=clock,
-        warnings=notes,
-    )
 
 
 def _load(options: SegmentOptions, progress: Progress | None) -> list[Stage]:
@@ -345,15 +329,15 @@ def _write_volumes(
     staged: SegmentResult,
 ) -> int:
     """Write mask and logits slice by slice; returns the number of membrane voxels."""
-    label = f"etsam {__version__} segment {options.model} logits > {options.logit_threshold:g}"
+    label = segmentation_label(options)
     voxels = 0
     with ExitStack() as stack:
         stack.enter_context(closing(slices))
-        mask = create_volume(staged.mask, tomogram, dtype="int8", label=label[:80])
+        mask = create_volume(staged.mask, tomogram, dtype="int8", label=label)
         stack.enter_context(mask)
         logits = None
         if staged.logits is not None:
-            logits = create_volume(staged.logits, tomogram, dtype="float32", label=label[:80])
+            logits = create_volume(staged.logits, tomogram, dtype="float32", label=label)
             stack.enter_context(logits)
         for z, plane in enumerate(slices):
             membrane = plane > options.logit_threshold
@@ -381,19 +365,3 @@ def _finish(
         source = staged.cleaned or staged.mask
         write_instances(source, staged.instances, tomogram, voxel_spacing=options.voxel_spacing)
     return None if cleaned is None else asdict(cleaned)
-
-
-def _compute(stages: list[Stage], options: SegmentOptions) -> dict[str, Any]:
-    """Device, precision and weights for the provenance."""
-    weights = [
-        {
-            "name": str(options.model),
-            "path": str(stage.path),
-            "sha256": stage.sha256,
-            "frames": stage.spec.to_dict(),
-        }
-        for stage in stages
-    ]
-    weight = stages[0].model.no_mem_embed
-    dtype = str(weight.dtype).removeprefix("torch.")
-    return {"device": str(weight.device), "dtype": dtype, "weights": weights}

@@ -166,6 +166,11 @@ def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
         partial.unlink(missing_ok=True)
 
 
+def with_own_name(path: Path) -> Path:
+    """Return where a file lies: its folder without links and ``..``, and its own name, link or not."""
+    return Path(os.path.realpath(path.parent), path.name)
+
+
 def scratch_file(nbytes: int, purpose: str) -> io.FileIO:
     """Open a nameless temporary file that vanishes on close, with `nbytes` free on its disk.
 
@@ -220,6 +225,15 @@ def known_spacing(spacing: Zyx) -> Zyx | None:
     if all(abs(value - UNKNOWN_SPACING) < 1e-4 for value in spacing):
         return None
     return spacing
+
+
+def noted_spacing(spacing: Zyx, notes: list[str]) -> Zyx | None:
+    """Return what `known_spacing` does of what a file says, and note where that is unknown."""
+    known = known_spacing(spacing)
+    if known is None:
+        sides = " x ".join(f"{side:g}" for side in spacing)
+        notes.append(f"the file says voxels of {sides} Å (z, y, x): {SPACING_UNKNOWN}")
+    return known
 
 
 def check_spacing(value: float) -> Zyx:

@@ -43,7 +43,7 @@ class Region:
 
     def mirror(self, part: np.ndarray) -> np.ndarray:
         """Turn what lies in the region (h, w) into what is tracked, or that back."""
-        return np.flip(part, self.mirrored) if self.mirrored else part
+        return np.flip(part, self.mirrored).copy() if self.mirrored else part  # torch wants order
 
 
 def whole(shape: tuple[int, int]) -> list[Region]:

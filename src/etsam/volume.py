@@ -290,13 +290,13 @@ def _tomogram(source: SliceSource, path: Path | None, voxel_spacing: float | Non
     info = source.info
     named = None if path is None or info.voxel_spacing else folder_spacing(path)
     spacing = None if named is None else known_spacing((named,) * 3)
+    others = tuple(text for text in info.notes if not text.endswith(SPACING_UNKNOWN))
     if voxel_spacing is None and spacing is not None:
         note = f"voxel spacing {named:g} Å taken from the folder's name"
-        others = [text for text in info.notes if not text.endswith(SPACING_UNKNOWN)]
         info = replace(info, voxel_spacing=spacing, notes=(*others, note))
     if voxel_spacing is not None:
         try:
-            info = replace(info, voxel_spacing=check_spacing(voxel_spacing))
+            info = replace(info, voxel_spacing=check_spacing(voxel_spacing), notes=others)
         except ValueError:
             source.close()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -77,6 +78,8 @@ for _verb in (
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 done, else as docs/facilities.md says."""
+    if sys.stderr is None:  # closed (2>&-): its number must not become that of a result's file
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         code = etsam.main(args=args, prog_name="etsam", standalone_mode=False)

@@ -49,6 +49,8 @@ def one_line(error: BaseException | str) -> str:
         text = error.format_message()
     elif isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, UnicodeEncodeError):
+        text = "a name that is no Unicode cannot be written into a text: rename the file"
     elif isinstance(error, MemoryError):
         text = f"not enough memory: {error}" if str(error) else "not enough memory"
     else:

@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 PROMPTS = ["zero", "grid_zero", "grid", "etsam_stage1_partial"]
 NORMALISATIONS = ["min_max_positive_values", "softplus_minmax", "min_max", "robust"]
 
+NO_FOLDERS = (
+    *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy", ".npz", ".h5", ".hdf", ".hdf5"),
+    *(".em", ".nii", ".txt", ".csv", ".json"),
+)
+
 
 @click.command(cls=VerbCommand, short_help="Find the membranes of tomograms.")
-@click.argument("tomograms", nargs=-1, type=click.Path(path_type=Path), metavar="TOMOGRAM...")
+@click.argument("tomograms", nargs=-1, metavar="TOMOGRAM...")
 @batch_options
 @click.option("--sample", is_flag=True, help="Segment a small tomogram simulated on the spot.")
 @click.option(
@@ -174,6 +179,7 @@ def _inputs(params: dict[str, Any]) -> tuple[list[Path], dict[Path, Path]]:
     names = list(params["tomograms"])
     if params["sample"] == bool(names):
         raise click.UsageError("give tomograms or --sample, see `etsam segment --help`")
+    _check_output_name(params["output"], sample=params["sample"])
     if params["sample"]:
         from etsam.cli.sample import write_sample
 
@@ -190,6 +196,24 @@ def _inputs(params: dict[str, Any]) -> tuple[list[Path], dict[Path, Path]]:
         paths = shard(paths, params["shard"])
     chosen = {path: found[path] for path in paths}
     return paths, choose_masks(chosen, params["output"], copick=params["copick"])
+
+
+def _check_output_name(output: Path | None, *, sample: bool) -> None:
+    """Refuse a name that cannot be meant as a folder, before one of that name is made.
+
+    Raises
+    ------
+    ValueError
+        It is that of a file of another kind, or, for the sample's files, that of a mask.
+    """
+    from etsam.results import names_mask
+
+    if output is None or output.is_dir():
+        return
+    if output.suffix.lower() in NO_FOLDERS:
+        raise ValueError(f"--output {output}: give a folder, or a mask's name in .mrc or .zarr")
+    if sample and names_mask(output):
+        raise ValueError(f"--output {output} is no folder: the sample and its mask need one")
 
 
 def _options(params: dict[str, Any]) -> SegmentOptions:

@@ -1,0 +1,104 @@
+"""What a segmentation says of itself: the warnings, the JSON beside the mask, the label in its header."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from etsam import __version__
+from etsam.options import SegmentOptions
+from etsam.provenance import Clock, provenance
+from etsam.volume import Tomogram
+
+if TYPE_CHECKING:
+    from etsam.stages import Stage
+
+LABEL_LENGTH = 80  # of MRC headers
+EMPTY = (
+    "no membrane found: look at the preview; try --logit-threshold -1, --polarity bright, "
+    "or --voxel-spacing"
+)
+
+
+@contextmanager
+def told_of(path: Path) -> Iterator[list[str]]:
+    """Show each warning once and with the tomogram's name before it; collects the texts without it."""
+    told: list[str] = []
+    show = warnings.showwarning
+
+    def tell(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if not issubclass(category, UserWarning | RuntimeWarning):
+            show(message, category, *place)
+        elif str(message) not in told:
+            told.append(str(message))
+            show(category(f"{path}: {message}"), category, *place)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = tell  # type: ignore[assignment]
+        yield told
+
+
+def notes_on(tomogram: Tomogram, membrane_voxels: int) -> list[str]:
+    """What the user should know of a tomogram that has been segmented."""
+    notes = list(tomogram.notes)
+    if tomogram.replaced_voxels:
+        notes.append(
+            f"{tomogram.replaced_voxels:,} NaN or infinite voxels were read as the mean of their slice"
+        )
+    if not membrane_voxels:
+        notes.append(EMPTY)
+    return notes
+
+
+def segmentation_label(options: SegmentOptions) -> str:
+    """One line for the header of mask and logits: version, model, threshold."""
+    start, end = f"etsam {__version__} segment ", f" logits > {options.logit_threshold:g}"
+    models = " + ".join(dict.fromkeys(_model_names(options)))
+    return f"{start}{models[: LABEL_LENGTH - len(start + end)]}{end}"
+
+
+def segmentation_details(
+    tomogram: Tomogram,
+    stages: Sequence[Stage],
+    options: SegmentOptions,
+    membrane_voxels: int,
+    cleaning: Mapping[str, Any] | None,
+    clock: Clock,
+) -> dict[str, Any]:
+    """What the JSON beside the mask says, but for the task and the warnings."""
+    weight = stages[0].model.no_mem_embed
+    weights = [
+        {
+            "name": name,
+            "path": None if stage.path is None else str(stage.path.absolute()),
+            "sha256": stage.sha256,
+            "frames": stage.spec.to_dict(),
+        }
+        for name, stage in zip(_model_names(options), stages, strict=True)
+    ]
+    return provenance(
+        "segment",
+        parameters=asdict(options),
+        results={
+            "membrane_voxels": membrane_voxels,
+            "membrane_fraction": membrane_voxels / math.prod(tomogram.shape),
+            "cleaning": cleaning,
+        },
+        compute={
+            "device": str(weight.device),
+            "dtype": str(weight.dtype).removeprefix("torch."),
+            "weights": weights,
+        },
+        clock=clock,
+    )
+
+
+def _model_names(options: SegmentOptions) -> list[str]:
+    """Name of each stage: the model's, or the checkpoint's where one takes its place."""
+    given = (options.stage1_checkpoint, options.stage2_checkpoint)
+    return [str(options.model) if path is None else path.stem for path in given]
