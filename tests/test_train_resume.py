@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -96,14 +95,6 @@ def test_a_run_of_another_network_is_not_taken_up(folder: Path, tmp_path: Path) 
         (tmp_path / "state.pt").write_bytes(content)
         with pytest.raises(ValueError, match=rf"state\.pt cannot be read \(.*{reason}\)"):
             train(given)
-
-
-@pytest.fixture
-def limit_files() -> Iterator[Callable[[int], None]]:
-    """Let no file grow beyond so many bytes: what is written fails as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(("share", "name"), [(0.5, "stage1.safetensors"), (1.5, "state.pt")])
