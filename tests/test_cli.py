@@ -66,6 +66,13 @@ def test_wrong_usage_is_one_line_and_exit_2(run: Run, args: tuple[str, ...]) -> 
     assert_one_line(err)
 
 
+@pytest.mark.parametrize(("group", "verb"), [("weights", "fetch"), ("figures", "scores")])
+def test_a_group_alone_shows_its_help(run: Run, group: str, verb: str) -> None:
+    code, out, err = run(group)
+    assert (code, out) == (2, "")
+    assert err == run(group, "--help")[1] and f"\n  {verb} " in err
+
+
 @pytest.mark.parametrize(
     ("args", "part"),
     [
@@ -95,7 +102,13 @@ def test_weights_are_listed_and_located(
     listed = run("weights", "list")[1]
     assert "compact  (" in listed
     assert "etsam-v1  (not here)" in listed
+    assert "sam2.1-tiny  (not here)" in listed
     assert run("weights", "where")[1] == f"{tmp_path}\n"
+    folder = Path(run("weights", "where", "sam2.1-tiny")[1].rstrip("\n"))
+    folder.mkdir()
+    (folder / "sam2.1_hiera_tiny.pt").touch()
+    listed = run("weights", "list")[1]
+    assert "sam2.1-tiny  (here)" in listed and "sam2.1-small  (not here)" in listed
     assert run("weights", "where", "etsam-v1")[1] == f"{tmp_path / 'etsam-v1'}\n"
 
 

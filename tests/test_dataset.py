@@ -231,6 +231,26 @@ def test_mismatched_pairs_are_refused(tmp_path: Path) -> None:
         sampler(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x93NUMPY", b"\x93NUMPY\1\0\6\0{'a':(", b"\x80\x04N.", b"voxels", b"PK\x03\x04"],
+)
+def test_damaged_logits_are_named(folder: Path, tmp_path: Path, content: bytes) -> None:
+    for name in ("t0.mrc", "t0_membrane.mrc"):
+        shutil.copy(folder / name, tmp_path)
+    (tmp_path / "t0_stage1.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=r"t0_stage1\.npy is damaged"):
+        open_pairs(tmp_path, FrameSpec(), new_store(), with_logits=True)
+
+
+def test_a_constant_volume_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "flat.mrc", np.full((4, 32, 32), 3, np.int8))
+    write(tmp_path / "flat_membrane.mrc", np.zeros((4, 32, 32), np.int8))
+    (pair,) = open_pairs(tmp_path, FrameSpec(), new_store(), with_logits=False)
+    with pytest.raises(ValueError, match=r"flat\.mrc cannot .* constant"):
+        _ = pair.scaling
+
+
 @pytest.mark.parametrize("z", [2, 0])
 def test_masks_of_other_values_are_refused(tmp_path: Path, z: int) -> None:
     """In the middle slice at once, elsewhere when the slice is read."""

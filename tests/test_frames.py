@@ -93,6 +93,19 @@ def test_inverting_equals_segmenting_the_negative(method: str) -> None:
     assert torch.allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["min_max", "min_max_positive_values", "robust"])
+@pytest.mark.parametrize("invert", [False, True])
+def test_values_near_the_end_of_float32_are_scaled_as_others(method: str, invert: bool) -> None:
+    """Their differences are beyond it."""
+    volume = noise(5, 30, 30).clip(-3, 3) - np.float32(0.3)
+    large = (volume * 1e38).astype(np.float32)
+    plain, scaling = (measure_intensity(Slices(v), method, invert=invert) for v in (volume, large))
+    expected = plain.apply(torch.from_numpy(volume)).numpy()
+    for scaled in (scaling.apply(torch.from_numpy(large)).numpy(), scaling.apply_to_array(large)):
+        assert scaled.dtype == np.float32
+        np.testing.assert_allclose(scaled, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", get_args(Normalisation))
 def test_constant_volume_is_refused(method: str) -> None:
     with pytest.raises(ValueError, match="constant"):

@@ -37,6 +37,18 @@ def test_pairs_depend_on_the_step_alone_and_failure_is_told(tmp_path: Path) -> N
     assert folders(again.pairs(10)) == [first + 5, first + 6]
 
 
+def test_an_expected_failure_is_told_in_its_own_words(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fresh = Fresh(write_seed, pool=1, every=1)
+    open_pair = partial(Pair, spec=FrameSpec(), store=SliceStore(1))
+    with FreshPairs(tmp_path, fresh, 0, open_pair) as simulated:
+        simulated.start()
+        with pytest.raises(ChildProcessError, match=f"stopped: seed {FIRST_SEED + 9} is nonsense"):
+            simulated.pairs(9)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("wrong", [{"share": 0.0}, {"share": 1.5}, {"pool": 0}, {"every": 0}])
 def test_impossible_wishes_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="cannot simulate"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
 import struct
+import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etsam.frames import FrameSpec
-from etsam.sam2 import SAM2Config, load_checkpoint, save_checkpoint
+from etsam.sam2 import PRESETS, SAM2, SAM2Config, load_checkpoint, save_checkpoint
 from etsam.stages import stage_spec
 from test_cli import Run, assert_one_line, write_mrc
 from test_hostile import CHECKPOINTS, NASTY, SHAPE, corpus, spoiled
-from tiny_model import SPEC, tiny_network
+from tiny_model import SPEC, tiny_network, write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,97 @@ def test_a_checkpoint_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> Non
             packed.writestr(name, plain.read(name))
     with pytest.raises(ValueError, match="unpacks to"):
         load_checkpoint(bomb)
+
+
+def refusal(path: Path) -> str:
+    """The one line with which a checkpoint is refused."""
+    with pytest.raises(ValueError) as caught:
+        load_checkpoint(path)
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message
+    return message
+
+
+def published(path: Path, **changes: torch.Tensor) -> Path:
+    """SAM 2.1 tiny, of views of one zero, with other tensors in some places."""
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in SAM2(PRESETS["tiny"]).state_dict().items()}
+    zero = torch.zeros(())
+    state = {name: zero.expand(shape) for name, shape in shapes.items()}
+    torch.save({"model": state | changes}, path)
+    return path
+
+
+def test_a_refused_object_is_named(tmp_path: Path) -> None:
+    torch.save({"model": argparse.Namespace(a=3)}, tmp_path / "a.pt")
+    message = refusal(tmp_path / "a.pt")
+    assert "argparse.Namespace" in message and "PyTorch 2.6" not in message
+    (tmp_path / "a.pt").write_bytes(pickle.dumps({"model": 3}))
+    assert "PyTorch 2.6" not in refusal(tmp_path / "a.pt")
+
+
+def test_zeroed_bytes_are_noticed(tmp_path: Path) -> None:
+    """torch.load checks no sum."""
+    torch.save({"model": {"x": torch.rand(10000)}}, tmp_path / "a.pt")
+    data = (tmp_path / "a.pt").read_bytes()
+    (tmp_path / "a.pt").write_bytes(data[:20000] + bytes(1000) + data[21000:])
+    torch.load(tmp_path / "a.pt", weights_only=True)
+    assert "is damaged" in refusal(tmp_path / "a.pt")
+
+
+def quantised(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of bytes and a factor; torch warns that it will know none one day."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        torch.Tensor.to_sparse,
+        torch.Tensor.cfloat,
+        quantised,
+        lambda x: x.to("meta"),
+    ],
+)
+def test_tensors_that_are_not_plain_are_refused(
+    tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    path = published(tmp_path / "a.pt", no_obj_ptr=change(torch.zeros(1, 256)))
+    assert "no_obj_ptr" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("maskmem_tpos_enc", (), "a size is missing"),
+        ("no_mem_embed", (1, 1, 250), "SAM2Config.d_model = 250"),
+        ("maskmem_tpos_enc", (7, 1, 1, 0), "SAM2Config.memory_dim = 0"),
+    ],
+)
+def test_shapes_of_no_network_are_refused(
+    tmp_path: Path, name: str, shape: tuple[int, ...], words: str
+) -> None:
+    assert words in refusal(published(tmp_path / "a.pt", **{name: torch.zeros(shape)}))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(run: Run, tmp_path: Path, value: float) -> None:
+    """They gave an empty mask and exit code 0."""
+    folder = write_tiny_model(tmp_path / "model")
+    model = tiny_network(2)
+    model.no_mem_embed[0, 0, 3] = value
+    described = {"frame_spec": SPEC.to_dict()}
+    save_checkpoint(folder / "stage2.safetensors", model, described, half=False)
+    assert "no_mem_embed" in refusal(folder / "stage2.safetensors")
+    tomogram = write_mrc(
+        tmp_path / "a.mrc", np.random.default_rng(0).normal(size=SHAPE).astype("f4")
+    )
+    code, out, err = run("segment", tomogram, "--model", folder, "--device", "cpu")
+    assert (code, out) == (1, "")
+    assert_one_line(err, "stage2.safetensors", "NaN")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mrc", "model"]
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,14 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mrcfile
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
+from etsam import unfinished
 from etsam.options import SegmentOptions
 from etsam.segmentation import segment_file
 from etsam.volume import create_volume, open_tomogram, tomogram_from_array
@@ -280,6 +283,29 @@ def test_a_disk_that_fills_up_leaves_no_result(
     fails(segment(path, "--no-preview", "-o", small_disk), "disk")
     filler.unlink()
     assert segment(path, "--no-preview", "-o", small_disk)[0] == 0
+
+
+@pytest.mark.filterwarnings("ignore:no membrane found")
+def test_a_state_that_cannot_be_saved_costs_one_tomogram(
+    segment: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full while the first one's state is saved."""
+    paths = [write_mrc(tmp_path / f"{name}.mrc", noise()) for name in "ab"]
+    real = unfinished.save_file
+
+    def save_file(tensors: Any, path: Path, metadata: Any) -> None:
+        if ".a_membrane" in str(path):
+            path.write_bytes(b"half")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr(unfinished, "save_file", save_file)
+    code, out, err = segment(*paths, "--no-preview")
+    assert code == 1
+    assert out.split() == [str(tmp_path / "b_membrane.mrc")]
+    errors = [line for line in err.splitlines() if line.startswith("etsam: error: ")]
+    assert len(errors) == 1 and "a.mrc" in errors[0] and "No space left" in errors[0]
+    assert not list(tmp_path.glob(".a_membrane*"))
 
 
 @pytest.mark.filterwarnings("ignore:no membrane found", "default:1 of 2 chunks")

@@ -15,6 +15,7 @@ from etsam.simulate import quantised, simulate, simulate_many, simulate_one
 from etsam.simulation.recipe import PRESETS, SimulationOptions
 from etsam.simulation.segmentations import RealShape, read_segmentation
 from etsam.simulation.suite import FIRST_HELD_OUT_SEED, held_out_suite
+from test_cli import assert_one_line
 
 SHAPE = (16, 64, 64)
 
@@ -94,6 +95,87 @@ def test_command_line(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) 
     assert (tmp_path / "sim_000003.mrc").is_file()
     assert out.strip() == str(tmp_path / "sim_000003.mrc")
     assert torch.get_num_threads() == threads
+
+
+def test_what_is_there_of_another_kind_is_refused_and_replaced(
+    tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    asked = ("simulate", tmp_path, "--preset", "empty", "--shape")
+    path = tmp_path / "sim_000000.mrc"
+    assert run(*asked, "16,48,48")[0] == 0
+    before = path.read_bytes()
+    assert run(*asked, "16,48,48")[:2] == (0, f"{path}\n")
+    for other in (["16,48,64"], ["16,48,48", "--voxel-spacing", 12]):
+        code, out, err = run(*asked, *other)
+        assert (code, out) == (1, "")
+        assert_one_line(err, str(path), "--overwrite")
+        assert path.read_bytes() == before
+    assert run(*asked, "16,48,64", "--overwrite")[0] == 0
+    with mrcfile.open(path) as volume:
+        assert volume.data.shape == (16, 48, 64)
+    record = path.with_suffix(".json")
+    record.write_text(record.read_text().replace('"lean"', '"leaning"'))
+    with pytest.raises(FileExistsError, match="other options"):
+        simulate_one(tmp_path, 0, (16, 48, 64), SimulationOptions(preset="empty"))
+
+
+def test_options_that_came_later_do_not_count_against_what_is_there(tmp_path: Path) -> None:
+    path = simulate_one(tmp_path, 0, (16, 48, 48))
+    record = path.with_suffix(".json")
+    made = json.loads(record.read_text())
+    del made["given"]["gold"], made["given"]["lean"]
+    record.write_text(json.dumps(made))
+    assert simulate_one(tmp_path, 0, (16, 48, 48)) == path
+
+
+@pytest.mark.parametrize("size", [500, 40_000])
+def test_a_full_disk_leaves_nothing_partial(
+    tmp_path: Path, limit_files: Callable[[int], None], size: int
+) -> None:
+    """The limit holds the record or not, and the volumes never."""
+    limit_files(size)
+    with pytest.raises(OSError, match="too large") as caught:
+        simulate_one(tmp_path, 0, (16, 64, 64))
+    assert caught.value.filename == str(tmp_path / "sim_000000.mrc")
+    assert not list(tmp_path.glob("*.mrc*"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--seeds", "3:1"),
+        ("--seeds", "0:0"),
+        ("--seeds", "²"),
+        ("--seeds", "0:99999999999999999999"),
+        ("--voxel-spacing", "0"),
+        ("--voxel-spacing", "-10"),
+        ("--voxel-spacing", "nan"),
+        ("--voxel-spacing", "1000"),
+        ("--contrast-to-noise", "0"),
+        ("--contrast-to-noise", "inf"),
+        ("--contrast-to-noise", "-1"),
+        ("--contrast-to-noise", "1e9"),
+        ("--views", "1000000"),
+        ("--shape", "1000000,64,64"),
+        ("--shape", "8,8,8"),
+    ],
+)
+def test_nonsense_is_one_line(
+    tmp_path: Path, run: Callable[..., tuple[int, str, str]], words: tuple[str, str]
+) -> None:
+    code, out, err = run("simulate", tmp_path / "out", *words)
+    assert code in (1, 2) and out == ""
+    assert_one_line(err)
+    assert not list(tmp_path.rglob("*.mrc"))
+
+
+def test_memory_that_is_used_up_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def render(*_: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes")
+
+    monkeypatch.setattr("etsam.simulate.render", render)
+    with pytest.raises(MemoryError, match="fewer --views"):
+        simulate(0, SHAPE)
 
 
 def test_quantised_uses_the_whole_range() -> None:

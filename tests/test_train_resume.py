@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from etsam import train as module
 from etsam.frames import FrameSpec
 from etsam.sam2 import load_checkpoint, save_checkpoint
 from etsam.train import Schedule, TrainOptions, train
+from etsam.training.run import save_run, start_run
 from tiny_training import TINY, network, options, read_log, write_pairs
 
 
@@ -86,9 +87,30 @@ def test_a_run_of_another_network_is_not_taken_up(folder: Path, tmp_path: Path) 
     train(given)
     with pytest.raises(ValueError, match="another network, stage or seed"):
         train(replace(given, config=replace(TINY, d_model=64)))
-    (tmp_path / "state.pt").write_bytes(b"PK\x03\x04 nothing")
-    with pytest.raises(ValueError, match=r"state\.pt cannot be read"):
-        train(given)
+    for content, reason in (
+        (b"PK\x03\x04 nothing", "not a ZIP archive"),
+        (b"", "is empty"),
+        (b"P", "damaged, .*"),
+    ):
+        (tmp_path / "state.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"state\.pt cannot be read \(.*{reason}\)"):
+            train(given)
+
+
+@pytest.mark.parametrize(("share", "name"), [(0.5, "stage1.safetensors"), (1.5, "state.pt")])
+def test_what_cannot_be_saved_is_named_and_the_last_state_stays(
+    folder: Path, tmp_path: Path, limit_files: Callable[[int], None], share: float, name: str
+) -> None:
+    given = options(folder, tmp_path, steps=2)
+    train(given)
+    size, state = given.weights.stat().st_size, given.state.read_bytes()
+    run = start_run(given, torch.device("cpu"))
+    limit_files(int(share * size))
+    with pytest.raises(OSError, match="too large") as caught:
+        save_run(run, given)
+    assert caught.value.filename == str(tmp_path / name)
+    assert given.state.read_bytes() == state
+    assert not list(tmp_path.glob("*.partial"))
 
 
 COMMAND = "from etsam.cli import main; main()"

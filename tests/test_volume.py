@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import lzma
 import os
 import struct
 import subprocess
@@ -75,6 +76,8 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "text": (b"Dear tomogram, " * 200, "not an MRC volume"),
     "zeros": (bytes(5000), "not an MRC volume"),
     "ones": (b"\xff" * 5000, "not an MRC volume"),
+    "xz": (lzma.compress(mrc()), "packed with xz: unpack"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + bytes(50), "packed with zstd: unpack"),
     "png": (png() + bytes(2000), "PNG"),
     "tiff": (b"II*\0" + bytes(2000), "TIFF"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(2000), "HDF5"),
@@ -106,6 +109,16 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "bzip2 damaged": (b"BZh9" + bytes(500), "archive"),
     "bzip2 shorter than its header says": (bz2.compress(mrc()[:-100]), "cut short"),
 }
+
+
+@pytest.mark.parametrize("machine", [3, 6])
+def test_em_files_are_recognised(tmp_path, machine):
+    path = tmp_path / "a.em"
+    path.write_bytes(struct.pack("<4b3i", machine, 0, 0, 5, 48, 40, 8) + bytes(4000))
+    with pytest.raises(ValueError, match=r"a\.em is an EM file.*convert"):
+        open_tomogram(path)
+    path.write_bytes(mrc())
+    open_tomogram(path).close()
 
 
 @pytest.mark.parametrize("kind", REFUSED)

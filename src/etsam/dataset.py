@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -80,10 +81,22 @@ class SliceStore:
 
 
 def open_volume(path: Path) -> Tomogram:
-    """Open a tomogram, a mask or stored stage-1 logits."""
-    if path.suffix == ".npy":
-        return tomogram_from_array(np.load(path, mmap_mode="r", allow_pickle=False))
-    return open_tomogram(path)
+    """Open a tomogram, a mask or stored stage-1 logits.
+
+    Raises
+    ------
+    FileNotFoundError, OSError, ValueError
+        It is not there or cannot be read; the message names it.
+    """
+    if path.suffix != ".npy":
+        return open_tomogram(path)
+    try:
+        return tomogram_from_array(np.lib.format.open_memmap(path, mode="r"))
+    except (ArithmeticError, TokenError, ValueError):
+        raise ValueError(
+            f"{path} is damaged, or holds no stage-1 logits: remove it, and --stage1-checkpoint "
+            "makes it again"
+        ) from None
 
 
 class Pair:
@@ -125,9 +138,20 @@ class Pair:
 
     @cached_property
     def scaling(self) -> IntensityScaling:
-        """Scaling of the grey values, measured over the volume at first use."""
+        """Scaling of the grey values, measured over the volume at first use.
+
+        Raises
+        ------
+        ValueError
+            The volume is constant, or cannot be read.
+        """
         with open_volume(self.tomogram) as volume:
-            return measure_intensity(volume, self._spec.normalisation, invert=self._spec.invert)
+            try:
+                return measure_intensity(volume, self._spec.normalisation, invert=self._spec.invert)
+            except ValueError as wrong:
+                if str(self.tomogram) in str(wrong):
+                    raise
+                raise ValueError(f"{self.tomogram} cannot be trained on: {wrong}") from None
 
     @cached_property
     def logit_range(self) -> LogitRange:

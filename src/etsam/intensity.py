@@ -17,7 +17,7 @@ Normalisation = Literal["min_max_positive_values", "softplus_minmax", "min_max",
 ROBUST_PERCENTILES = (0.1, 99.9)
 SAMPLE_SLICES = 64
 SAMPLE_VALUES = 1 << 22
-
+WIDE = 1e37  # from here on differences of grey values may overflow float32
 
 Grey = TypeVar("Grey", "Tensor", np.ndarray)
 
@@ -47,13 +47,20 @@ class IntensityScaling:
 
     def apply(self, values: Tensor) -> Tensor:
         """Scale a slice of any shape to the network's grey values, float32."""
-        return self._scaled(values.float(), lambda x: x.logaddexp(x.new_zeros(())))
+        values = values.double() if self._is_wide() else values.float()
+        return self._scaled(values, lambda x: x.logaddexp(x.new_zeros(()))).float()
 
     def apply_to_array(self, values: np.ndarray) -> np.ndarray:
         """Scale a slice as `apply` does, without torch."""
         return self._scaled(
-            values.astype(np.float32), lambda x: np.logaddexp(x, np.float32(0))
+            values.astype(np.float64 if self._is_wide() else np.float32),
+            lambda x: np.logaddexp(x, np.float32(0)),
         ).astype(np.float32, copy=False)
+
+    def _is_wide(self) -> bool:
+        """Whether the scaling needs float64."""
+        numbers = (self.low, self.high, self.offset, self.divisor, self.mirror or 0.0)
+        return any(WIDE < abs(number) < math.inf for number in numbers)
 
     def _scaled(self, values: Grey, softplus: Callable[[Grey], Grey]) -> Grey:
         if self.mirror is not None:
@@ -140,6 +147,8 @@ def _sample(source: SliceSource, tick: Callable[[int], None] | None) -> np.ndarr
 
 def _robust(sample: np.ndarray, *, invert: bool) -> IntensityScaling:
     """Percentile clipping and standardisation from sampled grey values."""
+    if max(abs(float(sample.min())), abs(float(sample.max()))) > WIDE:
+        sample = sample.astype(np.float64)
     low, high = (float(v) for v in np.percentile(sample, ROBUST_PERCENTILES))
     clipped = np.clip(sample, low, high)
     mean, deviation = float(clipped.mean(dtype=np.float64)), float(clipped.std(dtype=np.float64))

@@ -46,8 +46,8 @@ def _trimmer() -> Callable[[int], int] | None:
 
 
 @contextmanager
-def memory_errors() -> Iterator[None]:
-    """Turn what torch raises when the memory of a device or of the machine is used up into MemoryError."""
+def memory_errors(advice: str = LESS_MEMORY) -> Iterator[None]:
+    """Turn what torch raises when memory, of a device or of the machine, is used up into MemoryError."""
     try:
         yield
     except RuntimeError as error:
@@ -55,7 +55,7 @@ def memory_errors() -> Iterator[None]:
         if not any(words in text for words in OUT_OF_MEMORY):
             raise
         reason = NOT_FOR_USERS.sub("", text.splitlines()[0])[:REASON_LENGTH].rstrip(" .")
-        raise MemoryError(f"{reason}: {LESS_MEMORY}") from error
+        raise MemoryError(f"{reason}: {advice}") from error
 
 
 def with_smaller_tiles(

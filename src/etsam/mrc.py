@@ -31,6 +31,7 @@ from etsam.storage import (
 COPY_BYTES = 1 << 20
 DEFLATE_LIMIT = 1040  # deflate never shrinks by more than 1032
 COMPRESSIONS = {b"\x1f\x8b": ".gz", b"BZh": ".bz2"}
+OTHER_COMPRESSIONS = {b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class MrcSource:
@@ -58,6 +59,7 @@ class MrcSource:
                 file = _decompress(path, file, compression)
                 size = os.fstat(file.fileno()).st_size
             header = _first_bytes(file, HEADER_BYTES)
+            _refuse_other_kinds(header, path)
             self._layout, self.info = read_header(header, path, size)
             check_slice(self.info.shape[1:], path)
         except BaseException:
@@ -82,6 +84,19 @@ def _first_bytes(file: io.FileIO, count: int) -> bytes:
     data = file.read(count)
     file.seek(0)
     return data
+
+
+def _refuse_other_kinds(header: bytes, path: Path) -> None:
+    """Refuse what would only be said to have a strange header: archives of other kinds, EM files.
+
+    An EM header begins with the number of a machine and ends its first four bytes with that of a data
+    type; one of the two is 0 in every MRC header.
+    """
+    for magic, program in OTHER_COMPRESSIONS.items():
+        if header.startswith(magic):
+            raise ValueError(f"{path} is packed with {program}: unpack it first, or use gzip")
+    if path.suffix.lower() == ".em" and all(header[:4:3]):
+        raise ValueError(f"{path} is an EM file, not an MRC volume: convert it first")
 
 
 def _compression(file: io.FileIO) -> str | None:

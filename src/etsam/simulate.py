@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,12 +17,15 @@ import mrcfile
 import numpy as np
 import torch
 
+from etsam.memory import memory_errors
 from etsam.simulation.recipe import SimulationOptions, draw
 from etsam.simulation.render import render
 from etsam.simulation.suite import SUITE_SHAPE, held_out_suite
-from etsam.storage import write_text
+from etsam.storage import MAX_SIDE, write_text
 
 ALL_DRAWN = SimulationOptions()
+MIN_SIDE = 16  # voxels
+LESS_MEMORY = "simulate a smaller --shape, or fewer --views"
 
 
 @dataclass(frozen=True)
@@ -50,18 +55,34 @@ def simulate(
     Raises
     ------
     ValueError
-        `shape` is too small or the preset unknown.
+        `shape` is too small or too large, or the preset unknown.
+    MemoryError
+        The memory is used up.
     """
-    if min(shape) < 16:
-        raise ValueError(f"shape {shape} is too small to simulate; use at least 16 voxels an axis")
+    check_shape(shape)
     rng = np.random.default_rng(seed)
     recipe = draw(rng, options)
-    with torch.device(device):
+    with torch.device(device), memory_errors(LESS_MEMORY):
         tomogram, labels = render(recipe, shape, options, rng)
     parameters = {"seed": seed, "shape": list(shape), **asdict(recipe), "given": asdict(options)}
     return Simulation(
         tomogram.cpu().numpy(), labels.cpu().numpy(), recipe.voxel_spacing, parameters
     )
+
+
+def check_shape(shape: tuple[int, int, int]) -> None:
+    """Refuse a shape (Z, Y, X) that cannot be simulated.
+
+    Raises
+    ------
+    ValueError
+        A side is too short or too long.
+    """
+    if min(shape) < MIN_SIDE or max(shape) > MAX_SIDE:
+        raise ValueError(
+            f"shape {shape} cannot be simulated: use at least {MIN_SIDE} and at most {MAX_SIDE} "
+            "voxels an axis"
+        )
 
 
 def quantised(tomogram: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
@@ -73,10 +94,13 @@ def quantised(tomogram: np.ndarray, percentiles: tuple[float, float]) -> np.ndar
 
 def _write_mrc(path: Path, data: np.ndarray, spacing: float) -> None:
     partial = path.with_name(path.name + ".partial")
-    with mrcfile.new(partial, overwrite=True) as mrc:
-        mrc.set_data(data)
-        mrc.voxel_size = spacing
-    os.replace(partial, path)
+    try:
+        with mrcfile.new(partial, overwrite=True) as mrc:
+            mrc.set_data(data)
+            mrc.voxel_size = spacing
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def simulate_one(
@@ -85,19 +109,52 @@ def simulate_one(
     shape: tuple[int, int, int],
     options: SimulationOptions = ALL_DRAWN,
     name: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
-    """Write one pair unless it is there: `{name}.mrc`, `{name}_membrane.mrc`, `{name}.json`."""
+    """Write one pair unless it is there: `{name}.mrc`, `{name}_membrane.mrc`, `{name}.json`.
+
+    Raises
+    ------
+    FileExistsError
+        There is one of another shape or of other options, and `overwrite` is not given.
+    OSError
+        A file cannot be written; nothing partial is left.
+    """
     stem = name or f"sim_{seed:06d}"
     target = folder / f"{stem}.mrc"
-    if target.exists():
+    if target.exists() and not overwrite:
+        _refuse_others(target, seed, shape, options)
         return target
     folder.mkdir(parents=True, exist_ok=True)
     result = simulate(seed, shape, options)
     clip = result.parameters["clip_percent"]
-    _write_mrc(folder / f"{stem}_membrane.mrc", result.mask, result.voxel_spacing)
-    write_text(folder / f"{stem}.json", json.dumps(result.parameters, indent=1))
-    _write_mrc(target, quantised(result.tomogram, (clip, 100.0 - clip)), result.voxel_spacing)
+    try:
+        target.unlink(missing_ok=True)  # it stands for the pair, and comes last
+        _write_mrc(folder / f"{stem}_membrane.mrc", result.mask, result.voxel_spacing)
+        write_text(target.with_suffix(".json"), json.dumps(result.parameters, indent=1))
+        _write_mrc(target, quantised(result.tomogram, (clip, 100.0 - clip)), result.voxel_spacing)
+    except OSError as wrong:
+        reason = wrong.strerror or str(wrong)
+        raise OSError(wrong.errno or errno.EIO, reason, str(target)) from None
     return target
+
+
+def _refuse_others(
+    target: Path, seed: int, shape: tuple[int, int, int], options: SimulationOptions
+) -> None:
+    """Refuse to keep a pair that is not what is asked for, going by its JSON."""
+    asked, default = (json.loads(json.dumps(asdict(one))) for one in (options, ALL_DRAWN))
+    try:
+        made = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
+        given = default | made["given"]  # an option that came later was left to chance
+        same = (made["seed"], made["shape"], given) == (seed, list(shape), asked)
+    except (OSError, ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise FileExistsError(
+            f"{target} is there, of another shape or of other options: give --overwrite, remove it "
+            "or choose another folder"
+        )
 
 
 def _limit_threads() -> None:
@@ -121,20 +178,39 @@ def simulate_many(
     shape: tuple[int, int, int] = (64, 256, 256),
     workers: int = 1,
     options: SimulationOptions = ALL_DRAWN,
+    overwrite: bool = False,
 ) -> list[Path]:
-    """Write a pair per seed into `folder`, skipping those that exist; one torch thread a worker."""
-    jobs = [(Path(folder), seed, shape, options) for seed in seeds]
+    """Write a pair per seed into `folder`, skipping those that exist; one torch thread a worker.
+
+    Raises
+    ------
+    FileExistsError, MemoryError, OSError, ValueError
+        See `simulate` and `simulate_one`.
+    """
+    jobs = [(Path(folder), seed, shape, options, None, overwrite) for seed in seeds]
     if workers == 1:
         with _one_thread():
             return [simulate_one(*job) for job in jobs]
-    with ProcessPoolExecutor(workers, initializer=_limit_threads) as pool:
-        return list(pool.map(simulate_one, *zip(*jobs, strict=True)))
+    try:
+        with ProcessPoolExecutor(workers, initializer=_limit_threads) as pool:
+            return list(pool.map(simulate_one, *zip(*jobs, strict=True)))
+    except BrokenProcessPool:
+        raise MemoryError(f"a worker was killed: use fewer --workers, or {LESS_MEMORY}") from None
 
 
-def simulate_suite(folder: Path | str, shapes: Path | None = None) -> list[Path]:
-    """Write the held-out suite into `folder`; with a folder of segmentations, real shapes too."""
+def simulate_suite(
+    folder: Path | str, shapes: Path | None = None, overwrite: bool = False
+) -> list[Path]:
+    """Write the held-out suite into `folder`; with a folder of segmentations, real shapes too.
+
+    Raises
+    ------
+    FileExistsError, FileNotFoundError, OSError
+        See `simulate_one` and `held_out_suite`.
+    """
+    place = Path(folder)
     with _one_thread():
         return [
-            simulate_one(Path(folder), entry.seed, SUITE_SHAPE, entry.options, entry.name)
+            simulate_one(place, entry.seed, SUITE_SHAPE, entry.options, entry.name, overwrite)
             for entry in held_out_suite(shapes)
         ]

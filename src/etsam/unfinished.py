@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from torch import Tensor
 from etsam.logits import NO_LOGITS, LogitRange, ScratchLogits
 from etsam.results import STATE_FILE
 from etsam.sam2 import SAM2, MemoryBank
+from etsam.sam2.checkpoint import written_whole
 from etsam.storage import open_scratch
 
 SAVE_SLICES = 16  # at most so many slices are done again after a kill,
@@ -117,7 +117,13 @@ class Unfinished:
             self.save()
 
     def save(self) -> None:
-        """Save the position, after all logits it speaks of are on the disk."""
+        """Save the position, after all logits it speaks of are on the disk.
+
+        Raises
+        ------
+        OSError
+            It cannot be written; the one saved before is still there.
+        """
         stage = self.position.stage
         if self.position is self._saved or stage not in self._stages:
             return
@@ -138,12 +144,8 @@ class Unfinished:
             "regions": len(self.position.recent),
             "extremes": [(limits.low, limits.high) for limits in extremes],
         }
-        path = self.folder / STATE_FILE
-        partial = path.with_name(f"{path.name}.partial")
-        save_file(tensors, partial, {"etsam": json.dumps(state)})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with written_whole(self.folder / STATE_FILE) as partial:
+            save_file(tensors, partial, {"etsam": json.dumps(state)})
         self._saved, self._saved_at = self.position, time.monotonic()
 
     def restart(self) -> None:
@@ -174,7 +176,7 @@ class Unfinished:
     ) -> None:
         """Save the position where something went wrong, and close the files; they stay there."""
         if error is not None:
-            with suppress(OSError, RuntimeError, SafetensorError):
+            with suppress(OSError, RuntimeError):
                 self.save()
         self._close()
 

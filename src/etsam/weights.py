@@ -80,6 +80,11 @@ class StartWeights:
     url: str
     sha256: str
 
+    @property
+    def path(self) -> Path:
+        """Where the cache holds the file once fetched."""
+        return cache_folder() / "sam2" / self.url.rsplit("/", 1)[-1]
+
 
 Model = BundledModel | ZenodoModel
 
@@ -212,7 +217,7 @@ def fetch_start_weights(name: str, *, progress: Progress | None = None) -> Path:
     if name not in START_WEIGHTS:
         raise ValueError(f"no start weights {name!r}: expected {', '.join(START_WEIGHTS)}")
     weights = START_WEIGHTS[name]
-    target = cache_folder() / "sam2" / weights.url.rsplit("/", 1)[-1]
+    target = weights.path
     if target.is_file():
         if sha256_of(target) != weights.sha256:
             raise ValueError(f"{target} has the wrong SHA-256 sum: delete it and try again")

@@ -83,6 +83,9 @@ def main(args: Sequence[str] | None = None) -> None:
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         code = etsam.main(args=args, prog_name="etsam", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        code = EXIT_USAGE
     except click.UsageError as error:
         report_error(error.format_message())
         code = EXIT_USAGE

@@ -118,7 +118,7 @@ def parse_triple(text: str, name: str) -> tuple[int, int, int]:
         Anything else.
     """
     parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
         raise ValueError(f"{name} is {text!r}: expected three whole numbers Z,Y,X, e.g. 64,256,256")
     z, y, x = (int(part) for part in parts)
     return z, y, x

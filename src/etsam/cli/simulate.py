@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from etsam.cli.command import VerbCommand
-from etsam.cli.options import parse_triple
+from etsam.cli.options import finite, overwrite_option, parse_triple
 
+MAX_SEEDS = 1_000_000
 PRESETS = ["any", "vesicles", "organelle", "cell", "virus", "polnet", "empty"]
 
 
@@ -18,12 +19,15 @@ PRESETS = ["any", "vesicles", "organelle", "cell", "virus", "polnet", "empty"]
 @click.option("--seeds", default="0", show_default=True, help="One, or FIRST:LAST without LAST.")
 @click.option("--shape", default="64,256,256", show_default=True, help="Z,Y,X in voxels.")
 @click.option("--preset", type=click.Choice(PRESETS), default="any", show_default=True)
-@click.option("--voxel-spacing", type=float, metavar="Å", help="[default: drawn]")
+@click.option("--voxel-spacing", type=float, callback=finite, metavar="Å", help="[default: drawn]")
 @click.option(
-    "--contrast-to-noise", type=float, help="Membrane over noise, per voxel.  [default: drawn]"
+    "--contrast-to-noise",
+    type=float,
+    callback=finite,
+    help="Membrane over noise, per voxel.  [default: drawn]",
 )
 @click.option("--bright/--dark", "bright_membranes", default=None, help="[default: drawn]")
-@click.option("--views", type=click.IntRange(min=2), help="In the tilt series.  [default: drawn]")
+@click.option("--views", type=click.IntRange(2, 1000), help="In the tilt series.  [default: drawn]")
 @click.option("--suite", is_flag=True, help="The held-out suite instead; never train on it.")
 @click.option(
     "--shapes",
@@ -31,11 +35,13 @@ PRESETS = ["any", "vesicles", "organelle", "cell", "virus", "polnet", "empty"]
     help="Folder of segmentations (.npz) for the suite's real shapes.",
 )
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True)
+@overwrite_option
 def simulate(params: dict[str, Any]) -> None:
     """Write simulated tomograms with their membrane masks into FOLDER.
 
-    Each seed gives sim_SEED.mrc, sim_SEED_membrane.mrc (1 membrane, 0 not, -1 hidden by the missing
-    wedge) and sim_SEED.json; the same seed gives the same tomogram. What is there already is kept.
+    Seed 7 gives sim_000007.mrc, sim_000007_membrane.mrc (1 membrane, 0 not, -1 hidden by the missing
+    wedge) and sim_000007.json; the same seed gives the same tomogram. What is there already is kept if
+    shape and options are the same, and refused if they are not.
     """
     seeds = _seeds(params["seeds"])
     shape = parse_triple(params["shape"], "--shape")
@@ -44,7 +50,7 @@ def simulate(params: dict[str, Any]) -> None:
     from etsam.simulation.recipe import SimulationOptions
 
     if params["suite"]:
-        for path in simulate_suite(params["folder"], params["shapes"]):
+        for path in simulate_suite(params["folder"], params["shapes"], params["overwrite"]):
             click.echo(path)
         return
     options = SimulationOptions(
@@ -54,12 +60,16 @@ def simulate(params: dict[str, Any]) -> None:
         bright_membranes=params["bright_membranes"],
         views=params["views"],
     )
-    for path in simulate_many(params["folder"], seeds, shape, params["workers"], options):
+    workers, overwrite = params["workers"], params["overwrite"]
+    for path in simulate_many(params["folder"], seeds, shape, workers, options, overwrite):
         click.echo(path)
 
 
 def _seeds(text: str) -> range:
     first, colon, last = text.partition(":")
-    if not first.isdigit() or (colon and not last.isdigit()):
+    if not first.isdecimal() or (colon and not last.isdecimal()):
         raise ValueError(f"--seeds is {text!r}: expected a number, or FIRST:LAST such as 0:10")
-    return range(int(first), int(last) if colon else int(first) + 1)
+    seeds = range(int(first), int(last) if colon else int(first) + 1)
+    if not 0 < seeds.stop - seeds.start <= MAX_SEEDS:
+        raise ValueError(f"--seeds is {text!r}: expected 1 to {MAX_SEEDS:,} seeds, such as 0:10")
+    return seeds

@@ -203,10 +203,11 @@ def _fresh(params: dict[str, Any]) -> Fresh | None:
     if params["stage"] == 2 and params["stage1_checkpoint"] is None:
         raise ValueError("--simulate for stage 2 needs --stage1-checkpoint")
 
-    from etsam.simulate import simulate_one
+    from etsam.simulate import check_shape, simulate_one
     from etsam.simulation.recipe import SimulationOptions
     from etsam.train import Fresh
 
+    check_shape(shape)
     recipe = SimulationOptions(preset=params["simulate_preset"])
     make = partial(simulate_one, shape=shape, options=recipe)
     stage1 = params["stage1_checkpoint"] if params["stage"] == 2 else None

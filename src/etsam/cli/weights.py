@@ -17,15 +17,16 @@ def weights() -> None:
 
 @weights.command("list")
 def list_models() -> None:
-    """List the models by name, and whether they are on this machine."""
+    """List the weights by name, and whether they are on this machine."""
     from etsam.weights import DEFAULT_MODEL, MODELS, START_WEIGHTS, is_installed
 
     for name, model in MODELS.items():
         state = "here" if is_installed(model) else "not here"
         default = ", default" if name == DEFAULT_MODEL else ""
         click.echo(f"{name}  ({state}{default})  {model.about}")
-    for name in START_WEIGHTS:
-        click.echo(f"{name}  (to start training from)")
+    for name, start in START_WEIGHTS.items():
+        state = "here" if start.path.is_file() else "not here"
+        click.echo(f"{name}  ({state})  to start training from")
 
 
 @weights.command(cls=VerbCommand)
@@ -51,12 +52,15 @@ def fetch(params: dict[str, Any]) -> None:
 @weights.command()
 @click.argument("name", required=False)
 def where(name: str | None) -> None:
-    """Print the folder of the model NAME, or of the cache."""
-    from etsam.weights import MODELS, cache_folder
+    """Print the folder that the weights NAME are in or go to, or that of the cache."""
+    from etsam.weights import MODELS, START_WEIGHTS, cache_folder
 
     if name is None:
         click.echo(cache_folder())
     elif name in MODELS:
         click.echo(MODELS[name].folder)
+    elif name in START_WEIGHTS:
+        click.echo(START_WEIGHTS[name].path.parent)
     else:
-        raise ValueError(f"no model {name!r}: expected one of {', '.join(MODELS)}")
+        known = ", ".join([*MODELS, *START_WEIGHTS])
+        raise ValueError(f"no weights {name!r}: expected one of {known}")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import struct
 import warnings
 import zipfile
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,9 @@ UNREADABLE = (
     ValueError,
 )
 """What `torch.load` raises on damaged files."""
+
+SYSTEM_ERROR = re.compile(r"os error (\d+)")
+REFUSED_OBJECT = re.compile(r"GLOBAL (\S+)")
 
 State = dict[str, Tensor]
 
@@ -68,33 +73,74 @@ def load_checkpoint(
     FileNotFoundError
         When there is no such file.
     ValueError
-        When the file is not a checkpoint, or its tensors do not fit the network exactly.
+        When the file is not a checkpoint, its tensors do not fit the network exactly, or some of its
+        weights are not finite.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; expected a .pt or .safetensors file")
-    if path.suffix == ".safetensors":
-        state, metadata = _read_safetensors(path)
-        config = config or _to_config(metadata.get("config"), path)
-    else:
-        state, metadata = _read_pickle(path), {}
-        config = config or _config_beside(path) or infer_config(state, path)
+    ours = path.suffix == ".safetensors"
+    state, metadata = _read_safetensors(path) if ours else (_read_pickle(path), {})
+    _check_plain(state, path)
+    if config is None and ours:
+        config = _to_config(metadata.get("config"), path)
+    config = config or _config_beside(path) or infer_config(state, path)
     with torch.device("meta"):
         model = SAM2(config)
     _check_fit(model.state_dict(), state, path)
-    model.load_state_dict({k: v.to(dtype) for k, v in state.items()}, strict=True, assign=True)
+    state = {k: v.to(dtype) for k, v in state.items()}
+    _check_finite(state, path)
+    model.load_state_dict(state, strict=True, assign=True)
     return model.to(device).eval().requires_grad_(False), metadata
 
 
 def save_checkpoint(path: str | Path, model: SAM2, metadata: dict[str, Any], *, half: bool) -> None:
-    """Write ``model`` with its config and ``metadata`` (JSON types) as safetensors, atomically."""
-    path = Path(path)
+    """Write ``model`` with its config and ``metadata`` (JSON types) as safetensors, atomically.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written, for example because the disk is full.
+    """
     dtype = torch.float16 if half else torch.float32
     state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in model.state_dict().items()}
     described = {**metadata, "config": model.config.to_dict()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(state, partial, {"format": FORMAT, "etsam": json.dumps(described)})
-    os.replace(partial, path)
+    header = {"format": FORMAT, "etsam": json.dumps(described)}
+    with written_whole(Path(path)) as partial:
+        save_file(state, partial, header)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A partial name for torch or safetensors to write to; the file gets its own once it is on disk.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written, however the library puts it; nothing partial is left.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as wrong:
+        number = _system_error(wrong)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _system_error(wrong: BaseException) -> int | None:
+    """Number of the system's error that made torch or safetensors fail; None where that was another."""
+    for error in (wrong, wrong.__context__):
+        if isinstance(error, OSError):
+            return error.errno
+    found = SYSTEM_ERROR.search(str(wrong))
+    return int(found[1]) if found else None
 
 
 def infer_config(state: State, path: Path) -> SAM2Config:
@@ -115,13 +161,14 @@ def infer_config(state: State, path: Path) -> SAM2Config:
             "memory_feed_forward": state["memory_attention.layers.0.linear1.weight"].shape[0],
         }
     except (KeyError, IndexError) as missing:
+        problem = f"it has no {missing}" if isinstance(missing, KeyError) else "a size is missing"
         raise ValueError(
-            f"{path} is not a SAM 2.1 checkpoint: it has no {missing}; expected the parameter "
-            "names of facebookresearch/sam2"
+            f"{path} is not a SAM 2.1 checkpoint: {problem}; expected the parameters of "
+            "facebookresearch/sam2"
         ) from None
     for preset in PRESETS.values():
         if (preset.embed_dim, preset.stages) == (embed_dim, stages):
-            return replace(preset, **sizes)
+            return _to_config(preset.to_dict() | sizes, path)
     raise ValueError(
         f"{path} has width {embed_dim} and stages {stages}, which is no published SAM 2.1 size; "
         f"put its SAM2Config as JSON into {path.with_suffix('.json').name} beside it"
@@ -162,16 +209,15 @@ def _to_config(values: Any, source: Path) -> SAM2Config:
 
 
 def _read_pickle(path: Path) -> State:
-    _refuse_packed(path)
+    _check_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that are refused anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as wrong:
-        reason = str(wrong).strip().splitlines()[0] if str(wrong).strip() else "it is empty"
         raise ValueError(
-            f"{path} cannot be read as weights ({reason[:120]}); expected a file saved by "
-            "torch.save that holds tensors only"
+            f"{path} cannot be read as weights ({why_unreadable(path, wrong)}); expected a file "
+            "saved by torch.save that holds tensors only"
         ) from None
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(
@@ -181,17 +227,42 @@ def _read_pickle(path: Path) -> State:
     return state
 
 
-def _refuse_packed(path: Path) -> None:
-    """Refuse an archive that unpacks to more than it holds: torch.save packs nothing."""
+def why_unreadable(path: Path, wrong: BaseException) -> str:
+    """In a few words why `torch.load` refused a file: its own are pages, or a bare number."""
+    if path.stat().st_size == 0:
+        return "it is empty"
+    if isinstance(wrong, pickle.UnpicklingError) and (found := REFUSED_OBJECT.search(str(wrong))):
+        return f"it holds other objects, such as {found[1][:80]}"
+    if isinstance(wrong, RuntimeError) and str(wrong).strip():
+        return str(wrong).strip().splitlines()[0].partition(". ")[0][:120]
+    return "it is damaged, or of another kind"
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that is packed or damaged: torch.load checks neither.
+
+    What is no archive is left to torch.load.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
+        archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, *UNREADABLE):
         return
-    if unpacked > path.stat().st_size:
+    with archive:
+        entries = archive.infolist()
+        unpacked = sum(entry.file_size for entry in entries)
+        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if packed or unpacked > path.stat().st_size:
+            raise ValueError(
+                f"{path} is packed and unpacks to {unpacked:,} bytes: expected a file saved by "
+                "torch.save, which packs nothing"
+            )
+        try:
+            damaged = archive.testzip()
+        except (OSError, *UNREADABLE):
+            damaged = "its list of contents"
+    if damaged is not None:
         raise ValueError(
-            f"{path} unpacks to {unpacked:,} bytes, more than it holds: expected a file saved by "
-            "torch.save"
+            f"{path} cannot be read as weights ({damaged[:80]} is damaged): copy or fetch it again"
         )
 
 
@@ -208,6 +279,27 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as wrong:
         raise ValueError(f"{path} is not a valid safetensors file: {wrong}") from None
+
+
+def _check_plain(state: State, path: Path) -> None:
+    """Refuse tensors that do not hold a real number for each element."""
+    for name, tensor in state.items():
+        odd = tensor.is_quantized or tensor.is_nested or tensor.is_complex() or tensor.is_meta
+        if odd or tensor.layout != torch.strided:
+            raise ValueError(
+                f"{path} has a quantised, sparse, complex or empty tensor, {name}: save it as "
+                "plain float32"
+            )
+
+
+def _check_finite(state: State, path: Path) -> None:
+    """Refuse weights that would make every logit NaN, and so every mask empty."""
+    wrong = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if wrong:
+        raise ValueError(
+            f"{path} has NaN or infinite weights in {len(wrong)} of {len(state)} tensors, e.g. "
+            f"{wrong[0]}: copy or fetch it again, or train with a smaller learning rate"
+        )
 
 
 def _check_fit(expected: State, found: State, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,7 +12,14 @@ from etsam.simulation.imaging import Reconstruction, TiltSeries
 from etsam.simulation.segmentations import RealShape
 
 PRESETS = ("any", "vesicles", "organelle", "cell", "virus", "polnet", "empty")
+Number = TypeVar("Number", bool, float)
 _SHARES = (0.34, 0.22, 0.21, 0.08, 0.09, 0.06)  # of "any", in the order of PRESETS[1:]
+
+SPACINGS = (
+    2.0,
+    100.0,
+)  # Å; finer ones take minutes for a cube of 64, in coarser ones nothing is seen
+MAX_CONTRAST = 1000.0  # membrane over noise; there is no noise to be seen long before
 
 LEAN = math.degrees(math.asin(0.6))
 """Membranes in the missing wedge are not labelled from this lean on [degrees]."""
@@ -23,6 +30,11 @@ class SimulationOptions:
     """What to fix of the random recipe; None or "any" leaves it to chance.
 
     ``lean`` says from which lean [degrees] on membranes in the missing wedge are not labelled.
+
+    Raises
+    ------
+    ValueError
+        The voxel spacing or the contrast is out of range.
     """
 
     preset: str = "any"
@@ -40,6 +52,19 @@ class SimulationOptions:
     proteins: tuple[str, ...] = ()  # density maps (MRC) used instead of pseudo-proteins
     membrane_proteins: tuple[str, ...] = ()  # maps aligned along z, membrane in the middle
     shapes: tuple[RealShape, ...] = ()  # segmentations used besides the preset's membranes
+
+    def __post_init__(self) -> None:
+        spacing, ratio = self.voxel_spacing, self.contrast_to_noise
+        if spacing is not None and not SPACINGS[0] <= spacing <= SPACINGS[1]:
+            raise ValueError(
+                f"voxels of {spacing} Å cannot be simulated: expected {SPACINGS[0]:g} to "
+                f"{SPACINGS[1]:g} Å, such as 10"
+            )
+        if ratio is not None and not 0 < ratio <= MAX_CONTRAST:
+            raise ValueError(
+                f"a contrast to noise of {ratio} cannot be simulated: expected more than 0 and at "
+                f"most {MAX_CONTRAST:g}, such as 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -105,22 +130,27 @@ def draw(rng: np.random.Generator, options: SimulationOptions) -> Recipe:
     lamella = preset in ("cell", "organelle")
     slope = np.tan(np.radians(rng.normal(0, 5.0, 2))) if rng.random() < 0.5 else np.zeros(2)
     drawn_blur, drawn_core = draw_softness(rng)
-    blur = drawn_blur if options.blur is None else options.blur
+    blur = _given(options.blur, drawn_blur)
     return Recipe(
         preset=preset,
-        voxel_spacing=options.voxel_spacing or round(spacing, 2),
+        voxel_spacing=_given(options.voxel_spacing, round(spacing, 2)),
         tilt=replace(draw_tilt_series(rng, few, options.views), blur=blur),
         reconstruction=draw_reconstruction(rng),
         contents=_fixed(draw_contents(rng, preset), options),
-        contrast_to_noise=options.contrast_to_noise or round(ratio, 3),
-        bright_membranes=bright if options.bright_membranes is None else options.bright_membranes,
-        core=drawn_core if options.core is None else options.core,
+        contrast_to_noise=_given(options.contrast_to_noise, round(ratio, 3)),
+        bright_membranes=_given(options.bright_membranes, bright),
+        core=_given(options.core, drawn_core),
         thickness=float(rng.choice([rng.uniform(0.45, 0.9), rng.uniform(0.9, 1.4)])),
         cut=bool(rng.random() < (0.7 if lamella else 0.15)),
         slope=(float(slope[0]), float(slope[1])),
         depth_margin=int(rng.choice([0, 0, 8, 16])),
         clip_percent=float(rng.choice([0.01, 0.1, 0.3, 1.0])),
     )
+
+
+def _given(asked: Number | None, drawn: Number) -> Number:
+    """What was asked for, else what was drawn."""
+    return drawn if asked is None else asked
 
 
 def draw_softness(rng: np.random.Generator) -> tuple[float, float]:

@@ -111,8 +111,15 @@ class FreshPairs:
             if found and (self._fresh.stage1 is None or logits_path(found[0][0]).is_file()):
                 return found[0]
             if self._process is not None and not self._process.is_alive():
-                raise ChildProcessError("the simulating process has stopped; see its message above")
+                raise ChildProcessError(f"the simulating process has stopped: {self._last_words()}")
             time.sleep(PATIENCE)
+
+    def _last_words(self) -> str:
+        """Why the simulating process stopped, as it said itself."""
+        with suppress(EOFError, OSError):
+            if self._pipe is not None and self._pipe.poll():
+                return str(self._pipe.recv())
+        return "see its message above, if it was not killed"
 
     def _drop(self, oldest: int) -> None:
         """Forget pairs that no step will draw again."""
@@ -138,7 +145,10 @@ class FreshPairs:
 
 
 def _work(pipe: Connection, folder: Path, fresh: Fresh) -> None:
-    """Make the pairs that are asked for, until the training process closes its end or dies."""
+    """Make the pairs that are asked for, until the training process closes its end or dies.
+
+    What is wrong with the request or with this machine is sent back in words.
+    """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process ends this one
     if hasattr(os, "nice"):
@@ -148,8 +158,16 @@ def _work(pipe: Connection, folder: Path, fresh: Fresh) -> None:
             seed = pipe.recv()
         except EOFError:
             return
-        place = folder / str(seed)
-        place.mkdir(parents=True, exist_ok=True)
-        fresh.make(place, seed)
-        if fresh.stage1 is not None:
-            write_stage1_logits(place, fresh.stage1, step=fresh.step, device="cpu")
+        try:
+            _make(folder / str(seed), seed, fresh)
+        except (ValueError, OSError, MemoryError) as error:
+            pipe.send(str(error) or type(error).__name__)
+            return
+
+
+def _make(place: Path, seed: int, fresh: Fresh) -> None:
+    """Make one pair, for stage 2 with its stage-1 logits."""
+    place.mkdir(parents=True, exist_ok=True)
+    fresh.make(place, seed)
+    if fresh.stage1 is not None:
+        write_stage1_logits(place, fresh.stage1, step=fresh.step, device="cpu")

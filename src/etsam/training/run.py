@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
 from etsam.sam2 import SAM2, save_checkpoint
-from etsam.sam2.checkpoint import UNREADABLE
+from etsam.sam2.checkpoint import UNREADABLE, why_unreadable, written_whole
 from etsam.training.optimiser import make_optimiser
 from etsam.training.options import TrainOptions
 from etsam.training.start import initialise, start_from
@@ -76,8 +75,9 @@ def _saved(options: TrainOptions) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(options.state, map_location="cpu", weights_only=True)
         made_with = state["made_with"]
     except UNREADABLE as wrong:
+        reason = why_unreadable(options.state, wrong)
         raise ValueError(
-            f"{options.state} cannot be read ({wrong}): remove it to begin anew"
+            f"{options.state} cannot be read ({reason}): remove it to begin anew"
         ) from None
     if made_with != options.identity:
         raise ValueError(
@@ -88,7 +88,13 @@ def _saved(options: TrainOptions) -> dict[str, Any]:
 
 
 def save_run(run: Run, options: TrainOptions) -> None:
-    """Write weights and state; weights first, so that a state that has reached the end has its weights."""
+    """Write weights and state; weights first, so that a state that has reached the end has its weights.
+
+    Raises
+    ------
+    OSError
+        They cannot be written; what was saved before is still there.
+    """
     provenance = {
         "stage": options.stage,
         "step": run.step,
@@ -101,6 +107,6 @@ def save_run(run: Run, options: TrainOptions) -> None:
     }
     metadata = {"frame_spec": options.spec.to_dict(), "provenance": provenance}
     save_checkpoint(options.weights, run.average, metadata, half=False)
-    partial = options.state.with_name("state.pt.partial")
-    torch.save(run.state() | {"made_with": options.identity}, partial)
-    os.replace(partial, options.state)
+    state = run.state() | {"made_with": options.identity}
+    with written_whole(options.state) as partial, partial.open("wb") as file:
+        torch.save(state, file)
