@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import etsam
-from etsam import stages, weights
+from etsam import polarity, stages, weights
 from etsam.export.layouts import MIN_VOXELS
 from etsam.instances import separate_membranes
 from etsam.membrane import load_membrane
@@ -281,6 +282,17 @@ def test_wrong_input_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match="stage 2"):
         segment_array(volume, replace(options, stage2_checkpoint=swapped))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mask_larger_than_the_disk_is_refused_before_grey_values_are_measured(
+    options: SegmentOptions, tomogram: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tomogram.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=6 * 40 * 30 - 1))
+    monkeypatch.setattr(polarity, "settle_polarity", lambda *_: pytest.fail("measured"))
+    with pytest.raises(OSError, match=r"TS_1_10\.00Apx_membrane\.mrc needs 7,200 bytes"):
+        segment_file(tomogram, options)
+    assert list(tomogram.parent.iterdir()) == [tomogram]
 
 
 def test_outputs_are_checked_before_the_work(

@@ -6,6 +6,7 @@ a model is loaded, so that wrong input is refused at once.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing
@@ -37,6 +38,7 @@ from etsam.results import (
     result_names,
     work_folder,
 )
+from etsam.storage import require_space
 from etsam.volume import Tomogram, create_volume, open_tomogram, tomogram_from_array
 
 if TYPE_CHECKING:
@@ -259,6 +261,7 @@ def _attempt(
 
     What is on disk of another size is begun anew.
     """
+    require_space(staged.mask.parent, math.prod(tomogram.shape), f"writing {staged.mask.name}")
     if unfinished.settled.get("tile", options.tile) != options.tile:
         run = unfinished.settled["run"]
         unfinished.restart()
