@@ -283,7 +283,9 @@ def test_command_line_refuses_what_does_not_fit(run: Run, folder: Path, tmp_path
         assert said in err and err.count("\n") == 1
 
 
-def test_stage1_logits_are_those_of_the_pipeline(folder: Path, tmp_path: Path) -> None:
+def test_stage1_logits_are_those_of_the_pipeline(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = shutil.copytree(folder, tmp_path / "data")
     stage1 = tmp_path / "stage1.safetensors"
     save_checkpoint(stage1, network(TINY), {"frame_spec": FrameSpec().to_dict()}, half=False)
@@ -298,6 +300,14 @@ def test_stage1_logits_are_those_of_the_pipeline(folder: Path, tmp_path: Path) -
         logits = np.stack(list(segment_slices(volume, [stage], SegmentOptions())))
     np.testing.assert_allclose(kept * LOGIT_STEP, logits.clip(-5, 5), atol=0.51 * LOGIT_STEP)
 
+    usage = shutil.disk_usage(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=16 * 80 * 80 - 1))
+        logits_path(data / "t1.mrc").unlink()
+        with pytest.raises(OSError, match=r"t1_stage1\.npy needs 102,400 bytes"):
+            write_stage1_logits(data, stage1, device="cpu")
+    assert write_stage1_logits(data, stage1, device="cpu") == 1
+    assert not list(data.glob("*.partial"))
     with pytest.raises(ValueError, match="2 tomograms of .* have logits of another stage 1"):
         write_stage1_logits(data, stage1, step=5, device="cpu")
     (data / "stage1_logits.json").unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -16,9 +17,9 @@ from etsam.dataset import LOGIT_STEP, find_pairs, logits_path
 from etsam.intensity import measure_intensity
 from etsam.logits import LOGIT_LIMIT, ScratchLogits
 from etsam.options import SegmentOptions
-from etsam.pipeline import Volume, plan_stage, run_stage
+from etsam.pipeline import StageRun, Volume, plan_stage, run_stage
 from etsam.stages import Stage, choose_device, load_stage
-from etsam.storage import write_text
+from etsam.storage import require_space, write_text
 from etsam.volume import open_tomogram
 
 NOTE = "stage1_logits.json"
@@ -85,16 +86,31 @@ def _write_logits(path: Path, stage: Stage, step: int) -> None:
     target = logits_path(path)
     partial = target.with_name(target.name + ".partial")
     with open_tomogram(path) as tomogram:
+        require_space(target.parent, math.prod(tomogram.shape), f"writing {target.name}")
         volume = Volume(tomogram, tomogram.voxel_spacing)
-        scaling = measure_intensity(tomogram, stage.spec.normalisation, invert=stage.spec.invert)
+        try:
+            scaling = measure_intensity(
+                tomogram, stage.spec.normalisation, invert=stage.spec.invert
+            )
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         run = replace(plan_stage(stage, 0, volume, SegmentOptions(), step), scaling=scaling)
-        kept = np.lib.format.open_memmap(partial, "w+", np.int8, tomogram.shape)
-        with ScratchLogits(tomogram.shape, step=run.step) as scratch:
-            with closing(run_stage(run)) as slices:
-                for z, logits in zip(run.slices(), slices, strict=True):
-                    scratch.write_slice(z, logits)
-            for z in range(tomogram.shape[0]):
-                logits = scratch.read_slice(z).clip(-LOGIT_LIMIT, LOGIT_LIMIT)
-                kept[z] = np.rint(logits / LOGIT_STEP)
-        kept.flush()
-    os.replace(partial, target)
+        try:
+            _fill(partial, run)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _fill(target: Path, run: StageRun) -> None:
+    """Write the logits of a run into a new .npy."""
+    shape = run.volume.slices.shape
+    kept = np.lib.format.open_memmap(target, "w+", np.int8, shape)
+    with ScratchLogits(shape, step=run.step) as scratch:
+        with closing(run_stage(run)) as slices:
+            for z, logits in zip(run.slices(), slices, strict=True):
+                scratch.write_slice(z, logits)
+        for z in range(shape[0]):
+            logits = scratch.read_slice(z).clip(-LOGIT_LIMIT, LOGIT_LIMIT)
+            kept[z] = np.rint(logits / LOGIT_STEP)
+    kept.flush()
