@@ -20,6 +20,7 @@ from etsam.membrane import Membrane, load_membrane
 from etsam.report import ReportOptions, report_file, write_index
 from etsam.report.numbers import measure
 from etsam.report.pack import pack_volume
+from etsam.report.recorded import read_recorded
 from etsam.volume import open_tomogram, tomogram_from_array
 
 pytest.importorskip("fast_simplification")
@@ -164,6 +165,49 @@ def test_masks_without_logits_and_an_index(segmented: Path, tmp_path: Path, run)
     assert not script((tmp_path / "one_report.html").read_text(encoding="utf-8"), "meta")["logits"]
     code, _, err = run("report", tmp_path / "one.mrc")
     assert code == 1 and "--overwrite" in err
+
+
+DAMAGED = {
+    "not json": "not JSON",
+    "[" * 100_000: "not JSON",
+    '{"a":' * 5_000 + "1" + "}" * 5_000: "not JSON",
+    "[]": "expected an object",
+    '{"parameters": [1]}': "`parameters`",
+    '{"parameters": {"logit_threshold": [1]}}': "`logit_threshold`",
+    '{"parameters": {"logit_threshold": NaN}}': "`logit_threshold`",
+    '{"parameters": {"logit_threshold": 1e999}}': "`logit_threshold`",
+    '{"weights": [1]}': "`weights`",
+    '{"weights": 5}': "`weights`",
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED, ids=lambda text: text[:40])
+def test_a_damaged_json_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "one_membrane.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"one_membrane.json is .*{DAMAGED[text]}"):
+        read_recorded(path)
+
+
+def test_a_damaged_json_costs_one_page(tmp_path: Path, run) -> None:
+    for name in ("one", "two"):
+        write(tmp_path / f"{name}.mrc", shell())
+        write(tmp_path / f"{name}_membrane.mrc", (shell() > 0).astype(np.int8))
+    (tmp_path / "one_membrane.json").write_text('{"weights": [1]}')
+    code, out, err = run("report", tmp_path / "one.mrc", tmp_path / "two.mrc")
+    assert code == 1 and out.split() == [str(tmp_path / "two_report.html")]
+    assert [line for line in err.split("\n") if line.startswith("etsam: error: ")] == [
+        line for line in err.split("\n") if "one_membrane.json is damaged: `weights`" in line
+    ]
+
+
+def test_what_a_json_does_not_know_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "one.mrc", shell())
+    write(tmp_path / "one_membrane.mrc", (shell() > 0).astype(np.int8))
+    for number, parameters in enumerate((None, {"logit_threshold": None})):
+        recorded = {"parameters": parameters, "weights": [{"name": "a"}], "seconds": math.inf}
+        (tmp_path / "one_membrane.json").write_text(json.dumps(recorded))
+        report_file(tmp_path / "one.mrc", ReportOptions(output=tmp_path / str(number)))
 
 
 def test_refusals(segmented: Path, tmp_path: Path) -> None:

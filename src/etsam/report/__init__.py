@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from etsam.membrane import THRESHOLD, load_membrane, stem_of
 from etsam.report.numbers import measure
 from etsam.report.pack import pack_mesh, pack_volume, thumbnail
 from etsam.report.page import IndexRow, PageSource, index_html, page_html
+from etsam.report.recorded import read_recorded, recorded_threshold
 from etsam.storage import write_text
 from etsam.volume import Tomogram, open_tomogram, output_path
 
@@ -53,7 +53,7 @@ def report_file(
     FileExistsError
         If the page is there already.
     ValueError
-        If the shapes differ or the voxel spacing is unknown.
+        If the shapes differ, the voxel spacing is unknown, or the JSON beside the mask is damaged.
     """
     options = options or ReportOptions()
     tomogram_path = Path(path)
@@ -125,21 +125,14 @@ def _segmentation(tomogram: Path, options: ReportOptions) -> Path:
 def _recorded(tomogram: Path, options: ReportOptions) -> dict[str, Any] | None:
     """Return the JSON that `etsam segment` wrote, where there is one."""
     given = options.mask or output_path(tomogram, "_membrane", options.results)
-    path = given.with_name(f"{stem_of(given)}.json")
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: remove it or segment again") from error
-    return content if isinstance(content, dict) else None
+    return read_recorded(given.with_name(f"{stem_of(given)}.json"))
 
 
 def _threshold(options: ReportOptions, recorded: dict[str, Any] | None) -> float:
     if options.threshold is not None:
         return options.threshold
-    value = ((recorded or {}).get("parameters") or {}).get("logit_threshold", THRESHOLD)
-    return float(value)
+    known = recorded_threshold(recorded)
+    return THRESHOLD if known is None else known
 
 
 def _check_shape(path: Path, tomogram: Tomogram) -> None:

@@ -16,6 +16,7 @@ from etsam.frame import Frame
 from etsam.membrane import LOGIT_STEP
 from etsam.report.numbers import Flag, Measured
 from etsam.report.pack import LEVEL_STEP, PackedVolume
+from etsam.report.recorded import recorded_parameters, recorded_weights
 
 LABELS = {
     "membrane_volume_um3": ("membrane volume", "µm³"),
@@ -187,15 +188,12 @@ def _membranes(rows: Sequence[Mapping[str, Any]]) -> str:
 def _parameters(source: PageSource) -> str:
     """Return rows of what made the segmentation, as far as it was recorded."""
     recorded = source.recorded or {}
-    parameters = recorded.get("parameters", {})
-    weights = ", ".join(
-        f"{w['name']} ({str(w['sha256'])[:12]})" for w in recorded.get("weights") or []
-    )
+    parameters = recorded_parameters(recorded)
     rows = {
         "program": f"etsam {recorded['etsam']}" if "etsam" in recorded else None,
         "made": recorded.get("started"),
         "model": parameters.get("model"),
-        "weights": weights or None,
+        "weights": ", ".join(recorded_weights(recorded)) or None,
         "threshold": f"{source.threshold:g}" if source.logits else None,
         "membranes": parameters.get("polarity"),
         "seconds": recorded.get("seconds"),
