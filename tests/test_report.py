@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import math
@@ -208,6 +209,40 @@ def test_what_a_json_does_not_know_is_left_out(tmp_path: Path) -> None:
         recorded = {"parameters": parameters, "weights": [{"name": "a"}], "seconds": math.inf}
         (tmp_path / "one_membrane.json").write_text(json.dumps(recorded))
         report_file(tmp_path / "one.mrc", ReportOptions(output=tmp_path / str(number)))
+
+
+def test_logits_of_another_run_are_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / "one.mrc", shell())
+    write(tmp_path / "one_membrane.mrc", (shell() > 1).astype(np.int8))
+    write(tmp_path / "one_membrane_logits.mrc", shell())
+    for stored in (True, False):
+        recorded = {"parameters": {"store_logits": stored}}
+        (tmp_path / "one_membrane.json").write_text(json.dumps(recorded))
+        options = ReportOptions(overwrite=True)
+        if stored:
+            row = report_file(tmp_path / "one.mrc", options)
+        else:
+            with pytest.warns(UserWarning, match="one_membrane_logits.mrc is of another run"):
+                row = report_file(tmp_path / "one.mrc", options)
+        meta = script((tmp_path / row.page).read_text(encoding="utf-8"), "meta")
+        assert meta["logits"] == stored
+        assert meta["above"][64] == (shell() > (-0.25 if stored else 1)).sum()
+
+
+@pytest.mark.parametrize("spacing", [(20.0, 20.0, 20.0), (1.0, 1.0, 1.0)], ids=["other", "unknown"])
+def test_the_tomogram_says_how_large_voxels_are(
+    tmp_path: Path, spacing: tuple[float, float, float]
+) -> None:
+    path = write(tmp_path / "one.mrc", shell())
+    mask = write(tmp_path / "one_membrane.mrc", (shell() > 0).astype(np.int8))
+    for name, size in ((path, (10.0, 10.0, 20.0)), (mask, spacing)):  # x, y, z
+        with mrcfile.open(name, "r+") as mrc:
+            mrc.voxel_size = size
+    told = pytest.warns(UserWarning, match="20 x 20 x 20 Å, the tomogram 20 x 10 x 10 Å")
+    with told if spacing[0] > 1 else contextlib.nullcontext():
+        row = report_file(path)
+    volume = (shell() > 0).sum() * 2000 / 1e12
+    assert row.numbers["membrane_volume_um3"] == pytest.approx(volume)
 
 
 def test_refusals(segmented: Path, tmp_path: Path) -> None:

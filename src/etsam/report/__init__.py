@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from etsam.frame import frame_of
 from etsam.membrane import THRESHOLD, load_membrane, stem_of
 from etsam.report.numbers import measure
 from etsam.report.pack import pack_mesh, pack_volume, thumbnail
 from etsam.report.page import IndexRow, PageSource, index_html, page_html
-from etsam.report.recorded import read_recorded, recorded_threshold
+from etsam.report.recorded import read_recorded, recorded_parameters, recorded_threshold
 from etsam.storage import write_text
 from etsam.volume import Tomogram, open_tomogram, output_path
 
 SUFFIX = "_report.html"
 INDEX = "index.html"
+SPACING_TOLERANCE = 0.01  # relative difference of voxel sizes that rounding explains
 
 Progress = Callable[[str, int, int], None]
 
@@ -44,7 +48,9 @@ def report_file(
 ) -> IndexRow:
     """Write the page of a segmented tomogram, and return its row for an index.
 
-    The logits are shown where there are any, with a threshold to move, otherwise the mask.
+    The logits are shown where there are any of the mask's run, with a threshold to move, otherwise the
+    mask. All is measured with the tomogram's voxel spacing and origin; where the segmentation says another
+    spacing there is a warning.
 
     Raises
     ------
@@ -61,17 +67,14 @@ def report_file(
     if target.exists() and not options.overwrite:
         raise FileExistsError(f"{target} is there already: give --overwrite or another --output")
     with closing(open_tomogram(tomogram_path, voxel_spacing=options.voxel_spacing)) as tomogram:
-        source_path = _segmentation(tomogram_path, options)
+        frame = frame_of(tomogram)
         recorded = _recorded(tomogram_path, options)
+        source_path = _segmentation(tomogram_path, options, recorded)
         threshold = _threshold(options, recorded)
-        spacing = None if tomogram.voxel_spacing is None else tomogram.voxel_spacing[0]
-        _check_shape(source_path, tomogram)
+        _check_grid(source_path, tomogram, options)
         _say(progress, 0)
-        membrane = load_membrane(
-            source_path,
-            threshold=threshold,
-            voxel_spacing=options.voxel_spacing or _missing_spacing(source_path, spacing),
-        )
+        loaded = load_membrane(source_path, threshold=threshold, voxel_spacing=frame.spacing[0])
+        membrane = replace(loaded, frame=frame)
         measured = measure(membrane, tomogram)
         _say(progress, 1)
         volume = pack_volume(tomogram, membrane)
@@ -80,7 +83,7 @@ def report_file(
             mesh = pack_mesh(measured.mesh, measured.vertex_membranes)
         source = PageSource(
             tomogram_path.name,
-            frame_of(tomogram),
+            frame,
             threshold,
             membrane.field is not None,
             recorded,
@@ -106,13 +109,22 @@ def page_path(tomogram: Path, output: Path | None) -> Path:
     return (output or tomogram.parent) / f"{stem_of(tomogram)}{SUFFIX}"
 
 
-def _segmentation(tomogram: Path, options: ReportOptions) -> Path:
-    """Return the logits of a tomogram, or its mask."""
+def _segmentation(
+    tomogram: Path, options: ReportOptions, recorded: Mapping[str, Any] | None
+) -> Path:
+    """Return the logits of a tomogram, or its mask where the mask's run stored no logits."""
     given = options.logits or options.mask
     if given is not None:
         return given
     mask = output_path(tomogram, "_membrane", options.results)
-    found = (output_path(mask, "_logits"), mask, mask.with_suffix(".mrc"))
+    logits = output_path(mask, "_logits")
+    found = [logits, mask, mask.with_suffix(".mrc")]
+    if logits.exists() and recorded_parameters(recorded).get("store_logits") is False:
+        warnings.warn(
+            f"{logits} is of another run than {mask.name}, which stored no logits: the mask is shown",
+            stacklevel=3,
+        )
+        found.remove(logits)
     for path in found:
         if path.exists():
             return path
@@ -135,18 +147,21 @@ def _threshold(options: ReportOptions, recorded: dict[str, Any] | None) -> float
     return THRESHOLD if known is None else known
 
 
-def _check_shape(path: Path, tomogram: Tomogram) -> None:
-    with closing(open_tomogram(path)) as segmentation:
+def _check_grid(path: Path, tomogram: Tomogram, options: ReportOptions) -> None:
+    """Refuse a segmentation of another shape; say so where its voxels are of another size."""
+    with closing(open_tomogram(path, voxel_spacing=options.voxel_spacing)) as segmentation:
         if segmentation.shape != tomogram.shape:
             raise ValueError(
                 f"{path} has shape {segmentation.shape}, the tomogram {tomogram.shape}: not its segmentation"
             )
-
-
-def _missing_spacing(path: Path, spacing: float | None) -> float | None:
-    """Return the tomogram's spacing where the segmentation does not know its own."""
-    with closing(open_tomogram(path)) as segmentation:
-        return spacing if segmentation.voxel_spacing is None else None
+        mine, theirs = segmentation.voxel_spacing, tomogram.voxel_spacing
+        if mine and theirs and not np.allclose(mine, theirs, rtol=SPACING_TOLERANCE, atol=0):
+            sizes = [" x ".join(f"{step:g}" for step in one) for one in (mine, theirs)]
+            warnings.warn(
+                f"{path} says voxels of {sizes[0]} Å, the tomogram {sizes[1]} Å: the tomogram's are "
+                "taken; give --voxel-spacing where they are wrong",
+                stacklevel=3,
+            )
 
 
 def _say(progress: Progress | None, done: int) -> None:
