@@ -279,6 +279,15 @@ def test_command(run, exported: Path, tmp_path: Path) -> None:
     assert code == 1 and err.count("\n") == 1
 
 
+def test_a_table_of_ones_own_is_kept(exported: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "shell_logits_labels.csv"
+    notes.write_text("notes")
+    options = ExportOptions(("labels",), output=tmp_path)
+    with pytest.raises(FileExistsError, match="shell_logits_labels.csv.*--overwrite"):
+        export_file(exported / "shell_logits.mrc", options)
+    assert notes.read_text() == "notes" and list(tmp_path.iterdir()) == [notes]
+
+
 def test_command_lists_all_formats() -> None:
     from etsam.cli.export import FORMATS as offered
 

@@ -120,11 +120,10 @@ def export_file(
     """
     options = options or ExportOptions()
     source = Path(path)
-    names = [_name(kind, source) for kind in options.formats]
     home = Path(options.output or source.parent)
-    for name in names:
-        if (home / name).exists() and not options.overwrite:
-            raise FileExistsError(f"{home / name} is there already: give --overwrite or another -o")
+    for target in result_paths(source, options):
+        if target.exists() and not options.overwrite:
+            raise FileExistsError(f"{target} is there already: give --overwrite or another -o")
     membrane = load_membrane(
         source, threshold=options.threshold, voxel_spacing=options.voxel_spacing
     )
@@ -139,6 +138,15 @@ def export_file(
                     progress("export", number, len(options.formats))
                 _export(kind, work, home)
             return _placed(folder, home, progress, len(options.formats))
+
+
+def result_paths(source: Path, options: ExportOptions) -> list[Path]:
+    """Return the files and folders that exporting a mask makes."""
+    home = options.output or source.parent
+    paths = [home / _name(kind, source) for kind in options.formats]
+    if "labels" in options.formats:
+        paths.append((home / _name("labels", source)).with_suffix(".csv"))
+    return paths
 
 
 def _name(kind: str, source: Path) -> str:
