@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
 
 import mrcfile
 import numpy as np
@@ -253,6 +254,44 @@ def test_refusals(segmented: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shape"):
         report_file(tmp_path / "bare.mrc")
     assert not list(tmp_path.glob("*.html*"))
+
+
+def segmented_as(path: Path) -> Path:
+    """A tomogram with a mask beside it."""
+    path.parent.mkdir(exist_ok=True)
+    write(path.with_name(f"{path.stem}_membrane.mrc"), (shell() > 0).astype(np.int8))
+    return write(path, shell())
+
+
+def test_links_of_an_index_lead_to_the_pages(tmp_path: Path, run) -> None:
+    names = ("a/one.mrc", "b/two.mrc", "b/what? #3 50%.mrc", "a/c:d.mrc")
+    code, _, err = run("report", *(segmented_as(tmp_path / name) for name in names))
+    assert code == 0, err
+    index = tmp_path / "a" / "index.html"
+    links = re.findall(r'href="(?!data:)([^"]*)"', index.read_text(encoding="utf-8"))
+    assert len(links) == 4
+    for link, name in zip(links, names, strict=True):
+        address = urlsplit(urljoin(index.as_uri(), link))
+        assert not address.query and not address.fragment
+        page = tmp_path / name.replace(".mrc", "_report.html")
+        assert page.is_file() and Path(unquote(address.path)) == page
+
+
+def test_an_index_that_is_there_is_kept(tmp_path: Path, run) -> None:
+    paths = [segmented_as(tmp_path / f"{name}.mrc") for name in "abcd"]
+    index = tmp_path / "index.html"
+    index.write_text("precious")
+    code, out, err = run("report", *paths[:2], "--overwrite")
+    assert (code, out) == (1, "") and err.count("\n") == 1 and "no index of ours" in err
+    assert index.read_text() == "precious"
+    index.unlink()
+    assert run("report", *paths[:2])[0] == 0
+    first = index.read_bytes()
+    code, out, err = run("report", *paths[2:])
+    assert (code, out) == (1, "") and "index.html is there already: give --overwrite" in err
+    assert index.read_bytes() == first
+    assert run("report", *paths[2:], "--overwrite")[0] == 0
+    assert b"c_report.html" in index.read_bytes()
 
 
 def test_index_of_nothing_is_a_page(tmp_path: Path) -> None:

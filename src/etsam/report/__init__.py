@@ -15,7 +15,7 @@ from etsam.frame import frame_of
 from etsam.membrane import THRESHOLD, load_membrane, stem_of
 from etsam.report.numbers import measure
 from etsam.report.pack import pack_mesh, pack_volume, thumbnail
-from etsam.report.page import IndexRow, PageSource, index_html, page_html
+from etsam.report.page import INDEX_MARK, IndexRow, PageSource, index_html, page_html
 from etsam.report.recorded import read_recorded, recorded_parameters, recorded_threshold
 from etsam.storage import write_text
 from etsam.volume import Tomogram, open_tomogram, output_path
@@ -93,14 +93,37 @@ def report_file(
         write_text(target, page_html(source, measured, volume, mesh))
         picture = thumbnail(tomogram, membrane)
         _say(progress, 3)
-    return IndexRow(stem_of(tomogram_path), target.name, picture, measured.rows, measured.flags)
+    return IndexRow(stem_of(tomogram_path), target, picture, measured.rows, measured.flags)
 
 
-def write_index(rows: Sequence[IndexRow], folder: Path | str) -> Path:
-    """Write the index of pages in a folder."""
-    path = Path(folder) / INDEX
+def write_index(rows: Sequence[IndexRow], folder: Path | str, *, overwrite: bool = False) -> Path:
+    """Write the index of pages into a folder; the pages may lie elsewhere.
+
+    Raises
+    ------
+    FileExistsError
+        As `check_index`.
+    """
+    path = check_index(Path(folder), overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, index_html(rows, "Membranes: what to look at"))
+    write_text(path, index_html(rows, "Membranes: what to look at", path.parent))
+    return path
+
+
+def check_index(folder: Path, *, overwrite: bool) -> Path:
+    """Return the name of a folder's index.
+
+    Raises
+    ------
+    FileExistsError
+        There is one already, and `overwrite` is not set or the page is not ours.
+    """
+    path = folder / INDEX
+    if path.exists():
+        if INDEX_MARK.encode() not in path.read_bytes():
+            raise FileExistsError(f"{path} is no index of ours: move it, or give another --output")
+        if not overwrite:
+            raise FileExistsError(f"{path} is there already: give --overwrite or another --output")
     return path
 
 
