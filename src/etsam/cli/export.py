@@ -70,7 +70,7 @@ FORMATS = [
     default=100.0,
     show_default=True,
     metavar="Å",
-    help="Between oriented points.",
+    help="Side of the cubes that get an oriented point each.",
 )
 @click.option(
     "--tomogram",

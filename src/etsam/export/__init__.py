@@ -11,7 +11,14 @@ from pathlib import Path
 
 from etsam.export import layouts
 from etsam.export.mesh_files import MESH_FORMATS, write_mesh
-from etsam.export.points import SPACING, oriented_points, write_mid_surface, write_star
+from etsam.export.points import (
+    SPACING,
+    check_point_spacing,
+    check_star_name,
+    oriented_points,
+    write_mid_surface,
+    write_star,
+)
 from etsam.instances import Instances, plain_components, separate_membranes
 from etsam.membrane import THRESHOLD, Membrane, load_membrane, stem_of
 from etsam.meshes import MAX_FACES, Mesh, surface_mesh
@@ -133,6 +140,9 @@ def export_file(
         home.mkdir(parents=True, exist_ok=True)
         with _staged(home, stem_of(source)) as folder:
             work = _Work(source, like, membrane, options, folder)
+            if "points" in options.formats:  # before anything takes its time
+                check_star_name(work.tomogram_stem)
+                check_point_spacing(options.point_spacing, membrane.frame)
             for number, kind in enumerate(options.formats):
                 if progress is not None:
                     progress("export", number, len(options.formats))
