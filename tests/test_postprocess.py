@@ -139,6 +139,30 @@ def test_an_open_mask_stays_open_and_a_folder_may_be_the_output(
     assert postprocess(path, tmp_path / "out", overwrite=True).summary == done.summary
 
 
+@pytest.mark.parametrize("name", ["clean.mrc", "clean.mrc.gz", "clean.zarr"])
+def test_two_processes_may_write_one_result(
+    tmp_path: Path, membranes: np.ndarray, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = write(tmp_path / "mask.mrc", membranes)
+    target = tmp_path / name
+    other = postprocess(path, tmp_path / "other.mrc").path
+    with (
+        open_tomogram(path) as like,
+        create_volume(target, like, dtype="int8", label="slow") as slow,
+    ):
+        slow.write_slice(0, membranes[0])
+        with monkeypatch.context() as patched:
+            patched.setattr("os.getpid", lambda: 1)
+            postprocess(path, target)
+        with open_tomogram(target) as fast, open_tomogram(other) as expected:
+            assert np.array_equal(fast.read_slices(0, 20), expected.read_slices(0, 20))
+        for z in range(1, 20):
+            slow.write_slice(z, membranes[z])
+    with open_tomogram(target) as result:
+        assert np.array_equal(result.read_slices(0, 20), membranes)
+    assert {path.name for path in tmp_path.iterdir()} == {"mask.mrc", "other.mrc", name}
+
+
 def test_refuses_what_is_not_a_mask(tmp_path: Path, membranes: np.ndarray) -> None:
     logits = write(tmp_path / "logits.mrc", membranes.astype(np.float32) * 9 - 4, "float32")
     labels = membranes.astype(np.int16)
