@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import mrcfile
@@ -114,6 +116,20 @@ def test_writes_beside_the_mask_with_its_geometry(
     assert ("clean", 20, 20) in seen
 
 
+def test_a_json_says_how_it_was_made(tmp_path: Path, membranes: np.ndarray) -> None:
+    path = write(tmp_path / "mask.mrc", membranes)
+    done = postprocess(path, options=CleaningOptions(max_rung=3))
+    assert done.provenance == tmp_path / "mask_postprocessed.json"
+    told = json.loads(done.provenance.read_text(encoding="utf-8"))
+    assert told["command"] == "postprocess" and told["results"] == asdict(done.summary)
+    assert told["parameters"] == {"min_slices": 10, "max_rung": 3, "max_spur": 0}
+    assert told["inputs"][0]["path"] == str(path)
+    (tmp_path / "notes.json").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"notes\.json is there already"):
+        postprocess(path, tmp_path / "notes.mrc")
+    assert not (tmp_path / "notes.mrc").exists()
+
+
 def test_keeps_header_origin_and_names_itself_in_it(tmp_path: Path, membranes: np.ndarray) -> None:
     path = write(tmp_path / "mask.mrc", membranes)
     with mrcfile.open(path, "r+") as file:
@@ -160,7 +176,8 @@ def test_two_processes_may_write_one_result(
             slow.write_slice(z, membranes[z])
     with open_tomogram(target) as result:
         assert np.array_equal(result.read_slices(0, 20), membranes)
-    assert {path.name for path in tmp_path.iterdir()} == {"mask.mrc", "other.mrc", name}
+    left = {path.name for path in tmp_path.iterdir()} - {"other.json", "clean.json"}
+    assert left == {"mask.mrc", "other.mrc", name}
 
 
 def test_refuses_what_is_not_a_mask(tmp_path: Path, membranes: np.ndarray) -> None:
