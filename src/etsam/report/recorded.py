@@ -47,7 +47,7 @@ def recorded_threshold(recorded: Mapping[str, Any] | None) -> float | None:
 def recorded_weights(recorded: Mapping[str, Any] | None) -> list[str]:
     """Return the weights that were recorded, each by its name and the start of its SHA-256."""
     weights = (recorded or {}).get("weights") or []
-    return [f"{one.get('name')} ({str(one.get('sha256'))[:12]})" for one in weights]
+    return [f"{one.get('name')} ({str(one.get('sha256') or 'unknown')[:12]})" for one in weights]
 
 
 def _wrong(content: Any) -> str | None:
