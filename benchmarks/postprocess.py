@@ -93,7 +93,8 @@ def main() -> None:
         for workers in options.workers:
             command = [sys.executable, "-c", CLEAN, str(path), str(workers)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
-            path.with_name("mask_postprocessed.mrc").unlink()
+            for made in path.parent.glob("mask_postprocessed.*"):
+                made.unlink()
             found = {"shape": list(options.shape), "workers": workers}
             print(json.dumps(found | json.loads(done.stdout)))
 

@@ -213,3 +213,19 @@ def test_progress_in_a_terminal_shows_rate_and_remaining_time() -> None:
     assert "stage 1" in stream.getvalue()
     assert "slices/s" in stream.getvalue()
     assert "2/4" in stream.getvalue()
+
+
+@pytest.mark.parametrize("verb", ["postprocess", "export", "report"])
+def test_two_inputs_of_one_name_do_not_go_into_one_folder(
+    run: Run, tmp_path: Path, verb: str
+) -> None:
+    masks = [tmp_path / folder / "m.mrc" for folder in ("a", "b")]
+    for mask in masks:
+        mask.parent.mkdir()
+        write_mrc(mask, np.zeros((8, 16, 16), np.int8))
+    code, out, err = run(verb, *masks, "-o", tmp_path / "out", "--overwrite")
+    assert (code, out) == (1, "") and not (tmp_path / "out").exists()
+    assert_one_line(err, str(masks[0]), str(masks[1]), "would both become", "--output")
+    code, _, err = run(verb, masks[0], masks[0], "--overwrite")
+    assert code == 1
+    assert_one_line(err, "would both become")

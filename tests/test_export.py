@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import math
 import re
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from etsam.export import FORMATS, ExportOptions, export_file
-from etsam.export.points import relion_angles
+from etsam.export.points import check_star_name, relion_angles
 from etsam.frame import Frame
 
 SHAPE = (40, 52, 60)
@@ -267,6 +268,53 @@ def test_refusals(exported: Path, tmp_path: Path) -> None:
         export_file(unknown)
 
 
+@pytest.mark.parametrize("name", ["#x", "_y", "data_z", "it's", 'a"b', "x#y", "two\nlines", "a\tb"])
+def test_names_that_star_takes_for_something_else(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot stand in a STAR file"):
+        check_star_name(name)
+
+
+def test_a_name_that_star_does_not_take_costs_one_line(run, exported: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "#x_membrane.mrc"
+    good = tmp_path / "a b_membrane.mrc"
+    for path in (odd, good):
+        path.symlink_to(exported / "TS_1_10.00Apx_membrane.mrc")
+    code, out, err = run("export", odd, good, "--as", "points")
+    assert code == 1 and out == f"{tmp_path / 'a b_membrane_points.star'}\n"
+    assert err.count("etsam: error") == 1 and "'#x' cannot stand" in err
+    assert set(starfile.read(tmp_path / "a b_membrane_points.star")["rlnTomoName"]) == {"a b"}
+
+
+def test_points_closer_than_voxels_are_refused(exported: Path, tmp_path: Path) -> None:
+    for spacing in (1e-30, 8.9, 0.0, math.nan):
+        with pytest.raises(ValueError, match="at least a voxel, 9 Å"):
+            export_file(
+                exported / "shell_logits.mrc",
+                ExportOptions(("points",), point_spacing=spacing, output=tmp_path),
+            )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mask_without_a_surface_says_what_to_leave_out(tmp_path: Path) -> None:
+    two = np.zeros(SHAPE, np.int8)
+    two[20, 20, 20:22] = 1
+    source = write(tmp_path / "two.mrc", two)
+    with pytest.raises(ValueError, match="too small to be smoothed; leave out meshes and copick"):
+        export_file(source, ExportOptions(("labels", "ply")))
+    made = export_file(source, ExportOptions(("labels",), min_voxels=1))
+    assert [path.name for path in made] == ["two_labels.csv", "two_labels.mrc"]
+
+
+def test_a_packed_tomogram_keeps_its_name(exported: Path, tmp_path: Path) -> None:
+    tomogram = tmp_path / "TS_2.mrc.gz"
+    tomogram.write_bytes(gzip.compress((exported / "TS_1_10.00Apx_membrane.mrc").read_bytes()))
+    options = ExportOptions(("morphometrics",), tomogram=tomogram, output=tmp_path / "out")
+    (folder,) = export_file(exported / "TS_1_10.00Apx_membrane.mrc", options)
+    (linked,) = (folder / "tomograms").iterdir()
+    assert linked.name == "TS_2.mrc.gz" and linked.samefile(tomogram)
+    assert [path.name for path in (folder / "segmentations").iterdir()] == ["TS_2_labels.mrc"]
+
+
 def test_command(run, exported: Path, tmp_path: Path) -> None:
     code, out, err = run(
         "export", exported / "shell_logits.mrc", "--as", "stl", "--max-faces", 2000, "-o", tmp_path
@@ -277,6 +325,15 @@ def test_command(run, exported: Path, tmp_path: Path) -> None:
     assert 1000 < len(mesh.faces) <= 2000
     code, _, err = run("export", tmp_path / "missing.mrc")
     assert code == 1 and err.count("\n") == 1
+
+
+def test_a_table_of_ones_own_is_kept(exported: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "shell_logits_labels.csv"
+    notes.write_text("notes")
+    options = ExportOptions(("labels",), output=tmp_path)
+    with pytest.raises(FileExistsError, match="shell_logits_labels.csv.*--overwrite"):
+        export_file(exported / "shell_logits.mrc", options)
+    assert notes.read_text() == "notes" and list(tmp_path.iterdir()) == [notes]
 
 
 def test_command_lists_all_formats() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import mrcfile
@@ -137,7 +138,7 @@ def test_a_mask_overlays_its_tomogram_also_as_zarr(run: Run, pair: tuple[Path, P
         ("nzstart", 4, True),
         ("cella", (480.0, 400.0, 88.0), True),
         ("mapc", 2, True),
-        ("cellb", (90.0, 90.0, 120.0), False),
+        ("cellb", (90.0, 90.0, 120.0), True),
         ("origin", (5.0, -6.0, 7.001), False),
     ],
 )
@@ -152,6 +153,34 @@ def test_each_field_that_matters_is_told(
     assert code == int(decisive)
     assert ("DIFFERS" in out) == decisive
     assert "differs" in out.lower()
+
+
+def test_cell_angles_of_zero_are_right_angles(pair: tuple[Path, Path]) -> None:
+    with mrcfile.open(pair[1], "r+") as mrc:
+        mrc.header.cellb = (0.0, 0.0, 0.0)
+    assert overlays(verify(*pair))
+
+
+@pytest.mark.parametrize(("spacing", "same"), [(300.0, False), (1.0, True), (0.0, True)])
+def test_unknown_spacings_that_differ_do_not_overlay(
+    run: Run, tmp_path: Path, spacing: float, same: bool
+) -> None:
+    one = write_mrc(tmp_path / "a.mrc", smooth(), 1.0)
+    two = write_mrc(tmp_path / "b.mrc", smooth(), spacing)
+    code, out, _ = run("verify", one, two)
+    assert code == int(not same)
+    assert ("DIFFERS  MRC cella/m" in out) != same
+
+
+def test_what_is_no_number_agrees_with_itself(run: Run, tmp_path: Path) -> None:
+    path = write_mrc(tmp_path / "a.mrc", smooth())
+    with mrcfile.open(path, "r+") as mrc:
+        mrc.header.origin = (np.nan, np.inf, 0.0)
+    assert all(item.same for item in verify(path, path))
+    code, out, _ = run("verify", path, path, "--json")
+    assert code == 0 and not {"NaN", "Infinity"} & set(re.findall(r"\w+", out))
+    told = {item["field"]: item["first"] for item in json.loads(out)["fields"]}
+    assert told["MRC origin"] == [None, None, 0.0]
 
 
 def test_volumes_of_another_size_do_not_overlay(tmp_path: Path) -> None:

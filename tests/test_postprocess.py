@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import mrcfile
@@ -114,6 +116,20 @@ def test_writes_beside_the_mask_with_its_geometry(
     assert ("clean", 20, 20) in seen
 
 
+def test_a_json_says_how_it_was_made(tmp_path: Path, membranes: np.ndarray) -> None:
+    path = write(tmp_path / "mask.mrc", membranes)
+    done = postprocess(path, options=CleaningOptions(max_rung=3))
+    assert done.provenance == tmp_path / "mask_postprocessed.json"
+    told = json.loads(done.provenance.read_text(encoding="utf-8"))
+    assert told["command"] == "postprocess" and told["results"] == asdict(done.summary)
+    assert told["parameters"] == {"min_slices": 10, "max_rung": 3, "max_spur": 0}
+    assert told["inputs"][0]["path"] == str(path)
+    (tmp_path / "notes.json").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"notes\.json is there already"):
+        postprocess(path, tmp_path / "notes.mrc")
+    assert not (tmp_path / "notes.mrc").exists()
+
+
 def test_keeps_header_origin_and_names_itself_in_it(tmp_path: Path, membranes: np.ndarray) -> None:
     path = write(tmp_path / "mask.mrc", membranes)
     with mrcfile.open(path, "r+") as file:
@@ -137,6 +153,31 @@ def test_an_open_mask_stays_open_and_a_folder_may_be_the_output(
     with pytest.raises(FileExistsError, match="there already"):
         postprocess(path, tmp_path / "out")
     assert postprocess(path, tmp_path / "out", overwrite=True).summary == done.summary
+
+
+@pytest.mark.parametrize("name", ["clean.mrc", "clean.mrc.gz", "clean.zarr"])
+def test_two_processes_may_write_one_result(
+    tmp_path: Path, membranes: np.ndarray, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = write(tmp_path / "mask.mrc", membranes)
+    target = tmp_path / name
+    other = postprocess(path, tmp_path / "other.mrc").path
+    with (
+        open_tomogram(path) as like,
+        create_volume(target, like, dtype="int8", label="slow") as slow,
+    ):
+        slow.write_slice(0, membranes[0])
+        with monkeypatch.context() as patched:
+            patched.setattr("os.getpid", lambda: 1)
+            postprocess(path, target)
+        with open_tomogram(target) as fast, open_tomogram(other) as expected:
+            assert np.array_equal(fast.read_slices(0, 20), expected.read_slices(0, 20))
+        for z in range(1, 20):
+            slow.write_slice(z, membranes[z])
+    with open_tomogram(target) as result:
+        assert np.array_equal(result.read_slices(0, 20), membranes)
+    left = {path.name for path in tmp_path.iterdir()} - {"other.json", "clean.json"}
+    assert left == {"mask.mrc", "other.mrc", name}
 
 
 def test_refuses_what_is_not_a_mask(tmp_path: Path, membranes: np.ndarray) -> None:

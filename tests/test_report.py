@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import math
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
 
 import mrcfile
 import numpy as np
@@ -20,6 +22,7 @@ from etsam.membrane import Membrane, load_membrane
 from etsam.report import ReportOptions, report_file, write_index
 from etsam.report.numbers import measure
 from etsam.report.pack import pack_volume
+from etsam.report.recorded import read_recorded
 from etsam.volume import open_tomogram, tomogram_from_array
 
 pytest.importorskip("fast_simplification")
@@ -166,6 +169,83 @@ def test_masks_without_logits_and_an_index(segmented: Path, tmp_path: Path, run)
     assert code == 1 and "--overwrite" in err
 
 
+DAMAGED = {
+    "not json": "not JSON",
+    "[" * 100_000: "not JSON",
+    '{"a":' * 5_000 + "1" + "}" * 5_000: "not JSON",
+    "[]": "expected an object",
+    '{"parameters": [1]}': "`parameters`",
+    '{"parameters": {"logit_threshold": [1]}}': "`logit_threshold`",
+    '{"parameters": {"logit_threshold": NaN}}': "`logit_threshold`",
+    '{"parameters": {"logit_threshold": 1e999}}': "`logit_threshold`",
+    '{"weights": [1]}': "`weights`",
+    '{"weights": 5}': "`weights`",
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED, ids=lambda text: text[:40])
+def test_a_damaged_json_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "one_membrane.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"one_membrane.json is .*{DAMAGED[text]}"):
+        read_recorded(path)
+
+
+def test_a_damaged_json_costs_one_page(tmp_path: Path, run) -> None:
+    for name in ("one", "two"):
+        write(tmp_path / f"{name}.mrc", shell())
+        write(tmp_path / f"{name}_membrane.mrc", (shell() > 0).astype(np.int8))
+    (tmp_path / "one_membrane.json").write_text('{"weights": [1]}')
+    code, out, err = run("report", tmp_path / "one.mrc", tmp_path / "two.mrc")
+    assert code == 1 and out.split() == [str(tmp_path / "two_report.html")]
+    assert [line for line in err.split("\n") if line.startswith("etsam: error: ")] == [
+        line for line in err.split("\n") if "one_membrane.json is damaged: `weights`" in line
+    ]
+
+
+def test_what_a_json_does_not_know_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "one.mrc", shell())
+    write(tmp_path / "one_membrane.mrc", (shell() > 0).astype(np.int8))
+    for number, parameters in enumerate((None, {"logit_threshold": None})):
+        recorded = {"parameters": parameters, "weights": [{"name": "a"}], "seconds": math.inf}
+        (tmp_path / "one_membrane.json").write_text(json.dumps(recorded))
+        report_file(tmp_path / "one.mrc", ReportOptions(output=tmp_path / str(number)))
+
+
+def test_logits_of_another_run_are_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / "one.mrc", shell())
+    write(tmp_path / "one_membrane.mrc", (shell() > 1).astype(np.int8))
+    write(tmp_path / "one_membrane_logits.mrc", shell())
+    for stored in (True, False):
+        recorded = {"parameters": {"store_logits": stored}}
+        (tmp_path / "one_membrane.json").write_text(json.dumps(recorded))
+        options = ReportOptions(overwrite=True)
+        if stored:
+            row = report_file(tmp_path / "one.mrc", options)
+        else:
+            with pytest.warns(UserWarning, match="one_membrane_logits.mrc is of another run"):
+                row = report_file(tmp_path / "one.mrc", options)
+        meta = script((tmp_path / row.page).read_text(encoding="utf-8"), "meta")
+        assert meta["logits"] == stored
+        assert meta["above"][64] == (shell() > (-0.25 if stored else 1)).sum()
+
+
+@pytest.mark.parametrize("spacing", [(20.0, 20.0, 20.0), (1.0, 1.0, 1.0)], ids=["other", "unknown"])
+def test_the_tomogram_says_how_large_voxels_are(
+    tmp_path: Path, spacing: tuple[float, float, float]
+) -> None:
+    path = write(tmp_path / "one.mrc", shell())
+    mask = write(tmp_path / "one_membrane.mrc", (shell() > 0).astype(np.int8))
+    for name, size in ((path, (10.0, 10.0, 20.0)), (mask, spacing)):  # x, y, z
+        with mrcfile.open(name, "r+") as mrc:
+            mrc.voxel_size = size
+    told = pytest.warns(UserWarning, match="20 x 20 x 20 Å, the tomogram 20 x 10 x 10 Å")
+    with told if spacing[0] > 1 else contextlib.nullcontext():
+        row = report_file(path)
+    volume = (shell() > 0).sum() * 2000 / 1e12
+    assert row.numbers["membrane_volume_um3"] == pytest.approx(volume)
+
+
 def test_refusals(segmented: Path, tmp_path: Path) -> None:
     write(tmp_path / "bare.mrc", shell())
     with pytest.raises(FileNotFoundError, match="etsam segment"):
@@ -174,6 +254,44 @@ def test_refusals(segmented: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shape"):
         report_file(tmp_path / "bare.mrc")
     assert not list(tmp_path.glob("*.html*"))
+
+
+def segmented_as(path: Path) -> Path:
+    """A tomogram with a mask beside it."""
+    path.parent.mkdir(exist_ok=True)
+    write(path.with_name(f"{path.stem}_membrane.mrc"), (shell() > 0).astype(np.int8))
+    return write(path, shell())
+
+
+def test_links_of_an_index_lead_to_the_pages(tmp_path: Path, run) -> None:
+    names = ("a/one.mrc", "b/two.mrc", "b/what? #3 50%.mrc", "a/c:d.mrc")
+    code, _, err = run("report", *(segmented_as(tmp_path / name) for name in names))
+    assert code == 0, err
+    index = tmp_path / "a" / "index.html"
+    links = re.findall(r'href="(?!data:)([^"]*)"', index.read_text(encoding="utf-8"))
+    assert len(links) == 4
+    for link, name in zip(links, names, strict=True):
+        address = urlsplit(urljoin(index.as_uri(), link))
+        assert not address.query and not address.fragment
+        page = tmp_path / name.replace(".mrc", "_report.html")
+        assert page.is_file() and Path(unquote(address.path)) == page
+
+
+def test_an_index_that_is_there_is_kept(tmp_path: Path, run) -> None:
+    paths = [segmented_as(tmp_path / f"{name}.mrc") for name in "abcd"]
+    index = tmp_path / "index.html"
+    index.write_text("precious")
+    code, out, err = run("report", *paths[:2], "--overwrite")
+    assert (code, out) == (1, "") and err.count("\n") == 1 and "no index of ours" in err
+    assert index.read_text() == "precious"
+    index.unlink()
+    assert run("report", *paths[:2])[0] == 0
+    first = index.read_bytes()
+    code, out, err = run("report", *paths[2:])
+    assert (code, out) == (1, "") and "index.html is there already: give --overwrite" in err
+    assert index.read_bytes() == first
+    assert run("report", *paths[2:], "--overwrite")[0] == 0
+    assert b"c_report.html" in index.read_bytes()
 
 
 def test_index_of_nothing_is_a_page(tmp_path: Path) -> None:

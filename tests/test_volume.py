@@ -22,6 +22,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 from mrcfile.utils import mode_from_dtype
 from PIL import Image
 
+from etsam.storage import partial_name
 from etsam.volume import Tomogram, create_volume, open_tomogram, output_path, tomogram_from_array
 
 SHAPE = (5, 6, 7)
@@ -309,7 +310,9 @@ def test_a_failed_or_unfinished_result_leaves_nothing(tmp_path, name):
         with pytest.raises(KeyboardInterrupt):  # noqa: SIM117
             with create_volume(tmp_path / name, tomogram, dtype="int8", label="x") as writer:
                 writer.write_slice(0, np.ones((6, 7)))
-                assert [path.name for path in tmp_path.iterdir()] == [f"{name}.partial"]
+                assert [path.name for path in tmp_path.iterdir()] == [
+                    partial_name(tmp_path / name).name
+                ]
                 raise KeyboardInterrupt
         assert not list(tmp_path.iterdir())
         with pytest.raises(ValueError, match="4 slices were not written"):  # noqa: SIM117

@@ -76,7 +76,12 @@ def surface_mesh(membrane: Membrane, *, max_faces: int = MAX_FACES) -> Mesh:
     spacing = np.array(membrane.frame.spacing)
     cells = gaussian_filter(cells, SMOOTHING * spacing.min() / spacing, mode="nearest")
     if not cells.min() < level < cells.max():
-        raise ValueError("the mask has no surface: it is full, or too thin for its binning")
+        thin = (
+            "too small to be smoothed" if binning == 1 else f"too thin when binned {binning} times"
+        )
+        raise ValueError(
+            f"the mask has no surface: it fills the volume, or is {thin}; leave out meshes and copick"
+        )
     corners, faces, _, _ = _march(cells, level, allow_degenerate=False)
     voxels = (corners + 0.5) * binning - 0.5 + start
     return _finished(membrane.frame, voxels, faces, max_faces)

@@ -21,6 +21,7 @@ from etsam.storage import (
     VolumeInfo,
     VoxelStatistics,
     check_slice,
+    partial_name,
     scratch_file,
 )
 
@@ -182,7 +183,7 @@ class NgffSink:
         attributes = group_attributes(self._info, self._path.stem, self._label, statistics)
         _write_group(self._partial, attributes, self._info.ngff_version)
         if self._path.exists():
-            old = self._path.with_name(f"{self._path.name}.replaced.partial")
+            old = partial_name(self._path.with_name(f"{self._path.name}.replaced"))
             _remove(old)
             os.replace(self._path, old)
             os.replace(self._partial, self._path)

@@ -9,17 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from etsam.components import Blobs, PackedMask, drop_thin, find_blobs
 from etsam.in_order import in_order
+from etsam.provenance import Clock, input_record, provenance, write_json
 from etsam.skeleton import clean_packed
-from etsam.volume import Tomogram, create_volume, open_tomogram, output_path
+from etsam.volume import KNOWN_SUFFIXES, Tomogram, create_volume, open_tomogram, output_path
 
 MIN_SLICES = 10
 """Blobs over fewer consecutive slices are noise (paper, section 2.4)."""
@@ -82,9 +84,10 @@ class CleaningSummary:
 
 @dataclass(frozen=True)
 class Postprocessed:
-    """The file written by `postprocess` and what was removed from the mask."""
+    """The files written by `postprocess` and what was removed from the mask."""
 
     path: Path
+    provenance: Path
     summary: CleaningSummary
 
 
@@ -97,7 +100,7 @@ def postprocess(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Postprocessed:
-    """Clean a membrane mask and write the result beside it, with the same geometry.
+    """Clean a membrane mask and write the result beside it, with the same geometry, and a JSON.
 
     Parameters
     ----------
@@ -119,13 +122,14 @@ def postprocess(
     FileNotFoundError
         If there is no such mask.
     FileExistsError
-        If the output is there and `overwrite` is not set.
+        If the output or its JSON is there and `overwrite` is not set.
     ValueError
         If the volume is not a mask, or the output is the mask itself.
     """
     source = mask if isinstance(mask, Tomogram) else open_tomogram(mask)
+    clock = Clock()
     try:
-        target = _target(source, output, overwrite)
+        target, record = _targets(source, output, overwrite)
         workers = min(workers, math.prod(source.shape) // WORTH_A_PROCESS)
         packed = _PackedBatches(source.shape, _batches(source))
         cleaned = _clean(packed, options, workers, progress)
@@ -136,10 +140,13 @@ def postprocess(
                 after += int(np.count_nonzero(data))
                 if progress is not None:
                     progress("write", z + 1, source.shape[0])
+            record.unlink(missing_ok=True)  # at no moment an old one stands beside a new mask
+        summary = cleaned.summary(after)
+        write_json(record, _details(source, options, summary, clock))
     finally:
         if source is not mask:
             source.close()
-    return Postprocessed(target, cleaned.summary(after))
+    return Postprocessed(target, record, summary)
 
 
 def clean_mask(
@@ -264,8 +271,22 @@ def _one_value(batch: np.ndarray, masks: NDArray[np.bool_], value: float) -> flo
     return low
 
 
-def _target(source: Tomogram, output: Path | str | None, overwrite: bool) -> Path:
-    """Name the output, and make sure that it may be written."""
+def _details(
+    source: Tomogram, options: CleaningOptions, summary: CleaningSummary, clock: Clock
+) -> dict[str, Any]:
+    """Return what the JSON beside the result says."""
+    return provenance(
+        "postprocess",
+        parameters=asdict(options),
+        results=asdict(summary),
+        inputs=[input_record(source)],
+        clock=clock,
+        warnings=source.notes,
+    )
+
+
+def _targets(source: Tomogram, output: Path | str | None, overwrite: bool) -> tuple[Path, Path]:
+    """Name the output and its JSON, and make sure that they may be written."""
     if output is None or (Path(output).is_dir() and Path(output).suffix.lower() != ".zarr"):
         if source.path is None:
             raise ValueError("a mask from an array has no name: give an output file")
@@ -274,6 +295,8 @@ def _target(source: Tomogram, output: Path | str | None, overwrite: bool) -> Pat
         target = Path(output)
     if source.path is not None and target.resolve() == source.path.resolve():
         raise ValueError(f"{target} is the mask itself: give another output")
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} is there already: give --overwrite or another --output")
-    return target
+    record = target.with_name(f"{KNOWN_SUFFIXES.sub('', target.name)}.json")
+    for path in (target, record):
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} is there already: give --overwrite or another --output")
+    return target, record

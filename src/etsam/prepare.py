@@ -19,8 +19,8 @@ from etsam.annotations import Cleaned, CleaningOptions, clean_annotation
 from etsam.intensity import Normalisation, measure_intensity
 from etsam.layout import MASK_ENDING, RECORD_ENDING, Annotated, find_annotated, stem_of
 from etsam.provenance import Clock, input_record, plain, provenance, write_json
-from etsam.storage import require_space
-from etsam.volume import KNOWN_SUFFIXES, PARTIAL_SUFFIX, Tomogram, create_volume, open_tomogram
+from etsam.storage import partial_name, require_space
+from etsam.volume import KNOWN_SUFFIXES, Tomogram, create_volume, open_tomogram
 
 COMPONENTS_ENDING = "_components"
 LIMIT_ENDING = "_limit"
@@ -335,7 +335,7 @@ def _place_tomogram(
 ) -> None:
     """Copy, link or scale a tomogram; it gets its name when complete."""
     assert tomogram.path is not None
-    source, partial = tomogram.path, target.with_name(target.name + PARTIAL_SUFFIX)
+    source, partial = tomogram.path, partial_name(target)
     if options.normalise is not None:
         scaling = measure_intensity(tomogram, options.normalise)
         label = f"etsam prepare normalise={options.normalise}"

@@ -156,9 +156,14 @@ def write_all(file: ByteFile | IO[bytes], array: np.ndarray) -> None:
         done += file.write(view[done : done + ENTRY_BYTES])
 
 
+def partial_name(path: Path) -> Path:
+    """Return the hidden name of a result while this process writes it; another process has another."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
 def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
     """Write a UTF-8 text file that appears only when complete; line ends stay as they are."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_name(path)
     try:
         partial.write_text(text, encoding="utf-8", errors=errors, newline="")
         partial.replace(path)

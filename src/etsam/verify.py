@@ -19,7 +19,8 @@ MRC_FIELDS = (
     *("nxstart", "nystart", "nzstart", "mx", "my", "mz", "cella", "cellb"),
     *("mapc", "mapr", "maps", "ispg", "origin"),
 )
-DECISIVE = ("nxstart", "nystart", "nzstart", "mapc", "mapr", "maps")
+DECISIVE = ("nxstart", "nystart", "nzstart", "mapc", "mapr", "maps", "cellb")
+RIGHT_ANGLE = 90.0  # degrees; what a cell angle of 0 is read as
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Comparison:
 
 def verify(first: str | Path, second: str | Path) -> list[Comparison]:
     """Compare shape, spacing, origin and, of two MRC files, every geometric header field.
+
+    Where both spacings are unknown, what the two headers say nevertheless decides.
 
     Raises
     ------
@@ -80,7 +83,32 @@ def _headers(a: Tomogram, b: Tomogram) -> Iterator[Comparison]:
     )
     for name in MRC_FIELDS:
         first, second = _plain(one[name]), _plain(two[name])
-        yield Comparison(f"MRC {name}", first, second, first == second, name in DECISIVE)
+        read = [_angles(value) if name == "cellb" else value for value in (first, second)]
+        yield Comparison(f"MRC {name}", first, second, _equal(*read), name in DECISIVE)
+    if a.voxel_spacing is None and b.voxel_spacing is None:
+        mine, theirs = _steps(one), _steps(two)
+        same = bool(np.allclose(mine, theirs, SPACING_TOLERANCE, 0, equal_nan=True))
+        yield Comparison("MRC cella/m", mine, theirs, same, True)
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Whether header values agree; what is no number in both does."""
+    return bool(np.array_equal(np.asarray(first), np.asarray(second), equal_nan=True))
+
+
+def _angles(cell: list[float]) -> list[float]:
+    """Return cell angles [degrees] as programs read them."""
+    return [angle or RIGHT_ANGLE for angle in cell]
+
+
+def _steps(fields: np.ndarray) -> list[float]:
+    """Return Å per voxel, xyz, as programs read them that believe any header; 1 where it says nothing."""
+    cells = [int(fields[name]) for name in ("mx", "my", "mz")]
+    lengths = _plain(fields["cella"])
+    return [
+        length / count if count > 0 and length != 0 else 1.0
+        for length, count in zip(lengths, cells, strict=True)
+    ]
 
 
 def _plain(value: Any) -> Any:

@@ -22,13 +22,13 @@ from etsam.storage import (
     Zyx,
     check_spacing,
     known_spacing,
+    partial_name,
 )
 
 OutputType = Literal["int8", "int16", "float32"]
 KNOWN_SUFFIXES = re.compile(
     r"(\.ome\.zarr|\.zarr|\.(mrc|mrcs|rec|map|st|ali|preali|ccp4)(\.gz|\.bz2)?)$", re.IGNORECASE
 )
-PARTIAL_SUFFIX = ".partial"
 SPACING_FOLDER = re.compile(r"VoxelSpacing(\d+(?:\.\d+)?)")  # copick's and the CryoET Data Portal's
 FOLDERS_ABOVE = 3  # the portal's lies so far above its tomograms
 
@@ -140,7 +140,7 @@ class Tomogram:
 
 
 class VolumeWriter:
-    """A volume being written as `NAME.partial`: renamed when complete, removed on any error."""
+    """A volume being written under a `partial_name`: renamed when complete, removed on any error."""
 
     def __init__(
         self, sink: SliceSink, path: Path, shape: tuple[int, int, int], dtype: np.dtype
@@ -249,7 +249,7 @@ def create_volume(
         If the folder does not exist, cannot be written, or its disk is too full.
     """
     path = Path(path)
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    partial = partial_name(path)
     kind: np.dtype = np.dtype(dtype)
     info = replace(like.info, voxel_spacing=like.voxel_spacing)
     sink: SliceSink

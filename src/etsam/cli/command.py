@@ -73,6 +73,27 @@ def check_output(paths: Sequence[Path], output: Path | None) -> None:
     output.mkdir(parents=True)
 
 
+def refuse_same_targets(paths: Sequence[Path], target: Callable[[Path], Path]) -> None:
+    """Refuse inputs whose results would have the same name; `target` says it of an input.
+
+    Raises
+    ------
+    ValueError
+        Two inputs share a result.
+    """
+    from etsam.storage import with_own_name
+
+    taken: dict[Path, Path] = {}
+    for path in paths:
+        place = with_own_name(target(path))
+        if place in taken:
+            raise ValueError(
+                f"{taken[place]} and {path} would both become {place}: run them one by one, each with "
+                "an --output of its own"
+            )
+        taken[place] = path
+
+
 def run_each(paths: Sequence[Path], run: Callable[[Path], None]) -> int:
     """Run on each path in order and return the exit code: 1 if any failed, each with its line."""
     failed = 0

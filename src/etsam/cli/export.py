@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from etsam.cli.command import VerbCommand, check_output, run_each
+from etsam.cli.command import VerbCommand, check_output, refuse_same_targets, run_each
 from etsam.cli.options import finite, overwrite_option
 from etsam.cli.progress import StageProgress
 
@@ -70,7 +70,7 @@ FORMATS = [
     default=100.0,
     show_default=True,
     metavar="Å",
-    help="Between oriented points.",
+    help="Side of the cubes that get an oriented point each.",
 )
 @click.option(
     "--tomogram",
@@ -89,13 +89,14 @@ def export(params: dict[str, Any]) -> int:
     """
     if params["tomogram"] is not None and len(params["masks"]) > 1:
         raise ValueError("--tomogram goes with one mask: run `etsam export` once for each")
-    check_output(params["masks"], params["output"])
 
-    from etsam.export import ExportOptions, export_file
+    from etsam.export import ExportOptions, export_file, result_paths
 
     chosen = FORMATS if "all" in params["formats"] else dict.fromkeys(params["formats"])
     values = {key: value for key, value in params.items() if key not in ("masks", "formats")}
     options = ExportOptions(formats=tuple(chosen), **values)
+    refuse_same_targets(params["masks"], lambda mask: result_paths(mask, options)[0])
+    check_output(params["masks"], options.output)
 
     def run(path: Path) -> None:
         with StageProgress(unit="formats") as progress:

@@ -101,13 +101,15 @@ def verify(params: dict[str, Any]) -> int:
 
     The exit code is 1 if they do not overlay.
     """
+    from etsam.provenance import plain
     from etsam.verify import overlays
     from etsam.verify import verify as compare
 
     found = compare(params["first"], params["second"])
     good = overlays(found)
     if params["as_json"]:
-        click.echo(json.dumps({"overlay": good, "fields": [asdict(item) for item in found]}))
+        fields = [plain(asdict(item)) for item in found]
+        click.echo(json.dumps({"overlay": good, "fields": fields}))
         return 0 if good else 1
     for item in found:
         mark = "same" if item.same else ("DIFFERS" if item.decisive else "differs")

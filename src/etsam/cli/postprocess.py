@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from etsam.cli.command import VerbCommand, check_output, run_each
+from etsam.cli.command import VerbCommand, check_output, refuse_same_targets, run_each
 from etsam.cli.options import cleaning_options, overwrite_option
 from etsam.cli.progress import StageProgress
 
@@ -37,10 +37,13 @@ def postprocess(params: dict[str, Any]) -> int:
 
     TS_001_membrane.mrc gives TS_001_membrane_postprocessed.mrc with the same geometry.
     """
-    check_output(params["masks"], params["output"])
-
-    from etsam.postprocess import CleaningOptions
+    from etsam.postprocess import SUFFIX, CleaningOptions
     from etsam.postprocess import postprocess as clean
+    from etsam.volume import output_path
+
+    output = params["output"]
+    refuse_same_targets(params["masks"], lambda mask: output_path(mask, SUFFIX, output))
+    check_output(params["masks"], output)
 
     options = CleaningOptions(params["min_slices"], params["max_rung"], params["max_spur"])
 
@@ -48,7 +51,7 @@ def postprocess(params: dict[str, Any]) -> int:
         with StageProgress() as progress:
             result = clean(
                 path,
-                params["output"],
+                output,
                 options,
                 overwrite=params["overwrite"],
                 workers=params["workers"],

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from etsam.cli.command import VerbCommand, run_each
+from etsam.cli.command import VerbCommand, refuse_same_targets, run_each
 from etsam.cli.options import finite, overwrite_option
 from etsam.cli.progress import StageProgress
 
@@ -50,10 +50,14 @@ def report(params: dict[str, Any]) -> int:
     if len(tomograms) > 1 and (params["mask"] or params["logits"]):
         raise ValueError("--mask and --logits go with one tomogram: use --results for several")
 
-    from etsam.report import ReportOptions, page_path, report_file, write_index
+    from etsam.report import ReportOptions, check_index, page_path, report_file, write_index
     from etsam.report.page import IndexRow
 
     options = ReportOptions(**{key: params[key] for key in params if key != "tomograms"})
+    refuse_same_targets(tomograms, lambda path: page_path(path, options.output))
+    index_folder = options.output or tomograms[0].parent
+    if len(tomograms) > 1:
+        check_index(index_folder, overwrite=options.overwrite)
     rows: list[IndexRow] = []
 
     def run(path: Path) -> None:
@@ -63,5 +67,5 @@ def report(params: dict[str, Any]) -> int:
 
     code = run_each(tomograms, run)
     if len(rows) > 1:
-        click.echo(write_index(rows, options.output or tomograms[0].parent))
+        click.echo(write_index(rows, index_folder, overwrite=options.overwrite))
     return code

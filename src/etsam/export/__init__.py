@@ -11,7 +11,14 @@ from pathlib import Path
 
 from etsam.export import layouts
 from etsam.export.mesh_files import MESH_FORMATS, write_mesh
-from etsam.export.points import SPACING, oriented_points, write_mid_surface, write_star
+from etsam.export.points import (
+    SPACING,
+    check_point_spacing,
+    check_star_name,
+    oriented_points,
+    write_mid_surface,
+    write_star,
+)
 from etsam.instances import Instances, plain_components, separate_membranes
 from etsam.membrane import THRESHOLD, Membrane, load_membrane, stem_of
 from etsam.meshes import MAX_FACES, Mesh, surface_mesh
@@ -120,11 +127,10 @@ def export_file(
     """
     options = options or ExportOptions()
     source = Path(path)
-    names = [_name(kind, source) for kind in options.formats]
     home = Path(options.output or source.parent)
-    for name in names:
-        if (home / name).exists() and not options.overwrite:
-            raise FileExistsError(f"{home / name} is there already: give --overwrite or another -o")
+    for target in result_paths(source, options):
+        if target.exists() and not options.overwrite:
+            raise FileExistsError(f"{target} is there already: give --overwrite or another -o")
     membrane = load_membrane(
         source, threshold=options.threshold, voxel_spacing=options.voxel_spacing
     )
@@ -134,11 +140,23 @@ def export_file(
         home.mkdir(parents=True, exist_ok=True)
         with _staged(home, stem_of(source)) as folder:
             work = _Work(source, like, membrane, options, folder)
+            if "points" in options.formats:  # before anything takes its time
+                check_star_name(work.tomogram_stem)
+                check_point_spacing(options.point_spacing, membrane.frame)
             for number, kind in enumerate(options.formats):
                 if progress is not None:
                     progress("export", number, len(options.formats))
                 _export(kind, work, home)
             return _placed(folder, home, progress, len(options.formats))
+
+
+def result_paths(source: Path, options: ExportOptions) -> list[Path]:
+    """Return the files and folders that exporting a mask makes."""
+    home = options.output or source.parent
+    paths = [home / _name(kind, source) for kind in options.formats]
+    if "labels" in options.formats:
+        paths.append((home / _name("labels", source)).with_suffix(".csv"))
+    return paths
 
 
 def _name(kind: str, source: Path) -> str:

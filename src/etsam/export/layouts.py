@@ -106,7 +106,7 @@ def write_morphometrics(
         label=label,
     )
     if tomogram is not None:
-        link_or_copy(tomogram, folder / "tomograms" / f"{stem}{tomogram.suffix}")
+        link_or_copy(tomogram, folder / "tomograms" / tomogram.name)
     features = [f"MEMBRANE{n + 1}" for n in range(min(len(instances), MAX_MEMBRANES))]
     (folder / "config.yml").write_text(_morphometrics_config(stem, features), encoding="utf-8")
 

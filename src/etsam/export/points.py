@@ -7,6 +7,7 @@ rot is 0, and the priors hold tilt and psi.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,12 @@ from etsam.frame import Frame
 from etsam.midsurface import MidSurface, turned
 
 SPACING = 100.0
-"""Default distance between points [Å]."""
+"""Default side of the cubes that hold a point each [Å]."""
+
+NOT_IN_STAR = re.compile(
+    r"""^$|^[_$;\[\]]|^(data|loop|save|stop|global)_|[#'"\x00-\x1f\x7f]""", re.I
+)
+"""What a STAR file takes for something else than a value (Hall, Allen and Brown, Acta Cryst. A47 (1991) 655)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class OrientedPoints:
 def oriented_points(
     surface: MidSurface, membranes: NDArray[np.integer], frame: Frame, spacing: float = SPACING
 ) -> OrientedPoints:
-    """Thin a mid-surface to points about `spacing` Å apart, normals to one side of each membrane.
+    """Thin a mid-surface to a point in each cube of `spacing` Å, normals to one side of each membrane.
 
     Parameters
     ----------
@@ -43,15 +49,14 @@ def oriented_points(
     frame
         Where the volume lies.
     spacing
-        Å between neighbours.
+        Side of the cubes [Å]; neighbours are mostly 0.7 times as far apart.
 
     Raises
     ------
     ValueError
-        If the spacing is not positive.
+        If the spacing is smaller than a voxel.
     """
-    if not spacing > 0:
-        raise ValueError(f"a spacing of {spacing} Å between points: expected a positive number")
+    check_point_spacing(spacing, frame)
     inside = membranes > 0
     surface, membranes = surface.take(inside), membranes[inside]
     places = surface.points * np.array(frame.spacing, np.float32)
@@ -60,6 +65,36 @@ def oriented_points(
     return OrientedPoints(
         surface.points[chosen], normals[chosen], membranes[chosen].astype(np.int64)
     )
+
+
+def check_point_spacing(spacing: float, frame: Frame) -> None:
+    """Refuse a spacing between points [Å] that is smaller than a voxel, also one that is no number.
+
+    Raises
+    ------
+    ValueError
+        If it is.
+    """
+    least = min(frame.spacing)
+    if not spacing >= least:
+        raise ValueError(
+            f"a spacing of {spacing:g} Å between points: expected at least a voxel, {least:g} Å"
+        )
+
+
+def check_star_name(tomogram: str) -> None:
+    """Refuse a tomogram's name that cannot stand in a STAR file; another would not be found again.
+
+    Raises
+    ------
+    ValueError
+        If it cannot.
+    """
+    if NOT_IN_STAR.search(tomogram):
+        raise ValueError(
+            f"a tomogram called {tomogram!r} cannot stand in a STAR file (quotes, #, line breaks, or a "
+            "start such as _ or data_): rename the mask, or give --tomogram with another name"
+        )
 
 
 def _thinned(
@@ -111,8 +146,9 @@ def write_star(path: Path, points: OrientedPoints, frame: Frame, tomogram: str) 
     Raises
     ------
     ValueError
-        If starfile is not there.
+        If starfile is not there, or the tomogram's name cannot stand in a STAR file.
     """
+    check_star_name(tomogram)
     try:
         import pandas as pd
         import starfile

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from etsam.frame import frame_of
 from etsam.membrane import THRESHOLD, load_membrane, stem_of
 from etsam.report.numbers import measure
 from etsam.report.pack import pack_mesh, pack_volume, thumbnail
-from etsam.report.page import IndexRow, PageSource, index_html, page_html
+from etsam.report.page import INDEX_MARK, IndexRow, PageSource, index_html, page_html
+from etsam.report.recorded import read_recorded, recorded_parameters, recorded_threshold
 from etsam.storage import write_text
 from etsam.volume import Tomogram, open_tomogram, output_path
 
 SUFFIX = "_report.html"
 INDEX = "index.html"
+SPACING_TOLERANCE = 0.01  # relative difference of voxel sizes that rounding explains
 
 Progress = Callable[[str, int, int], None]
 
@@ -44,7 +48,9 @@ def report_file(
 ) -> IndexRow:
     """Write the page of a segmented tomogram, and return its row for an index.
 
-    The logits are shown where there are any, with a threshold to move, otherwise the mask.
+    The logits are shown where there are any of the mask's run, with a threshold to move, otherwise the
+    mask. All is measured with the tomogram's voxel spacing and origin; where the segmentation says another
+    spacing there is a warning.
 
     Raises
     ------
@@ -53,7 +59,7 @@ def report_file(
     FileExistsError
         If the page is there already.
     ValueError
-        If the shapes differ or the voxel spacing is unknown.
+        If the shapes differ, the voxel spacing is unknown, or the JSON beside the mask is damaged.
     """
     options = options or ReportOptions()
     tomogram_path = Path(path)
@@ -61,17 +67,14 @@ def report_file(
     if target.exists() and not options.overwrite:
         raise FileExistsError(f"{target} is there already: give --overwrite or another --output")
     with closing(open_tomogram(tomogram_path, voxel_spacing=options.voxel_spacing)) as tomogram:
-        source_path = _segmentation(tomogram_path, options)
+        frame = frame_of(tomogram)
         recorded = _recorded(tomogram_path, options)
+        source_path = _segmentation(tomogram_path, options, recorded)
         threshold = _threshold(options, recorded)
-        spacing = None if tomogram.voxel_spacing is None else tomogram.voxel_spacing[0]
-        _check_shape(source_path, tomogram)
+        _check_grid(source_path, tomogram, options)
         _say(progress, 0)
-        membrane = load_membrane(
-            source_path,
-            threshold=threshold,
-            voxel_spacing=options.voxel_spacing or _missing_spacing(source_path, spacing),
-        )
+        loaded = load_membrane(source_path, threshold=threshold, voxel_spacing=frame.spacing[0])
+        membrane = replace(loaded, frame=frame)
         measured = measure(membrane, tomogram)
         _say(progress, 1)
         volume = pack_volume(tomogram, membrane)
@@ -80,7 +83,7 @@ def report_file(
             mesh = pack_mesh(measured.mesh, measured.vertex_membranes)
         source = PageSource(
             tomogram_path.name,
-            frame_of(tomogram),
+            frame,
             threshold,
             membrane.field is not None,
             recorded,
@@ -90,14 +93,37 @@ def report_file(
         write_text(target, page_html(source, measured, volume, mesh))
         picture = thumbnail(tomogram, membrane)
         _say(progress, 3)
-    return IndexRow(stem_of(tomogram_path), target.name, picture, measured.rows, measured.flags)
+    return IndexRow(stem_of(tomogram_path), target, picture, measured.rows, measured.flags)
 
 
-def write_index(rows: Sequence[IndexRow], folder: Path | str) -> Path:
-    """Write the index of pages in a folder."""
-    path = Path(folder) / INDEX
+def write_index(rows: Sequence[IndexRow], folder: Path | str, *, overwrite: bool = False) -> Path:
+    """Write the index of pages into a folder; the pages may lie elsewhere.
+
+    Raises
+    ------
+    FileExistsError
+        As `check_index`.
+    """
+    path = check_index(Path(folder), overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, index_html(rows, "Membranes: what to look at"))
+    write_text(path, index_html(rows, "Membranes: what to look at", path.parent))
+    return path
+
+
+def check_index(folder: Path, *, overwrite: bool) -> Path:
+    """Return the name of a folder's index.
+
+    Raises
+    ------
+    FileExistsError
+        There is one already, and `overwrite` is not set or the page is not ours.
+    """
+    path = folder / INDEX
+    if path.exists():
+        if INDEX_MARK.encode() not in path.read_bytes():
+            raise FileExistsError(f"{path} is no index of ours: move it, or give another --output")
+        if not overwrite:
+            raise FileExistsError(f"{path} is there already: give --overwrite or another --output")
     return path
 
 
@@ -106,13 +132,22 @@ def page_path(tomogram: Path, output: Path | None) -> Path:
     return (output or tomogram.parent) / f"{stem_of(tomogram)}{SUFFIX}"
 
 
-def _segmentation(tomogram: Path, options: ReportOptions) -> Path:
-    """Return the logits of a tomogram, or its mask."""
+def _segmentation(
+    tomogram: Path, options: ReportOptions, recorded: Mapping[str, Any] | None
+) -> Path:
+    """Return the logits of a tomogram, or its mask where the mask's run stored no logits."""
     given = options.logits or options.mask
     if given is not None:
         return given
     mask = output_path(tomogram, "_membrane", options.results)
-    found = (output_path(mask, "_logits"), mask, mask.with_suffix(".mrc"))
+    logits = output_path(mask, "_logits")
+    found = [logits, mask, mask.with_suffix(".mrc")]
+    if logits.exists() and recorded_parameters(recorded).get("store_logits") is False:
+        warnings.warn(
+            f"{logits} is of another run than {mask.name}, which stored no logits: the mask is shown",
+            stacklevel=3,
+        )
+        found.remove(logits)
     for path in found:
         if path.exists():
             return path
@@ -125,35 +160,31 @@ def _segmentation(tomogram: Path, options: ReportOptions) -> Path:
 def _recorded(tomogram: Path, options: ReportOptions) -> dict[str, Any] | None:
     """Return the JSON that `etsam segment` wrote, where there is one."""
     given = options.mask or output_path(tomogram, "_membrane", options.results)
-    path = given.with_name(f"{stem_of(given)}.json")
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: remove it or segment again") from error
-    return content if isinstance(content, dict) else None
+    return read_recorded(given.with_name(f"{stem_of(given)}.json"))
 
 
 def _threshold(options: ReportOptions, recorded: dict[str, Any] | None) -> float:
     if options.threshold is not None:
         return options.threshold
-    value = ((recorded or {}).get("parameters") or {}).get("logit_threshold", THRESHOLD)
-    return float(value)
+    known = recorded_threshold(recorded)
+    return THRESHOLD if known is None else known
 
 
-def _check_shape(path: Path, tomogram: Tomogram) -> None:
-    with closing(open_tomogram(path)) as segmentation:
+def _check_grid(path: Path, tomogram: Tomogram, options: ReportOptions) -> None:
+    """Refuse a segmentation of another shape; say so where its voxels are of another size."""
+    with closing(open_tomogram(path, voxel_spacing=options.voxel_spacing)) as segmentation:
         if segmentation.shape != tomogram.shape:
             raise ValueError(
                 f"{path} has shape {segmentation.shape}, the tomogram {tomogram.shape}: not its segmentation"
             )
-
-
-def _missing_spacing(path: Path, spacing: float | None) -> float | None:
-    """Return the tomogram's spacing where the segmentation does not know its own."""
-    with closing(open_tomogram(path)) as segmentation:
-        return spacing if segmentation.voxel_spacing is None else None
+        mine, theirs = segmentation.voxel_spacing, tomogram.voxel_spacing
+        if mine and theirs and not np.allclose(mine, theirs, rtol=SPACING_TOLERANCE, atol=0):
+            sizes = [" x ".join(f"{step:g}" for step in one) for one in (mine, theirs)]
+            warnings.warn(
+                f"{path} says voxels of {sizes[0]} Å, the tomogram {sizes[1]} Å: the tomogram's are "
+                "taken; give --voxel-spacing where they are wrong",
+                stacklevel=3,
+            )
 
 
 def _say(progress: Progress | None, done: int) -> None:

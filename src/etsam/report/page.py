@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -16,6 +19,7 @@ from etsam.frame import Frame
 from etsam.membrane import LOGIT_STEP
 from etsam.report.numbers import Flag, Measured
 from etsam.report.pack import LEVEL_STEP, PackedVolume
+from etsam.report.recorded import recorded_parameters, recorded_weights
 
 LABELS = {
     "membrane_volume_um3": ("membrane volume", "µm³"),
@@ -26,6 +30,10 @@ LABELS = {
     "thickness_nm": ("thickness of the mask, median", "nm"),
     "thickness_p5_p95_nm": ("thickness, 5th to 95th percentile", "nm"),
 }
+
+
+INDEX_MARK = '<meta name="generator" content="etsam report">'
+"""Stands in an index of ours, and tells it from another page of the same name."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +49,10 @@ class PageSource:
 
 @dataclass(frozen=True)
 class IndexRow:
-    """A tomogram in the index: its page's name, a picture as data URI, numbers and flags."""
+    """A tomogram in the index: where its page lies, a picture as data URI, numbers and flags."""
 
     name: str
-    page: str
+    page: Path
     picture: str
     numbers: Mapping[str, Any]
     flags: Sequence[Flag]
@@ -82,8 +90,8 @@ def page_html(
     return _filled("page.html", parts)
 
 
-def index_html(rows: Sequence[IndexRow], title: str) -> str:
-    """Return the index of several pages."""
+def index_html(rows: Sequence[IndexRow], title: str, folder: Path) -> str:
+    """Return the index of several pages, as it lies in a folder."""
     shown = ("membrane_area_um2", "membrane_volume_um3", "membranes", "thickness_nm")
     names = ["tomogram", "area µm²", "volume µm³", "membranes", "thickness nm"]
     heads = "".join(
@@ -95,17 +103,18 @@ def index_html(rows: Sequence[IndexRow], title: str) -> str:
         "subtitle": escape(f"{len(rows)} tomograms, {flagged} with something to look at"),
         "style": _asset("page.css"),
         "heads": heads,
-        "rows": "\n".join(_index_row(row, shown) for row in rows),
+        "rows": "\n".join(_index_row(row, shown, folder) for row in rows),
+        "mark": INDEX_MARK,
         "version": __version__,
         "script": _asset("index.js"),
     }
     return _filled("index.html", parts)
 
 
-def _index_row(row: IndexRow, shown: Sequence[str]) -> str:
+def _index_row(row: IndexRow, shown: Sequence[str], folder: Path) -> str:
     cells = [
         f'<td><img class="thumb" src="{row.picture}" alt="Slice of {escape(row.name)} with its mask"></td>',
-        f'<td><a href="{escape(row.page)}">{escape(row.name)}</a></td>',
+        f'<td><a href="{_link(row.page, folder)}">{escape(row.name)}</a></td>',
     ]
     for key in shown:
         value = row.numbers.get(key)
@@ -116,6 +125,12 @@ def _index_row(row: IndexRow, shown: Sequence[str]) -> str:
         for flag in row.flags
     )
     return f"<tr>{''.join(cells)}<td>{flags}</td></tr>"
+
+
+def _link(page: Path, folder: Path) -> str:
+    """Return the address of a page as seen from a folder."""
+    place = Path(os.path.relpath(page.resolve(), folder.resolve()))
+    return quote(place.as_posix())
 
 
 def _meta(source: PageSource, volume: PackedVolume, start: int) -> dict[str, Any]:
@@ -187,15 +202,12 @@ def _membranes(rows: Sequence[Mapping[str, Any]]) -> str:
 def _parameters(source: PageSource) -> str:
     """Return rows of what made the segmentation, as far as it was recorded."""
     recorded = source.recorded or {}
-    parameters = recorded.get("parameters", {})
-    weights = ", ".join(
-        f"{w['name']} ({str(w['sha256'])[:12]})" for w in recorded.get("weights") or []
-    )
+    parameters = recorded_parameters(recorded)
     rows = {
         "program": f"etsam {recorded['etsam']}" if "etsam" in recorded else None,
         "made": recorded.get("started"),
         "model": parameters.get("model"),
-        "weights": weights or None,
+        "weights": ", ".join(recorded_weights(recorded)) or None,
         "threshold": f"{source.threshold:g}" if source.logits else None,
         "membranes": parameters.get("polarity"),
         "seconds": recorded.get("seconds"),
