@@ -176,6 +176,19 @@ def test_a_mask_that_is_not_ours_is_never_replaced(
     assert mine.read_bytes() == before
 
 
+def test_tomograms_of_one_mask_are_refused_in_every_part(
+    run: Run, tomograms: list[Path], model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "more").mkdir()
+    twin = write_mrc(tmp_path / "more" / "TS_0.mrc", volume(5))
+    args = ("segment", tomograms[0], twin, "--model", model, "-o", tmp_path / "out", "--resume")
+    for part in ("1/2", "2/2"):
+        code, out, err = run(*args, "--shard", part)
+        assert (code, out) == (1, "")
+        assert_one_line(err, "would both become")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_failures_are_recorded_and_counted(
     run: Run, tomograms: list[Path], model: Path, tmp_path: Path
 ) -> None:
