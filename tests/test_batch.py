@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -69,6 +70,9 @@ def test_a_manifest_is_read_back_and_locked(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="another batch"), Manifest(path):
             pass
     assert states(current_entries(find_manifests(tmp_path))) == ["interrupted", "queued"]
+    shutil.copy(path, tmp_path / "copy.jsonl")  # without its hidden lock
+    assert states(current_entries([tmp_path / "copy.jsonl"])) == ["interrupted", "queued"]
+    assert not (tmp_path / ".copy.jsonl.lock").exists()
     with Manifest(path) as manifest:
         (again,) = manifest.begin([(Path("a.mrc"), tmp_path / "a_m.mrc")])
         assert manifest.started(again).attempts == 2
@@ -212,6 +216,21 @@ def test_failures_are_recorded_and_counted(
     entries = read_manifest(tmp_path / "other" / "etsam_manifest.jsonl")
     assert states(entries) == ["done", "failed", "queued", "queued"]
     assert [path.name for path in (tmp_path / "other").glob(".*.partial")] == []
+
+
+def test_what_is_done_stays_done_when_a_resumed_batch_stops_early(
+    tomograms: list[Path], options: SegmentOptions, tmp_path: Path
+) -> None:
+    plan = BatchPlan(tomograms, options, manifest=tmp_path / "m.jsonl", fail_fast=True)
+    list(run_batch(plan))
+    before = read_manifest(tmp_path / "m.jsonl")
+    tomograms[0].write_bytes(b"nothing")
+    (outcome,) = run_batch(replace(plan, resume=True))
+    assert outcome.error is not None
+    after = read_manifest(tmp_path / "m.jsonl")
+    assert (after[0].state, after[0].attempts, after[0].sha256) == ("failed", 2, None)
+    assert after[1:] == before[1:]
+    assert states(after[1:]) == ["done", "done"]
 
 
 def test_a_model_that_cannot_be_loaded_is_said_once(

@@ -63,7 +63,7 @@ def run_on_engine(
     if None in (plan.options.stage1_checkpoint, plan.options.stage2_checkpoint):
         resolve_model(plan.options.model)  # fetched once, before the workers want it
     with Manifest(plan.manifest) as manifest, start_workers(engine, say) as client:
-        entries = manifest.begin(masks.items())
+        entries = manifest.begin(masks.items(), resume=plan.resume)
         events: Queue[Any] = Queue()
         client.subscribe_topic(TOPIC, lambda event: events.put(event[1]))
         waiting: dict[Any, tuple[Path, str]] = {}
