@@ -208,7 +208,7 @@ def _check_output_name(output: Path | None, *, sample: bool) -> None:
 
     Raises
     ------
-    ValueError
+    click.UsageError
         It is that of a file of another kind, or, for the sample's files, that of a mask.
     """
     from etsam.results import names_mask
@@ -216,9 +216,11 @@ def _check_output_name(output: Path | None, *, sample: bool) -> None:
     if output is None or output.is_dir():
         return
     if output.suffix.lower() in NO_FOLDERS:
-        raise ValueError(f"--output {output}: give a folder, or a mask's name in .mrc or .zarr")
+        raise click.UsageError(
+            f"--output {output}: give a folder, or a mask's name in .mrc or .zarr"
+        )
     if sample and names_mask(output):
-        raise ValueError(f"--output {output} is no folder: the sample and its mask need one")
+        raise click.UsageError(f"--output {output} is no folder: the sample and its mask need one")
 
 
 def _options(params: dict[str, Any]) -> SegmentOptions:
