@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -69,6 +70,9 @@ def test_a_manifest_is_read_back_and_locked(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="another batch"), Manifest(path):
             pass
     assert states(current_entries(find_manifests(tmp_path))) == ["interrupted", "queued"]
+    shutil.copy(path, tmp_path / "copy.jsonl")  # without its hidden lock
+    assert states(current_entries([tmp_path / "copy.jsonl"])) == ["interrupted", "queued"]
+    assert not (tmp_path / ".copy.jsonl.lock").exists()
     with Manifest(path) as manifest:
         (again,) = manifest.begin([(Path("a.mrc"), tmp_path / "a_m.mrc")])
         assert manifest.started(again).attempts == 2
@@ -176,6 +180,19 @@ def test_a_mask_that_is_not_ours_is_never_replaced(
     assert mine.read_bytes() == before
 
 
+def test_tomograms_of_one_mask_are_refused_in_every_part(
+    run: Run, tomograms: list[Path], model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "more").mkdir()
+    twin = write_mrc(tmp_path / "more" / "TS_0.mrc", volume(5))
+    args = ("segment", tomograms[0], twin, "--model", model, "-o", tmp_path / "out", "--resume")
+    for part in ("1/2", "2/2"):
+        code, out, err = run(*args, "--shard", part)
+        assert (code, out) == (1, "")
+        assert_one_line(err, "would both become")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_failures_are_recorded_and_counted(
     run: Run, tomograms: list[Path], model: Path, tmp_path: Path
 ) -> None:
@@ -199,6 +216,21 @@ def test_failures_are_recorded_and_counted(
     entries = read_manifest(tmp_path / "other" / "etsam_manifest.jsonl")
     assert states(entries) == ["done", "failed", "queued", "queued"]
     assert [path.name for path in (tmp_path / "other").glob(".*.partial")] == []
+
+
+def test_what_is_done_stays_done_when_a_resumed_batch_stops_early(
+    tomograms: list[Path], options: SegmentOptions, tmp_path: Path
+) -> None:
+    plan = BatchPlan(tomograms, options, manifest=tmp_path / "m.jsonl", fail_fast=True)
+    list(run_batch(plan))
+    before = read_manifest(tmp_path / "m.jsonl")
+    tomograms[0].write_bytes(b"nothing")
+    (outcome,) = run_batch(replace(plan, resume=True))
+    assert outcome.error is not None
+    after = read_manifest(tmp_path / "m.jsonl")
+    assert (after[0].state, after[0].attempts, after[0].sha256) == ("failed", 2, None)
+    assert after[1:] == before[1:]
+    assert states(after[1:]) == ["done", "done"]
 
 
 def test_a_model_that_cannot_be_loaded_is_said_once(

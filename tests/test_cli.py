@@ -56,6 +56,9 @@ def test_help_and_version(run: Run) -> None:
         ("segment", "a.mrc", "--dtype", "int8"),
         ("postprocess",),
         ("postprocess", "a.mrc", "--max-rung", "-1"),
+        ("segment", "a.mrc", "--shard", "0/3"),
+        ("segment", "a.mrc", "--shard", "one"),
+        ("segment", "a.mrc", "-o", "out.tif"),
         ("train", "data"),
         ("weights", "fetch"),
     ],
@@ -64,6 +67,18 @@ def test_wrong_usage_is_one_line_and_exit_2(run: Run, args: tuple[str, ...]) -> 
     code, out, err = run(*args)
     assert (code, out) == (2, "")
     assert_one_line(err)
+
+
+@pytest.mark.parametrize("name", ["one.mrc", "one.mrc.gz", "ONE.REC.bz2", "one.ome.zarr"])
+@pytest.mark.parametrize("verb", ["segment", "postprocess"])
+def test_several_inputs_are_not_written_into_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(verb, "a.mrc", "b.mrc", "-o", name)
+    assert (code, out) == (2, "")
+    assert_one_line(err, f"--output {name} is not a folder: 2 inputs need one")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("group", "verb"), [("weights", "fetch"), ("figures", "scores")])
@@ -81,7 +96,6 @@ def test_a_group_alone_shows_its_help(run: Run, group: str, verb: str) -> None:
         (("weights", "fetch", "nonesuch"), "expected compact, etsam-v1"),
         (("weights", "where", "nonesuch"), "expected one of compact, etsam-v1"),
         (("postprocess", "absent.mrc"), "absent.mrc"),
-        (("postprocess", "a.mrc", "b.mrc", "-o", "one.mrc"), "2 inputs need one"),
         (("train", "absent", "-o", "run"), "absent"),
     ],
 )

@@ -53,6 +53,50 @@ def test_wrong_engine_options_are_one_line(run: Run, tmp_path: Path) -> None:
     assert_one_line(err, "--engine")
 
 
+@pytest.mark.parametrize(
+    ("text", "part"), [("nonsense = 3", "nonsense is no option"), ("n_workers = 0", "1 or more")]
+)
+def test_wrong_options_of_local_workers_are_one_line(
+    run: Run, tmp_path: Path, text: str, part: str
+) -> None:
+    pytest.importorskip("distributed")
+    (path,) = write_tomograms(tmp_path, 1)
+    file = tmp_path / "local.toml"
+    file.write_text(text)
+    code, out, err = run("segment", path, "--engine", "local", "--engine-options", file)
+    assert (code, out) == (1, "")
+    assert_one_line(err, str(file), part)
+
+
+def test_workers_that_do_not_start_are_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("distributed")
+    (path,) = write_tomograms(tmp_path, 1)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr(engine, "_local", fail)
+    code, out, err = run("segment", path, "--engine", "local")
+    assert (code, out) == (1, "")
+    assert_one_line(err, "--engine local", "Nanny failed to start")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_workers_say_nothing_of_being_cancelled(
+    options: SegmentOptions, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("distributed")
+    paths = write_tomograms(tmp_path, 2)
+    (tmp_path / "junk.mrc").write_bytes(b"x")
+    plan = BatchPlan([*paths, tmp_path / "junk.mrc"], options, fail_fast=True)
+    outcomes = list(run_on_engine(plan, Engine(workers=3), lambda: None, lambda _: None))
+    assert outcomes[-1].error is not None
+    assert capfd.readouterr().err == ""
+
+
 def test_workers_get_a_device_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
     assert engine._gpus() == 2

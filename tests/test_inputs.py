@@ -34,10 +34,15 @@ def test_names_become_tomograms(tmp_path: Path, tomograms: list[Path]) -> None:
     assert list(matching) == [tomograms[0], tomograms[2]]
     assert set(find_tomograms([f"{tmp_path}/**/TS_*"])) == set(tomograms)
     text = tmp_path / "list.txt"
-    text.write_text(f"# mine\ndata/TS_1.mrc\n\n{tomograms[2]}\ndata/absent.mrc\ndata\n", "utf-8")
+    names = f"data/TS_1.mrc\n# mine\n\n{tomograms[2]}\ndata/absent.mrc\ndata\n"
+    text.write_text(names, "utf-8")
     absent = tmp_path / "data" / "absent.mrc"
     named = [tomograms[1], tomograms[2], absent, tomograms[0], folder / "b.ome.zarr"]
     assert list(find_tomograms([text])) == named
+    text.write_text(names, "utf-8-sig")  # as Windows' editor saves it
+    assert list(find_tomograms([text])) == named
+    text.write_text("data/TS_1.mrc # good\n", "utf-8")  # a name may hold it
+    assert list(find_tomograms([text])) == [tmp_path / "data" / "TS_1.mrc # good"]
     odd = tmp_path / "a [1] é.x.mrc"
     touch(odd)
     assert find_tomograms([odd]) == {odd: None}

@@ -143,7 +143,7 @@ def run_batch(
     masks = plan.masks_by_path()
     load = ModelOnce(plan.options)
     with Manifest(plan.manifest) as manifest:
-        queue = manifest.begin(masks.items())
+        queue = manifest.begin(masks.items(), resume=plan.resume)
         for path, entry in zip(plan.paths, queue, strict=True):
             running = manifest.started(replace(entry, **here()))
             progress = None if progress_for is None else progress_for(path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import logging
 import os
 import tomllib
 from collections.abc import Callable, Generator, Iterator
@@ -12,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from queue import Empty, Queue
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from etsam.batch import BatchPlan, ModelOnce, Outcome, segment_one
 from etsam.manifest import Entry, Manifest, here, now
@@ -63,7 +65,7 @@ def run_on_engine(
     if None in (plan.options.stage1_checkpoint, plan.options.stage2_checkpoint):
         resolve_model(plan.options.model)  # fetched once, before the workers want it
     with Manifest(plan.manifest) as manifest, start_workers(engine, say) as client:
-        entries = manifest.begin(masks.items())
+        entries = manifest.begin(masks.items(), resume=plan.resume)
         events: Queue[Any] = Queue()
         client.subscribe_topic(TOPIC, lambda event: events.put(event[1]))
         waiting: dict[Any, tuple[Path, str]] = {}
@@ -107,7 +109,10 @@ def _outcome(future: Any, path: Path, known: Entry) -> Outcome:
         outcome: Outcome = future.result()
         counted: dict[str, Any] = {"attempts": max(1, known.attempts), "started": known.started}
         return replace(outcome, entry=replace(outcome.entry, **counted))
-    text = f"its process died again and again ({type(error).__name__}): is there too little memory?"
+    if isinstance(error, _module("distributed").KilledWorker):
+        text = "its process died again and again: is there too little memory?"
+    else:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
     failed = replace(known, state="failed", ended=now(), error=text)
     return Outcome(path, failed, error=RuntimeError(text))
 
@@ -115,6 +120,8 @@ def _outcome(future: Any, path: Path, known: Entry) -> Outcome:
 def _work(path: Path, entry: Entry, plan: BatchPlan) -> Outcome:
     """Segment one tomogram in a worker."""
     worker = _module("distributed").get_worker()
+    if _is_local(worker.name):  # its stderr is the user's, and tells of being stopped
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
     worker.log_event(TOPIC, {"mask": entry.mask, **here()})
     plan = replace(plan, options=replace(plan.options, device=_device(plan.options, worker.name)))
     return segment_one(path, replace(entry, **here()), plan, _model(plan.options))
@@ -127,12 +134,17 @@ def _model(options: SegmentOptions) -> ModelOnce:
 
 def _device(options: SegmentOptions, name: object) -> str:
     """Give each worker of this machine a GPU of its own, where there are several."""
-    if options.device not in ("auto", "cuda") or not isinstance(name, int):
+    if options.device not in ("auto", "cuda") or not _is_local(name):
         return options.device
     import torch
 
     count = torch.cuda.device_count()
     return f"cuda:{name % count}" if count else options.device
+
+
+def _is_local(name: object) -> TypeGuard[int]:
+    """Whether a worker of that name is a process of this machine; those of jobs are called otherwise."""
+    return isinstance(name, int)
 
 
 @contextmanager
@@ -143,8 +155,8 @@ def start_workers(engine: Engine, say: Callable[[str], None]) -> Iterator[Any]:
     options = _read_options(engine.options)
     try:
         cluster = _local(workers, options) if engine.kind == "local" else _jobs(engine, options)
-    except (TypeError, ValueError) as error:
-        place = engine.options or "--engine-options is missing"
+    except (TypeError, ValueError, RuntimeError) as error:
+        place = engine.options or f"--engine {engine.kind} without --engine-options"
         raise ValueError(f"{place}: {str(error)[:MESSAGE_LENGTH]}") from error
     with cluster, distributed.Client(cluster) as client:
         if engine.kind != "local":
@@ -155,7 +167,21 @@ def start_workers(engine: Engine, say: Callable[[str], None]) -> Iterator[Any]:
 
 
 def _local(workers: int, options: dict[str, Any]) -> Any:
-    """Processes of this machine, which share its cores; each does one tomogram at a time."""
+    """Processes of this machine, which share its cores; each does one tomogram at a time.
+
+    Raises
+    ------
+    ValueError
+        The options have a name that dask does not know, or ask for no process.
+    """
+    distributed = _module("distributed")
+    classes = (distributed.LocalCluster, distributed.Nanny, distributed.Worker)
+    known = {name for kind in classes for name in inspect.signature(kind).parameters}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(f"{unknown[0]} is no option of dask's LocalCluster: take it out")
+    if options.get("n_workers", 1) == 0:
+        raise ValueError("n_workers is 0: give 1 or more, or --workers")
     threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // workers)
     chosen = {
         "n_workers": workers,
@@ -164,8 +190,9 @@ def _local(workers: int, options: dict[str, Any]) -> Any:
         "memory_limit": 0,
         "dashboard_address": ":0",
         "env": {"OMP_NUM_THREADS": str(threads)},
+        "silence_logs": logging.CRITICAL,
     }
-    return _module("distributed").LocalCluster(**(chosen | options))
+    return distributed.LocalCluster(**(chosen | options))
 
 
 def _jobs(engine: Engine, options: dict[str, Any]) -> Any:

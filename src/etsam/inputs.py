@@ -36,7 +36,7 @@ def find_tomograms(names: Iterable[str | Path]) -> dict[Path, Member | None]:
     of the copick project or the runs of the CryoET Data Portal that it holds; the JSON config of a
     copick project for its tomograms; a name with ``*``, ``?`` or ``[`` for what it matches (``**``
     for folders at any depth), without results; a text file (.txt, .lst) for the names on its lines,
-    relative to its folder, ``#`` starting a comment. Anything else stands for itself, there or not,
+    relative to its folder, but for lines that start with ``#``. Anything else stands for itself, there or not,
     so that each tomogram fails on its own.
 
     Raises
@@ -96,7 +96,7 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _in_list(path: Path) -> dict[Path, Member | None]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows' mark or none
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a list of tomograms: it is no UTF-8 text") from error
     names = [line.strip() for line in lines]

@@ -64,6 +64,7 @@ class Manifest:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.entries: dict[str, Entry] = {}
+        self._done: dict[str, Entry] = {}  # before, and their turn has not come again
 
     def __enter__(self) -> Self:
         """Take the lock and read what is there.
@@ -93,13 +94,18 @@ class Manifest:
         if self.path is not None:
             self._lock.release()
 
-    def begin(self, pairs: Iterable[tuple[Path, Path]]) -> list[Entry]:
-        """Queue tomograms, each with its mask; earlier attempts are counted on."""
+    def begin(self, pairs: Iterable[tuple[Path, Path]], *, resume: bool = False) -> list[Entry]:
+        """Queue tomograms, each with its mask; earlier attempts are counted on.
+
+        With `resume` what is done stays on record as done until its turn comes.
+        """
         queued = []
         for source, mask in pairs:
             key = os.path.realpath(mask)
             known = self.entries.get(key)
             attempts = known.attempts if known else 0
+            if known and resume and known.state == "done":
+                self._done[key] = known
             entry = Entry(str(with_own_name(source)), key, attempts=attempts)
             self.entries[key] = entry
             queued.append(entry)
@@ -109,6 +115,7 @@ class Manifest:
     def put(self, entry: Entry) -> Entry:
         """Replace an entry, and write the file."""
         self.entries[entry.mask] = entry
+        self._done.pop(entry.mask, None)
         self._write()
         return entry
 
@@ -127,7 +134,8 @@ class Manifest:
     def _write(self) -> None:
         if self.path is None:
             return
-        lines = [json.dumps(asdict(entry), default=str) for entry in self.entries.values()]
+        shown = self.entries | self._done
+        lines = [json.dumps(asdict(entry), default=str) for entry in shown.values()]
         write_text(self.path, "".join(f"{line}\n" for line in lines))
 
 
@@ -221,6 +229,8 @@ def _lock_of(path: Path) -> FileLock:
 
 def _is_idle(path: Path) -> bool:
     """Whether no batch has a manifest open; not known, and so False, where others' files lie."""
+    if not _lock_path(path).exists():  # copied without hidden files: no batch was ever here
+        return os.access(path.parent, os.W_OK)
     if not os.access(_lock_path(path), os.W_OK):
         return False
     lock = _lock_of(path)

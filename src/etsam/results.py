@@ -6,14 +6,14 @@ import errno
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from etsam.options import SegmentOptions
 from etsam.projects import is_segmentation
-from etsam.provenance import plain, sha256
+from etsam.provenance import plain, sha256, size_and_time
 from etsam.volume import KNOWN_SUFFIXES, output_path
 
 NOT_IN_RESULT = (
@@ -78,16 +78,28 @@ def result_names(path: Path, options: SegmentOptions) -> SegmentResult:
     mask = output_path(path, "_membrane", output)
     if output is not None and names_mask(output):
         mask = output
-    stem = KNOWN_SUFFIXES.sub("", mask.name)
-    joint = "-" if is_segmentation(mask) else "_"  # copick's names part at underscores
+    provenance, preview, logits, cleaned, instances = _beside(mask)
     return SegmentResult(
         mask,
-        mask.with_name(f"{stem}.json"),
-        mask.with_name(f"{stem}.png") if options.preview else None,
-        output_path(mask, f"{joint}logits") if options.store_logits else None,
-        output_path(mask, f"{joint}postprocessed") if options.post_process else None,
-        output_path(mask, f"{joint}instances") if options.instances else None,
+        provenance,
+        preview if options.preview else None,
+        logits if options.store_logits else None,
+        cleaned if options.post_process else None,
+        instances if options.instances else None,
         {},
+    )
+
+
+def _beside(mask: Path) -> tuple[Path, Path, Path, Path, Path]:
+    """Names of all that may be made with a mask: JSON, preview, logits, cleaned mask, instances."""
+    stem = KNOWN_SUFFIXES.sub("", mask.name)
+    joint = "-" if is_segmentation(mask) else "_"  # copick's names part at underscores
+    return (
+        mask.with_name(f"{stem}.json"),
+        mask.with_name(f"{stem}.png"),
+        output_path(mask, f"{joint}logits"),
+        output_path(mask, f"{joint}postprocessed"),
+        output_path(mask, f"{joint}instances"),
     )
 
 
@@ -113,6 +125,23 @@ def earlier_result(result: SegmentResult) -> dict[str, Any] | None:
     return details if ours else None
 
 
+def outputs_record(staged: SegmentResult) -> dict[str, Any]:
+    """Bytes and time of the last change [ns] of each file beside the JSON, by name."""
+    return {path.name: _state(path) for path in staged.paths() if path != staged.provenance}
+
+
+def _state(path: Path) -> dict[str, int]:
+    size, modified = size_and_time(path)
+    return {"bytes": size, "modified_ns": modified}
+
+
+def _is_as_written(path: Path, earlier: Mapping[str, Any]) -> bool:
+    """Whether a file is there as the run that an earlier JSON is of has written it."""
+    outputs = earlier.get("outputs")
+    known = outputs.get(path.name) if isinstance(outputs, dict) else None
+    return path.exists() and known == _state(path)
+
+
 def is_finished(result: SegmentResult, earlier: Mapping[str, Any], task: Task) -> bool:
     """Whether all files are there, made from the same input, weights and parameters.
 
@@ -121,16 +150,18 @@ def is_finished(result: SegmentResult, earlier: Mapping[str, Any], task: Task) -
     try:
         sums = [entry["sha256"] for entry in earlier["weights"]]
         (before,) = earlier["inputs"]
+        known = {key: before[key] for key in ("path", "bytes", "modified_ns", "sha256")}
+        sound = 0 <= earlier["results"]["membrane_fraction"] <= 1
         same = earlier["request"] == task.request and sums == task.weights
     except (KeyError, TypeError, ValueError):
         return False
-    if not same or not all(path.exists() for path in result.paths()):
+    if not (sound and same) or not all(path.exists() for path in result.paths()):
         return False
-    if all(before.get(key) == task.source[key] for key in ("path", "bytes", "modified_ns")):
+    if all(known[key] == task.source[key] for key in ("path", "bytes", "modified_ns")):
         return True
-    if before.get("bytes") != task.source["bytes"]:
+    if known["bytes"] != task.source["bytes"]:
         return False
-    return bool(before.get("sha256") == sha256(task.source["path"]))
+    return bool(known["sha256"] == sha256(task.source["path"]))
 
 
 def refuse_existing(result: SegmentResult, source: Path, *, replaceable: bool) -> None:
@@ -147,6 +178,25 @@ def refuse_existing(result: SegmentResult, source: Path, *, replaceable: bool) -
         if path.exists() and not replaceable:
             raise FileExistsError(
                 f"{path} is there already: give --resume, --overwrite or another --output"
+            )
+
+
+def refuse_edited(
+    result: SegmentResult, earlier: Mapping[str, Any] | None, *, overwrite: bool
+) -> None:
+    """Keep files under the results' names that are not as the earlier run wrote them.
+
+    Raises
+    ------
+    FileExistsError
+        One has been changed or put there since.
+    """
+    for path in () if overwrite else result.paths():
+        there = path != result.provenance and path.exists()
+        if there and not _is_as_written(path, earlier or {}):
+            raise FileExistsError(
+                f"{path} is not as etsam wrote it: give --overwrite to replace it, or another "
+                "--output"
             )
 
 
@@ -212,15 +262,18 @@ def _folder_of(mask: Path) -> Path:
 def _place(folder: Path, result: SegmentResult) -> None:
     """Give the results their names.
 
-    What they replace goes first and the JSON comes first, so that at no moment a JSON stands beside
-    the files of another run: whoever is killed in between leaves a result with files missing.
+    What they replace goes first, and with it what the earlier run made and this one does not. The
+    old JSON goes last and the new one comes first, so that at no moment a JSON stands beside the
+    files of another run: whoever is killed in between leaves a result with files missing.
     """
-    for path in result.paths():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    for path in sorted(result.paths(), key=lambda path: path != result.provenance):
+    earlier = earlier_result(result) or {}
+    made = sorted(result.paths(), key=lambda path: path != result.provenance)
+    others = [path for path in _beside(result.mask) if path not in made]
+    stale = [path for path in others if _is_as_written(path, earlier)]
+    for number, path in enumerate([*stale, *reversed(made)]):
+        with suppress(FileNotFoundError):
+            path.replace(folder / f"replaced{number}")
+    for path in made:
         (folder / path.name).replace(path)
 
 

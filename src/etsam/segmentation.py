@@ -33,6 +33,8 @@ from etsam.results import (
     clear_folder,
     earlier_result,
     is_finished,
+    outputs_record,
+    refuse_edited,
     refuse_existing,
     request_of,
     result_names,
@@ -159,9 +161,8 @@ def segment_file(
 ) -> SegmentResult:
     """Segment a tomogram and write mask, JSON and what else the options ask for.
 
-    ``TS_1.mrc`` gives ``TS_1_membrane.mrc`` and, beside it, ``.json``, ``.png``, ``_logits.mrc``
-    and ``_postprocessed.mrc``, made in a hidden folder there and renamed at the end. A failure
-    leaves nothing, an interruption what a later call can go on with.
+    ``TS_1.mrc`` gives ``TS_1_membrane.mrc`` and, beside it, what `SegmentResult` lists, renamed
+    when all is complete. A failure leaves nothing, an interruption what a later call goes on with.
 
     Parameters
     ----------
@@ -188,6 +189,7 @@ def segment_file(
         task = Task(input_record(tomogram), [s.sha256 for s in stages], request_of(options))
         if earlier is not None and ours and is_finished(result, earlier, task):
             return replace(result, details=earlier, reused=True)
+        refuse_edited(result, earlier, overwrite=options.overwrite)
         with work_folder(result) as folder, HashInBackground(path) as hashed:
             refuse_existing(result, path, replaceable=options.overwrite or ours)  # made meanwhile
             staged = result.staged(folder)
@@ -201,8 +203,8 @@ def segment_file(
             _refuse_changed(task.source, input_record(tomogram))
             notes = notes_on(tomogram, voxels)
             details = segmentation_details(tomogram, stages, options, voxels, cleaning, clock)
-            details |= task.record(hashed.result())
-            details |= {"run": run or None, "warnings": [*told, *notes]}
+            details |= task.record(hashed.result()) | {"run": run or None}
+            details |= {"outputs": outputs_record(staged), "warnings": [*told, *notes]}
             write_json(staged.provenance, details)
             result.details.update(details)
         for note in notes:

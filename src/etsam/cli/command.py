@@ -63,13 +63,15 @@ def check_output(paths: Sequence[Path], output: Path | None) -> None:
 
     Raises
     ------
-    ValueError
+    click.UsageError
         ``output`` names a file and there are several inputs.
     """
     if output is None or len(paths) < 2 or output.is_dir():
         return
-    if output.exists() or output.suffix in (".mrc", ".rec", ".map", ".mrcs", ".zarr"):
-        raise ValueError(f"--output {output} is not a folder: {len(paths)} inputs need one")
+    from etsam.results import names_mask
+
+    if output.exists() or names_mask(output):
+        raise click.UsageError(f"--output {output} is not a folder: {len(paths)} inputs need one")
     output.mkdir(parents=True)
 
 

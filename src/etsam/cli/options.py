@@ -34,6 +34,18 @@ def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> f
     return value
 
 
+def _known_part(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse a part that there is not, before anything is looked for."""
+    if value is not None:
+        from etsam.inputs import shard
+
+        try:
+            shard([], value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+    return value
+
+
 def batch_options(command: Command) -> Command:
     """Add what matters for many tomograms."""
     options = (
@@ -53,7 +65,12 @@ def batch_options(command: Command) -> Command:
             help="Keep what is done, redo what changed, go on where a run was stopped.",
         ),
         click.option("--fail-fast", is_flag=True, help="Stop at the first tomogram that fails."),
-        click.option("--shard", metavar="i/N", help="Only the i-th of N parts, for job arrays."),
+        click.option(
+            "--shard",
+            metavar="i/N",
+            callback=_known_part,
+            help="Only the i-th of N parts, for job arrays.",
+        ),
         click.option(
             "--manifest",
             type=click.Path(path_type=Path, dir_okay=False),

@@ -156,15 +156,19 @@ def segment(params: dict[str, Any]) -> int:
 
 
 def _plan(params: dict[str, Any], paths: list[Path], masks: dict[Path, Path]) -> BatchPlan:
-    """What is to be done, and where it is recorded."""
+    """What is to be done, and where it is recorded; of all tomograms, or of one part of them.
+
+    Two tomograms with one mask are refused whichever part they are in.
+    """
     from etsam.batch import BatchPlan, default_manifest
+    from etsam.inputs import shard
 
     recorded = params["manifest"] or params["shard"] or params["engine"] or len(paths) > 1
     options = _options(params)
     manifest = params["manifest"]
-    if manifest is None and recorded and paths:
+    if manifest is None and recorded:
         manifest = default_manifest(paths, options.output, params["shard"], masks)
-    return BatchPlan(
+    plan = BatchPlan(
         paths,
         options,
         resume=params["resume"],
@@ -172,6 +176,9 @@ def _plan(params: dict[str, Any], paths: list[Path], masks: dict[Path, Path]) ->
         manifest=manifest,
         masks=masks,
     )
+    plan.masks_by_path()
+    part = params["shard"]
+    return dataclasses.replace(plan, paths=shard(paths, part)) if part else plan
 
 
 def _inputs(params: dict[str, Any]) -> tuple[list[Path], dict[Path, Path]]:
@@ -187,13 +194,11 @@ def _inputs(params: dict[str, Any]) -> tuple[list[Path], dict[Path, Path]]:
     if params["copick"] and params["output"] is not None:
         raise click.UsageError("give --copick or --output, not both")
 
-    from etsam.inputs import choose_masks, find_tomograms, shard
+    from etsam.inputs import choose_masks, find_tomograms
     from etsam.projects import select
 
     found = find_tomograms(names)
     paths = select(found, params["select"]) if params["select"] else list(found)
-    if params["shard"]:
-        paths = shard(paths, params["shard"])
     chosen = {path: found[path] for path in paths}
     return paths, choose_masks(chosen, params["output"], copick=params["copick"])
 
@@ -203,7 +208,7 @@ def _check_output_name(output: Path | None, *, sample: bool) -> None:
 
     Raises
     ------
-    ValueError
+    click.UsageError
         It is that of a file of another kind, or, for the sample's files, that of a mask.
     """
     from etsam.results import names_mask
@@ -211,9 +216,11 @@ def _check_output_name(output: Path | None, *, sample: bool) -> None:
     if output is None or output.is_dir():
         return
     if output.suffix.lower() in NO_FOLDERS:
-        raise ValueError(f"--output {output}: give a folder, or a mask's name in .mrc or .zarr")
+        raise click.UsageError(
+            f"--output {output}: give a folder, or a mask's name in .mrc or .zarr"
+        )
     if sample and names_mask(output):
-        raise ValueError(f"--output {output} is no folder: the sample and its mask need one")
+        raise click.UsageError(f"--output {output} is no folder: the sample and its mask need one")
 
 
 def _options(params: dict[str, Any]) -> SegmentOptions:

@@ -1,0 +1,141 @@
+"""The files of a segmentation that is made anew: nothing of the earlier one stays, nothing of others goes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mrcfile
+import numpy as np
+import pytest
+
+from etsam.batch import BatchPlan, Outcome, run_batch
+from etsam.options import SegmentOptions
+from etsam.results import Task, is_finished, refuse_edited
+from etsam.segmentation import segment_file
+from test_cli import write_mrc
+from tiny_model import write_tiny_model
+
+SHAPE = (6, 24, 32)
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> SegmentOptions:
+    model = write_tiny_model(tmp_path_factory.mktemp("tiny"))
+    return SegmentOptions(model=model, device="cpu", preview=False, polarity="dark")
+
+
+@pytest.fixture
+def tomogram(tmp_path: Path) -> Path:
+    data = np.random.default_rng(2).normal(size=SHAPE).astype(np.float32)
+    return write_mrc(tmp_path / "a.mrc", data)
+
+
+def resumed(tomogram: Path, options: SegmentOptions) -> Outcome:
+    (outcome,) = run_batch(BatchPlan([tomogram], options, resume=True))
+    return outcome
+
+
+def names(tomogram: Path) -> set[str]:
+    return {path.name for path in tomogram.parent.iterdir()} - {tomogram.name}
+
+
+def edit(path: Path) -> bytes:
+    """Change a voxel, as a user with another program does; returns what is in the file then."""
+    with mrcfile.open(path, "r+") as mrc:
+        mrc.data[2, 3, 4] = 1 - mrc.data[2, 3, 4]
+    return path.read_bytes()
+
+
+def test_files_of_an_earlier_run_go_with_it(tomogram: Path, options: SegmentOptions) -> None:
+    every = replace(options, preview=True, store_logits=True, post_process=True)
+    first = segment_file(tomogram, every)
+    assert names(tomogram) == {path.name for path in first.paths()}
+    stricter = replace(options, logit_threshold=0.5, overwrite=True)
+    second = segment_file(tomogram, stricter)
+    assert names(tomogram) == {"a_membrane.mrc", "a_membrane.json"}
+    assert set(second.details["outputs"]) == {"a_membrane.mrc"}
+
+
+def test_files_of_others_stay(tomogram: Path, options: SegmentOptions) -> None:
+    segment_file(tomogram, replace(options, post_process=True))
+    logits = write_mrc(tomogram.with_name("a_membrane_logits.mrc"), np.ones(SHAPE, np.float32))
+    cleaned = tomogram.with_name("a_membrane_postprocessed.mrc")
+    kept = [edit(cleaned), logits.read_bytes()]
+    segment_file(tomogram, replace(options, overwrite=True))
+    assert [cleaned.read_bytes(), logits.read_bytes()] == kept
+    asked = resumed(tomogram, replace(options, post_process=True))
+    assert isinstance(asked.error, FileExistsError)
+    assert cleaned.read_bytes() == kept[0]
+
+
+def test_a_mask_edited_since_is_not_replaced_by_resume(
+    tomogram: Path, options: SegmentOptions
+) -> None:
+    mask = segment_file(tomogram, options).mask
+    mine = edit(mask)
+    assert resumed(tomogram, options).entry.reused
+    stricter = replace(options, logit_threshold=0.5)
+    outcome = resumed(tomogram, stricter)
+    assert isinstance(outcome.error, FileExistsError)
+    assert "not as etsam wrote it" in str(outcome.error) and "--overwrite" in str(outcome.error)
+    assert mask.read_bytes() == mine
+    assert resumed(tomogram, replace(stricter, overwrite=True)).error is None
+    assert mask.read_bytes() != mine
+    assert resumed(tomogram, options).error is None  # ours again
+
+
+DAMAGES: list[tuple[str, Any]] = [
+    *(("inputs", value) for value in (None, [], ["x"], [5], [{}], {"sha256": 1}, "x")),
+    *(("weights", value) for value in (None, 5, [1], [{"name": "a"}], {"sha256": 1})),
+    *(("results", value) for value in (None, [], {}, {"membrane_fraction": None}, "x")),
+    *(("results", {"membrane_fraction": value}) for value in (float("nan"), "x", [])),
+    *(("request", value) for value in (None, [], 5)),
+]
+
+
+def test_a_damaged_json_is_of_no_finished_result(tomogram: Path, options: SegmentOptions) -> None:
+    result = segment_file(tomogram, options)
+    details = json.loads(result.provenance.read_bytes())
+    sums = [weights["sha256"] for weights in details["weights"]]
+    task = Task(details["inputs"][0], sums, details["request"])
+    assert is_finished(result, details, task)
+    for key, value in DAMAGES:
+        assert not is_finished(result, details | {key: value}, task), (key, value)
+    for outputs in (None, [], 5, {}, {"a_membrane.mrc": [1]}):
+        with pytest.raises(FileExistsError, match="not as etsam wrote it"):
+            refuse_edited(result, details | {"outputs": outputs}, overwrite=False)
+    result.provenance.write_text(json.dumps(details | {"inputs": ["x"]}))
+    entry = resumed(tomogram, options).entry
+    assert entry.state == "done" and not entry.reused
+
+
+def test_a_kill_while_files_get_their_names_can_be_resumed(
+    tomogram: Path, options: SegmentOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = replace(options, store_logits=True)
+    segment_file(tomogram, every)
+    stricter = replace(every, logit_threshold=0.5)
+    rename = Path.replace
+    moves: list[Path] = []
+
+    def killed(path: Path, target: Path) -> Path:
+        if "a_membrane" in path.name and path.suffix != ".partial":
+            if not moves:
+                raise KeyboardInterrupt
+            moves.pop()
+        return rename(path, target)
+
+    for count in range(1, 6):
+        moves = [tomogram] * count
+        monkeypatch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            resumed(tomogram, stricter)
+        monkeypatch.setattr(Path, "replace", rename)
+        outcome = resumed(tomogram, stricter)
+        assert outcome.error is None and not outcome.entry.reused
+        assert outcome.result is not None
+        assert names(tomogram) == {path.name for path in outcome.result.paths()}
+        resumed(tomogram, every)
