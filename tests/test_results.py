@@ -13,6 +13,7 @@ import pytest
 
 from etsam.batch import BatchPlan, Outcome, run_batch
 from etsam.options import SegmentOptions
+from etsam.postprocess import postprocess
 from etsam.results import Task, is_finished, refuse_edited
 from etsam.segmentation import segment_file
 from test_cli import write_mrc
@@ -57,6 +58,14 @@ def test_files_of_an_earlier_run_go_with_it(tomogram: Path, options: SegmentOpti
     second = segment_file(tomogram, stricter)
     assert names(tomogram) == {"a_membrane.mrc", "a_membrane.json"}
     assert set(second.details["outputs"]) == {"a_membrane.mrc"}
+
+
+def test_no_json_of_an_earlier_cleaned_mask_stays(tomogram: Path, options: SegmentOptions) -> None:
+    mask = segment_file(tomogram, options).mask
+    cleaned = postprocess(mask)
+    assert cleaned.provenance.is_file()
+    segment_file(tomogram, replace(options, post_process=True, overwrite=True))
+    assert cleaned.path.is_file() and not cleaned.provenance.exists()
 
 
 def test_files_of_others_stay(tomogram: Path, options: SegmentOptions) -> None:

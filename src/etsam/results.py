@@ -270,6 +270,9 @@ def _place(folder: Path, result: SegmentResult) -> None:
     made = sorted(result.paths(), key=lambda path: path != result.provenance)
     others = [path for path in _beside(result.mask) if path not in made]
     stale = [path for path in others if _is_as_written(path, earlier)]
+    if result.cleaned is not None:  # its own JSON, where `etsam postprocess` made the one before
+        stem = KNOWN_SUFFIXES.sub("", result.cleaned.name)
+        stale.append(result.cleaned.with_name(f"{stem}.json"))
     for number, path in enumerate([*stale, *reversed(made)]):
         with suppress(FileNotFoundError):
             path.replace(folder / f"replaced{number}")
