@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
-import resource
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from mrcfile.dtypes import HEADER_DTYPE
 
 from etsam.volume import create_volume, open_tomogram
+from file_limit import file_limit
 
 SHAPE = (5, 6, 7)
 GEOMETRY = (
@@ -343,14 +343,12 @@ def test_reading_maps_no_file(tmp_path):
 
 def test_a_full_disk_leaves_nothing(tmp_path):
     source = save(tmp_path / "a.mrc", voxels("f4", (8, 64, 64)))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with open_tomogram(source) as tomogram:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-        try:
-            with pytest.raises(OSError, match="File too large"):
-                create_volume(tmp_path / "b.mrc", tomogram, dtype="float32", label="etsam")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        open_tomogram(source) as tomogram,
+        file_limit(4096),
+        pytest.raises(OSError, match="File too large"),
+    ):
+        create_volume(tmp_path / "b.mrc", tomogram, dtype="float32", label="etsam")
     assert [path.name for path in tmp_path.iterdir()] == ["a.mrc"]
 
 

@@ -15,6 +15,7 @@ from etsam.simulate import quantised, simulate, simulate_many, simulate_one
 from etsam.simulation.recipe import PRESETS, SimulationOptions
 from etsam.simulation.segmentations import RealShape, read_segmentation
 from etsam.simulation.suite import FIRST_HELD_OUT_SEED, held_out_suite
+from file_limit import file_limit
 from test_cli import assert_one_line
 
 SHAPE = (16, 64, 64)
@@ -129,12 +130,9 @@ def test_options_that_came_later_do_not_count_against_what_is_there(tmp_path: Pa
 
 
 @pytest.mark.parametrize("size", [500, 40_000])
-def test_a_full_disk_leaves_nothing_partial(
-    tmp_path: Path, limit_files: Callable[[int], None], size: int
-) -> None:
+def test_a_full_disk_leaves_nothing_partial(tmp_path: Path, size: int) -> None:
     """The limit holds the record or not, and the volumes never."""
-    limit_files(size)
-    with pytest.raises(OSError, match="too large") as caught:
+    with file_limit(size), pytest.raises(OSError, match="too large") as caught:
         simulate_one(tmp_path, 0, (16, 64, 64))
     assert caught.value.filename == str(tmp_path / "sim_000000.mrc")
     assert not list(tmp_path.glob("*.mrc*"))

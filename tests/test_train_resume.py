@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from etsam.frames import FrameSpec
 from etsam.sam2 import load_checkpoint, save_checkpoint
 from etsam.train import Schedule, TrainOptions, train
 from etsam.training.run import save_run, start_run
+from file_limit import file_limit
 from tiny_training import TINY, network, options, read_log, write_pairs
 
 
@@ -99,14 +100,14 @@ def test_a_run_of_another_network_is_not_taken_up(folder: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(("share", "name"), [(0.5, "stage1.safetensors"), (1.5, "state.pt")])
 def test_what_cannot_be_saved_is_named_and_the_last_state_stays(
-    folder: Path, tmp_path: Path, limit_files: Callable[[int], None], share: float, name: str
+    folder: Path, tmp_path: Path, share: float, name: str
 ) -> None:
     given = options(folder, tmp_path, steps=2)
     train(given)
     size, state = given.weights.stat().st_size, given.state.read_bytes()
     run = start_run(given, torch.device("cpu"))
-    limit_files(int(share * size))
-    with pytest.raises(OSError, match="too large") as caught:
+    full = file_limit(int(share * size))
+    with full, pytest.raises(OSError, match="too large") as caught:
         save_run(run, given)
     assert caught.value.filename == str(tmp_path / name)
     assert given.state.read_bytes() == state
