@@ -14,9 +14,8 @@ from etsam.drawing import (
     COLOURS,
     COLUMN,
     Scale,
-    colour_of,
+    bar_look,
     finite,
-    hatch_of,
     label,
     legend_above,
     less_is_better,
@@ -233,10 +232,7 @@ def _bars(axes: Axes, table: Table, cost: str) -> None:
             place,
             mean,
             0.66,
-            color=colour_of(place),
-            hatch=hatch_of(place),
-            edgecolor="white",
-            linewidth=0,
+            **bar_look(place),
         )
         if values.size > 1:
             axes.plot([max(mean - sd, 0), mean + sd], [place, place], "k-", lw=0.8)
@@ -278,10 +274,7 @@ def _mean_bars(
                 places,
                 means,
                 0.37,
-                color=colour_of(number),
-                hatch=hatch_of(number),
-                edgecolor="white",
-                linewidth=0,
+                **bar_look(number),
             )
         )
         for place, mean in zip(places, means, strict=True):

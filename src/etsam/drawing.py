@@ -127,6 +127,16 @@ def hatch_of(number: int) -> str:
     return HATCHES[_cue(number)]
 
 
+def bar_look(number: int) -> dict[str, Any]:
+    """Return how the bars of the method of that number are filled."""
+    return {
+        "facecolor": colour_of(number),
+        "hatch": hatch_of(number),
+        "edgecolor": "white",
+        "linewidth": 0,
+    }
+
+
 def dash_of(number: int) -> Any:
     """Return the dash that goes with the colour; where colours come again it is another one."""
     return DASHES[_cue(number)]

@@ -22,7 +22,7 @@ from etsam.metrics import Confusion, PrecisionRecall, ScoreHistogram, Truth, con
 from etsam.pairing import Pairing
 from etsam.predictions import TYPICAL_THRESHOLD, ScoreKind, score_kind
 from etsam.resample import resampled
-from etsam.storage import Zyx, check_spacing
+from etsam.storage import Zyx, check_spacing, same_spacing
 from etsam.surfaces import SurfaceCollector, surface_distances
 from etsam.tables import Score
 from etsam.volume import Tomogram, open_tomogram
@@ -36,7 +36,6 @@ SWEEP = (-2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0)
 FOUND = 0.5
 """Share of its voxels from which a component counts as found."""
 
-SPACING_TOLERANCE = 0.01  # relative difference of voxel sizes that rounding explains
 RECALLS = np.linspace(0, 1, 101)  # where curves are given
 
 Progress = Callable[[str, int, int], None]
@@ -275,7 +274,7 @@ def _other_grid(prediction: Tomogram, truth: Tomogram, options: EvaluateOptions)
     if prediction.shape != truth.shape:
         return True
     known = [v.voxel_spacing for v in (prediction, truth) if v.voxel_spacing is not None]
-    return options.voxel_spacing is None and len(known) == 2 and not _close(*known)
+    return options.voxel_spacing is None and len(known) == 2 and not same_spacing(*known)
 
 
 def _check_alike(prediction: Tomogram, truth: Tomogram, options: EvaluateOptions) -> Zyx | None:
@@ -289,7 +288,7 @@ def _check_alike(prediction: Tomogram, truth: Tomogram, options: EvaluateOptions
     known = [v.voxel_spacing for v in (prediction, truth) if v.voxel_spacing is not None]
     if options.voxel_spacing is not None:
         known = [(options.voxel_spacing,) * 3]
-    if len(known) == 2 and not _close(*known):
+    if len(known) == 2 and not same_spacing(*known):
         listed = " and ".join("x".join(f"{step:g}" for step in spacing) for spacing in known)
         raise ValueError(
             f"{names[0]} and {names[1]} have voxels of {listed} Å: give --voxel-spacing where one "
@@ -301,7 +300,3 @@ def _check_alike(prediction: Tomogram, truth: Tomogram, options: EvaluateOptions
             stacklevel=2,
         )
     return known[-1] if known else None
-
-
-def _close(first: Zyx, second: Zyx) -> bool:
-    return bool(np.allclose(first, second, rtol=SPACING_TOLERANCE, atol=0))

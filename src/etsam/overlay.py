@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etsam.metrics import read_labels
+from etsam.storage import same_spacing
 from etsam.volume import Tomogram
-
-SPACING_TOLERANCE = 0.01  # relative difference of voxel sizes that rounding explains
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def check_grids(first: tuple[str, Tomogram], others: Iterable[tuple[str, Tomogra
         mine, theirs = volume.voxel_spacing, like.voxel_spacing
         if mine is None or theirs is None:
             continue
-        if not np.allclose(mine, theirs, rtol=SPACING_TOLERANCE, atol=0):
+        if not same_spacing(mine, theirs):
             sizes = ["x".join(f"{step:g}" for step in one) for one in (mine, theirs)]
             raise ValueError(
                 f"{name} has voxels of {sizes[0]} Å, {like_name} of {sizes[1]} Å: draw volumes on one "

@@ -15,6 +15,7 @@ from etsam.drawing import (
     COLUMN,
     MARKERS,
     Scale,
+    bar_look,
     colour_of,
     dash_of,
     finite,
@@ -115,10 +116,7 @@ def tomogram_bars(
             places + (number - (len(methods) - 1) / 2) * step,
             [*values, mean_of(values)],
             0.92 * step,
-            color=colour_of(number),
-            hatch=hatch_of(number),
-            edgecolor="white",
-            linewidth=0,
+            **bar_look(number),
         )
     every = -(-len(ticks) // MOST_NAMED)
     named = [*range(0, len(ticks), every), last]
@@ -303,12 +301,8 @@ def _patches(methods: int, *, boxes: bool = False) -> list[Patch]:
     """Return what stands in the legend for bars, or for boxes."""
     from matplotlib.patches import Patch
 
-    if boxes:
-        return [Patch(**_box_look(number)) for number in range(methods)]
-    return [
-        Patch(facecolor=colour_of(number), hatch=hatch_of(number), edgecolor="white", linewidth=0)
-        for number in range(methods)
-    ]
+    look = _box_look if boxes else bar_look
+    return [Patch(**look(number)) for number in range(methods)]
 
 
 def _tomogram_names(tomograms: Sequence[tuple[str, str]]) -> list[str]:

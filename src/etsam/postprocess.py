@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from etsam.components import Blobs, PackedMask, drop_thin, find_blobs
 from etsam.in_order import in_order
-from etsam.provenance import Clock, input_record, provenance, write_json
+from etsam.provenance import Clock, input_record, provenance, record_path, write_json
 from etsam.skeleton import clean_packed
-from etsam.volume import KNOWN_SUFFIXES, Tomogram, create_volume, open_tomogram, output_path
+from etsam.volume import Tomogram, create_volume, open_tomogram, output_path
 
 MIN_SLICES = 10
 """Blobs over fewer consecutive slices are noise (paper, section 2.4)."""
@@ -295,7 +295,7 @@ def _targets(source: Tomogram, output: Path | str | None, overwrite: bool) -> tu
         target = Path(output)
     if source.path is not None and target.resolve() == source.path.resolve():
         raise ValueError(f"{target} is the mask itself: give another output")
-    record = target.with_name(f"{KNOWN_SUFFIXES.sub('', target.name)}.json")
+    record = record_path(target)
     for path in (target, record):
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} is there already: give --overwrite or another --output")

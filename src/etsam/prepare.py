@@ -19,13 +19,13 @@ from etsam.annotations import Cleaned, CleaningOptions, clean_annotation
 from etsam.intensity import Normalisation, measure_intensity
 from etsam.layout import MASK_ENDING, RECORD_ENDING, Annotated, find_annotated, stem_of
 from etsam.provenance import Clock, input_record, plain, provenance, write_json
-from etsam.storage import partial_name, require_space
+from etsam.storage import partial_name, require_space, same_spacing
 from etsam.volume import KNOWN_SUFFIXES, Tomogram, create_volume, open_tomogram
 
 COMPONENTS_ENDING = "_components"
 LIMIT_ENDING = "_limit"
 MOST_LISTED = 1000  # components in the record
-SAME_PLACE = 0.01  # relative difference of voxel sizes, share of a voxel of origins
+SAME_PLACE = 0.01  # share of a voxel by which origins may differ
 
 Progress = Callable[[str, int, int], None]
 
@@ -317,7 +317,7 @@ def _check_place(inputs: list[Tomogram]) -> None:
         spacing = first.voxel_spacing or volume.voxel_spacing or (1.0, 1.0, 1.0)
         near = np.abs(np.subtract(volume.origin, first.origin)) <= SAME_PLACE * np.array(spacing)
         sizes = [v.voxel_spacing for v in (first, volume) if v.voxel_spacing is not None]
-        if len(sizes) == 2 and not np.allclose(sizes[0], sizes[1], rtol=SAME_PLACE, atol=0):
+        if len(sizes) == 2 and not same_spacing(*sizes):
             listed = " and ".join("x".join(f"{step:g}" for step in size) for size in sizes)
             warnings.warn(
                 f"{volume.path} and the tomogram have voxels of {listed} Å: laid voxel on voxel",

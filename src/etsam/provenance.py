@@ -24,7 +24,7 @@ import numpy as np
 
 from etsam import __version__
 from etsam.storage import write_text
-from etsam.volume import Tomogram
+from etsam.volume import KNOWN_SUFFIXES, Tomogram
 
 SCHEMA = 1
 """Version of the keys; it grows when a key changes its meaning or goes."""
@@ -138,6 +138,11 @@ def input_record(volume: Tomogram, *, checksum: bool = False) -> dict[str, Any]:
 def weights_record(name: str, path: Path) -> dict[str, Any]:
     """Describe a file of weights by name, path and SHA-256."""
     return {"name": name, "path": str(path), "sha256": sha256(path)}
+
+
+def record_path(volume: Path) -> Path:
+    """Return where the JSON of a volume lies: beside it, with the same stem."""
+    return volume.with_name(f"{KNOWN_SUFFIXES.sub('', volume.name)}.json")
 
 
 def write_json(path: Path | str, details: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from etsam.options import SegmentOptions
 from etsam.projects import is_segmentation
-from etsam.provenance import plain, sha256, size_and_time
+from etsam.provenance import plain, record_path, sha256, size_and_time
 from etsam.volume import KNOWN_SUFFIXES, output_path
 
 NOT_IN_RESULT = (
@@ -95,7 +95,7 @@ def _beside(mask: Path) -> tuple[Path, Path, Path, Path, Path]:
     stem = KNOWN_SUFFIXES.sub("", mask.name)
     joint = "-" if is_segmentation(mask) else "_"  # copick's names part at underscores
     return (
-        mask.with_name(f"{stem}.json"),
+        record_path(mask),
         mask.with_name(f"{stem}.png"),
         output_path(mask, f"{joint}logits"),
         output_path(mask, f"{joint}postprocessed"),
@@ -271,8 +271,7 @@ def _place(folder: Path, result: SegmentResult) -> None:
     others = [path for path in _beside(result.mask) if path not in made]
     stale = [path for path in others if _is_as_written(path, earlier)]
     if result.cleaned is not None:  # its own JSON, where `etsam postprocess` made the one before
-        stem = KNOWN_SUFFIXES.sub("", result.cleaned.name)
-        stale.append(result.cleaned.with_name(f"{stem}.json"))
+        stale.append(record_path(result.cleaned))
     for number, path in enumerate([*stale, *reversed(made)]):
         with suppress(FileNotFoundError):
             path.replace(folder / f"replaced{number}")

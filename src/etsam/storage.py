@@ -21,6 +21,7 @@ SPACING_RANGE = (0.5, 200.0)  # Å; outside is a wrong header or a wrong unit, n
 MAX_SLICE = 1 << 28  # voxels; larger slices are a damaged header, and would not fit in memory
 SPACING_UNKNOWN = "voxel spacing unknown"  # how a note ends that says so
 UNKNOWN_SPACING = 1.0  # Å; what most programs write when they do not know
+SPACING_TOLERANCE = 0.01  # relative difference of voxel spacings that rounding explains
 ENTRY_BYTES = 1 << 30  # the largest single read the operating systems agree on
 
 Zyx = tuple[float, float, float]
@@ -230,6 +231,11 @@ def known_spacing(spacing: Zyx) -> Zyx | None:
     if all(abs(value - UNKNOWN_SPACING) < 1e-4 for value in spacing):
         return None
     return spacing
+
+
+def same_spacing(first: Zyx, second: Zyx) -> bool:
+    """Whether two voxel spacings are one, but for what rounding explains."""
+    return bool(np.allclose(first, second, rtol=SPACING_TOLERANCE, atol=0))
 
 
 def noted_spacing(spacing: Zyx, notes: list[str]) -> Zyx | None:

@@ -9,20 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from etsam.frame import frame_of
 from etsam.membrane import THRESHOLD, load_membrane, stem_of
+from etsam.provenance import record_path
 from etsam.report.numbers import measure
 from etsam.report.pack import pack_mesh, pack_volume, thumbnail
 from etsam.report.page import INDEX_MARK, IndexRow, PageSource, index_html, page_html
 from etsam.report.recorded import read_recorded, recorded_parameters, recorded_threshold
-from etsam.storage import write_text
+from etsam.storage import same_spacing, write_text
 from etsam.volume import Tomogram, open_tomogram, output_path
 
 SUFFIX = "_report.html"
 INDEX = "index.html"
-SPACING_TOLERANCE = 0.01  # relative difference of voxel sizes that rounding explains
 
 Progress = Callable[[str, int, int], None]
 
@@ -160,7 +158,7 @@ def _segmentation(
 def _recorded(tomogram: Path, options: ReportOptions) -> dict[str, Any] | None:
     """Return the JSON that `etsam segment` wrote, where there is one."""
     given = options.mask or output_path(tomogram, "_membrane", options.results)
-    return read_recorded(given.with_name(f"{stem_of(given)}.json"))
+    return read_recorded(record_path(given))
 
 
 def _threshold(options: ReportOptions, recorded: dict[str, Any] | None) -> float:
@@ -178,7 +176,7 @@ def _check_grid(path: Path, tomogram: Tomogram, options: ReportOptions) -> None:
                 f"{path} has shape {segmentation.shape}, the tomogram {tomogram.shape}: not its segmentation"
             )
         mine, theirs = segmentation.voxel_spacing, tomogram.voxel_spacing
-        if mine and theirs and not np.allclose(mine, theirs, rtol=SPACING_TOLERANCE, atol=0):
+        if mine and theirs and not same_spacing(mine, theirs):
             sizes = [" x ".join(f"{step:g}" for step in one) for one in (mine, theirs)]
             warnings.warn(
                 f"{path} says voxels of {sizes[0]} Å, the tomogram {sizes[1]} Å: the tomogram's are "
