@@ -16,30 +16,28 @@ HELD_OUT = range(900_000, 900_010)
 
 
 def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, SimulationOptions]]:
-    """Seeds and options of every tomogram that either recipe simulates for training."""
+    """Seeds and options of every tomogram that the recipes simulate for training."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     try:
         import train_compact
-        import train_further
+        import train_resident
 
-        kinds = [
-            *train_compact.training_kinds(),
-            *train_further.training_kinds(1, Path("shapes")),
-            *train_further.training_kinds(2, Path("shapes")),
+        plain = [job for kind in train_compact.training_kinds() for job in kind.jobs]
+        unseen = train_compact._unseen(plain)
+        listed = [
+            (seed, options)
+            for stage in (1, 2)
+            for _, seed, options, *_ in train_resident.jobs(Path(), stage, Path("shapes"), 2500)
         ]
-        plain = [job for kind in kinds for job in kind.jobs]
-        unseen = train_compact._unseen(
-            [job for kind in train_compact.training_kinds() for job in kind.jobs]
-        )
     finally:
-        for name in ("train_compact", "train_further"):
+        for name in ("train_compact", "train_resident"):
             sys.modules.pop(name, None)
-    return plain + unseen
+    return plain + unseen + listed
 
 
 def test_no_seed_is_used_twice_or_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = [seed for seed, _ in trained_on(monkeypatch)]
-    assert len(seeds) > 1200 and len(set(seeds)) == len(seeds)
+    assert len(seeds) > 5000 and len(set(seeds)) == len(seeds)
     assert not set(seeds) & set(HELD_OUT)
     assert max(seeds) < suite.FIRST_HELD_OUT_SEED < FIRST_SEED
 
@@ -51,8 +49,11 @@ def test_shapes_of_the_suite_are_not_trained_on(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_kinds_are_drawn_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    further = [o for seed, o in trained_on(monkeypatch) if 600_000 <= seed < 630_000]
-    assert len(further) == 700 and all(o.bright_membranes is False for o in further)
-    assert 0.2 < sum(o.gold is not None for o in further) / len(further) < 0.8
-    plain = sum(o.actin is None and o.microtubules is None for o in further) / len(further)
+    drawn = [o for seed, o in trained_on(monkeypatch) if seed >= 3_000_000]
+    assert len(drawn) == 5000 and all(o.bright_membranes is False for o in drawn)
+    assert all(8 <= (o.voxel_spacing or 0) <= 16 for o in drawn), "frames are slices"
+    assert 0.2 < sum(o.gold is not None for o in drawn) / len(drawn) < 0.8
+    plain = sum(o.actin is None and o.microtubules is None for o in drawn) / len(drawn)
     assert 0.4 < plain < 0.8, "four in ten are left as they are, a quarter of the others by chance"
+    faded = sum(o.fading > 0 for o in drawn) / len(drawn)
+    assert 0.3 < faded < 0.55 and all(37 <= o.lean <= 60 for o in drawn)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,9 @@ def simulate(
     check_shape(shape)
     rng = np.random.default_rng(seed)
     recipe = draw(rng, options)
-    with torch.device(device), memory_errors(LESS_MEMORY):
+    # naming the device costs every call of torch a little, and the CPU need not be named
+    placed = nullcontext() if device == "cpu" else torch.device(device)
+    with placed, memory_errors(LESS_MEMORY):
         tomogram, labels = render(recipe, shape, options, rng)
     parameters = {"seed": seed, "shape": list(shape), **asdict(recipe), "given": asdict(options)}
     return Simulation(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from etsam.training.options import (
 from etsam.training.parallel import Team, join
 from etsam.training.run import Run, save_run, start_run
 from etsam.training.start import initialise, start_from
-from etsam.training.tasks import Task, held_out, make_sampler, tasks
+from etsam.training.tasks import Sampler, Task, held_out, make_sampler, tasks
 from etsam.training.validation import clips_picture, validate
 
 __all__ = [
@@ -53,10 +53,11 @@ LOG_EVERY = 50
 """Steps between two lines of the log."""
 
 
-def train(options: TrainOptions, log: Log | None = None) -> Path:
+def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None = None) -> Path:
     """Train until the schedule ends, resuming from ``output/state.pt`` when there is one.
 
-    Writes ``log.jsonl``, ``state.pt``, pictures, curves for TensorBoard and the averaged weights
+    Clips come from ``options.data`` and ``options.fresh`` unless a sampler is given. Writes
+    ``log.jsonl``, ``state.pt``, pictures, curves for TensorBoard and the averaged weights
     ``stage{n}.safetensors`` into ``options.output``; files are replaced atomically. Started by
     torchrun, several processes share each batch.
 
@@ -77,23 +78,35 @@ def train(options: TrainOptions, log: Log | None = None) -> Path:
     torch.manual_seed(options.seed)
     with ExitStack() as stack:
         team = stack.enter_context(join(options.device))
+        stack.enter_context(_sound_attention())
         if options.schedule.batch < team.size:
             raise ValueError(
                 f"a batch of {options.schedule.batch} cannot be shared by {team.size} processes"
             )
         store = SliceStore(options.memory_gb)
         stack.callback(store.close)
-        sampler = make_sampler(options, store, team, stack)
+        clips = sampler or make_sampler(options, store, team, stack)
         run = start_run(options, team.device)
         scribe = None
         if team.leads:
             held = held_out(options, store)
             journal = stack.enter_context(Journal(options.output, run.step, log))
             scribe = _Scribe(options, journal, held, team.device)
-        drawn = stack.enter_context(closing(tasks(run.step, options, sampler, team)))
+        drawn = stack.enter_context(closing(tasks(run.step, options, clips, team)))
         _loop(run, drawn, _Setting(options, team, scribe))
         team.wait()
     return options.weights
+
+
+@contextmanager
+def _sound_attention() -> Iterator[None]:
+    """Leave cuDNN's attention alone: its gradient in bfloat16 is NaN at times (PyTorch 2.11, H200)."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 @dataclass(frozen=True)

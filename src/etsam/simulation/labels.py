@@ -20,8 +20,8 @@ def membrane_labels(scene: Scene, lean: float) -> Tensor:
 
     That is a membrane in the missing wedge which leans by more than `lean` degrees, unseen: those
     nearly upright still show through their curvature. And it is where a membrane went on before the
-    sample was cut: the few views smear what is left of it over there, and to call that background
-    would teach to overlook faint walls.
+    sample was cut (`SimulationOptions.ghosts` says how far): the few views smear what is left of it
+    over there, and to call that background would teach to overlook faint walls.
     """
     reach = label_thickness(scene.spacing) / 2
     membrane = scene.distance.abs() <= reach

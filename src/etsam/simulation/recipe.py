@@ -29,7 +29,9 @@ LEAN = math.degrees(math.asin(0.6))
 class SimulationOptions:
     """What to fix of the random recipe; None or "any" leaves it to chance.
 
-    ``lean`` says from which lean [degrees] on membranes in the missing wedge are not labelled.
+    ``lean`` says from which lean [degrees] on membranes in the missing wedge are not labelled, and
+    ``ghosts`` how far [Å] beyond a cut face the smeared rest of cut membranes is not labelled either.
+    ``fading`` is how much the sample's density falls where it is weakest, from 0 to 1.
 
     Raises
     ------
@@ -49,6 +51,8 @@ class SimulationOptions:
     gold: int | None = None  # beads
     carbon: bool | None = None  # the edge of a carbon film
     lean: float = LEAN
+    ghosts: float = math.inf
+    fading: float = 0.0
     proteins: tuple[str, ...] = ()  # density maps (MRC) used instead of pseudo-proteins
     membrane_proteins: tuple[str, ...] = ()  # maps aligned along z, membrane in the middle
     shapes: tuple[RealShape, ...] = ()  # segmentations used besides the preset's membranes
@@ -65,6 +69,8 @@ class SimulationOptions:
                 f"a contrast to noise of {ratio} cannot be simulated: expected more than 0 and at "
                 f"most {MAX_CONTRAST:g}, such as 1"
             )
+        if not 0 <= self.fading <= 1:
+            raise ValueError(f"a fading of {self.fading} cannot be simulated: expected 0 to 1")
 
 
 @dataclass(frozen=True)

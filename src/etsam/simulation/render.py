@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
+from torch.nn import functional as F
 
 from etsam.simulation.imaging import (
     back_project,
@@ -38,10 +40,20 @@ def render(
     scene = build_sample(whole, recipe, options, rng)
     z, y, x = (slice((w - n) // 2, (w - n) // 2 + n) for w, n in zip(whole, size, strict=True))
     labels = membrane_labels(scene, options.lean)[z, y, x]
+    if options.fading:
+        scene.density *= fading_field(whole, options.fading, rng.spawn(1)[0])
     tomogram = _image(scene, recipe, rng, (z, y, x))
     if turn:
         tomogram, labels = tomogram.transpose(1, 2), labels.transpose(1, 2)
     return tomogram.contiguous(), labels.contiguous()
+
+
+def fading_field(shape: tuple[int, int, int], amount: float, rng: np.random.Generator) -> Tensor:
+    """Smooth factors (Z, Y, X) from 1 down to 1 - ``amount``: contrast is not the same everywhere."""
+    coarse = torch.from_numpy(rng.normal(size=(1, 1, 4, 4, 4)).astype(np.float32))
+    coarse = coarse.to(torch.get_default_device())
+    smooth = F.interpolate(coarse, shape, mode="trilinear", align_corners=True)[0, 0]
+    return 1 - amount * torch.sigmoid(2.5 * smooth)
 
 
 def quarter_turn(axis_angle: float) -> tuple[bool, float]:

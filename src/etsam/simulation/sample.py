@@ -23,12 +23,12 @@ class Slab:
     high: float
     slope: tuple[float, float]
 
-    def outside(self, shape: tuple[int, int, int]) -> Tensor:
-        """Voxels (Z, Y, X) beyond the faces."""
+    def outside(self, shape: tuple[int, int, int], by: float = 0.0) -> Tensor:
+        """Voxels (Z, Y, X) beyond the faces by so many voxels."""
         z, y, x = (torch.arange(n, dtype=torch.float32) for n in shape)
         tilt = (y - shape[1] / 2)[:, None] * self.slope[0] + (x - shape[2] / 2) * self.slope[1]
         height = z[:, None, None] - tilt
-        return (height < self.low) | (height > self.high)
+        return (height < self.low - by) | (height > self.high + by)
 
 
 def build_sample(
@@ -50,7 +50,8 @@ def build_sample(
     outside = slab.outside(shape)
     if recipe.cut:
         scene.density[outside] = 0.0
-        scene.removed = torch.where(outside, scene.distance, FAR)
+        far = slab.outside(shape, options.ghosts / scene.spacing)
+        scene.removed = torch.where(outside & ~far, scene.distance, FAR)
         scene.distance[outside] = FAR
     if options.membrane_proteins:
         spread = float(rng.uniform(0.2, 2.0))

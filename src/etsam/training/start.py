@@ -51,7 +51,8 @@ def start_from(model: SAM2, path: Path, spec: FrameSpec) -> None:
                 tensor.copy_(given)
             elif given.ndim == 4 and given[:, 0].shape == tensor[:, 0].shape:
                 tensor.zero_()
-                tensor[:, [spec.offsets.index(z) for z in seen]] = given[:, : len(seen)].float()
+                places = [spec.offsets.index(z) for z in seen]
+                tensor[:, places] = given[:, : len(seen)].to(tensor)
             else:
                 raise ValueError(
                     f"{path} does not fit the network: {name} is {tuple(given.shape)}, "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -25,6 +26,14 @@ class Task:
     clips: Clips
     plan: Plan
     batch: int
+
+
+class Sampler(Protocol):
+    """Draws training clips: from `Pair` files, or those a `ResidentSampler` keeps on its device."""
+
+    def batch(self, step: int, indices: Sequence[int], shape: ClipShape) -> Clips:
+        """Draw the clips with these indices in the batch of a step."""
+        ...
 
 
 def make_sampler(
@@ -69,7 +78,7 @@ def held_out(options: TrainOptions, store: SliceStore) -> ClipSampler | None:
     return ClipSampler(lambda _: [Group(pairs, 1.0)], options.spec, 0, "none")
 
 
-def tasks(first: int, options: TrainOptions, sampler: ClipSampler, team: Team) -> Generator[Task]:
+def tasks(first: int, options: TrainOptions, sampler: Sampler, team: Team) -> Generator[Task]:
     """The clips of every step from ``first``; a thread makes the next while the network learns."""
     steps = options.schedule.steps
     with ThreadPoolExecutor(1, thread_name_prefix="etsam-clips") as pool:
@@ -81,7 +90,7 @@ def tasks(first: int, options: TrainOptions, sampler: ClipSampler, team: Team) -
             yield now.result()
 
 
-def _task(step: int, options: TrainOptions, sampler: ClipSampler, team: Team) -> Task:
+def _task(step: int, options: TrainOptions, sampler: Sampler, team: Team) -> Task:
     """Draw what one step trains on; size and prompts are the same in all processes."""
     random = own_random(options.seed, step, -1)
     size = int(random.choice(options.sizes))

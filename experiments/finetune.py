@@ -1,0 +1,102 @@
+"""Last steps of stage 2 on the CPU: few slices taken for a whole volume, as stage 1 sees those.
+
+    python experiments/finetune.py runs/finetune --stage1 S1 --stage2 S2 --shapes SEGMENTATIONS/ --prepare
+    torchrun --standalone --nproc-per-node 2 experiments/finetune.py runs/finetune --stage1 S1 --stage2 S2
+
+The clips of `train_resident.py` that are cut from a few slices carry the stage-1 logits of the whole
+volume. Here slabs of one to four slices are volumes of their own, and stage 1 tracks them as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+from train_compact import limit_threads, print_entry
+from train_resident import DEEPER, jobs, make
+
+from etsam.feedback import write_stage1_logits
+from etsam.train import COMPACT_LOSSES, COMPACT_SPEC, Schedule, Source, TrainOptions, train
+
+UNSEEN = 20_000
+"""Seeds lie so far beyond the first of stage 2."""
+THICKNESSES = (1, 1, 1, 2, 4)
+LEAST = 4
+"""Slices that a clip needs: thinner slabs repeat their last one, as windows over them do."""
+SLABS = 4
+"""Thin volumes cut from each simulated one."""
+PARTS = 8
+"""Folders of whole volumes, so that several processes can track them."""
+
+
+def prepare(folder: Path, shapes: Path | None, count: int, stage1: Path, workers: int) -> None:
+    """Simulate, cut slabs, run stage 1 over all of it."""
+    work = jobs(folder, 2, shapes, UNSEEN + count)[UNSEEN:]
+    parts = [folder / f"part{number}" for number in range(PARTS)]
+    work = [(parts[i % PARTS], *job[1:]) for i, job in enumerate(work)]
+    with ProcessPoolExecutor(workers, initializer=limit_threads) as pool:
+        paths = [path for path, *_ in pool.map(make, work)]
+        for path in paths:
+            cut(path, folder / f"thin{paths.index(path) % PARTS}")
+        track = partial(write_stage1_logits, checkpoint=stage1, device="cpu")
+        folders = [*parts, *(folder / f"thin{number}" for number in range(PARTS))]
+        list(pool.map(partial(track, step=COMPACT_SPEC.feedback_step), folders))
+
+
+def cut(path: Path, folder: Path) -> None:
+    """Write slabs of a pair as pairs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(int(path.stem.split("_")[1]))
+    grey, labels = mrcfile.read(path), mrcfile.read(path.with_name(f"{path.stem}_membrane.mrc"))
+    with mrcfile.open(path) as volume:
+        spacing = float(volume.voxel_size.x)
+    for number in range(SLABS):
+        thick = int(random.choice(THICKNESSES))
+        start = int(random.integers(0, len(grey) - thick + 1))
+        for data, name in ((labels, "_membrane"), (grey, "")):
+            with mrcfile.new(folder / f"{path.stem}_{number}{name}.mrc", overwrite=True) as file:
+                slab = data[start : start + thick]
+                file.set_data(np.pad(slab, ((0, max(0, LEAST - thick)), (0, 0), (0, 0)), "edge"))
+                file.voxel_size = spacing
+
+
+def main() -> None:
+    """Prepare, or train."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--stage1", type=Path, required=True)
+    parser.add_argument("--stage2", type=Path, required=True, help="checkpoint to go on from")
+    parser.add_argument("--shapes", type=Path, help="folder of the real segmentations")
+    parser.add_argument("--prepare", action="store_true")
+    parser.add_argument("--count", type=int, default=168)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=900)
+    given = parser.parse_args()
+    if given.prepare:
+        prepare(given.folder, given.shapes, given.count, given.stage1, given.workers)
+        return
+    whole = [Source(given.folder / f"part{n}", 0.7 / PARTS) for n in range(PARTS)]
+    thin = [Source(given.folder / f"thin{n}", 0.3 / PARTS) for n in range(PARTS)]
+    options = TrainOptions(
+        [*whole, *thin],
+        given.folder / "stage2",
+        stage=2,
+        start=given.stage2,
+        config=DEEPER,
+        losses=replace(COMPACT_LOSSES, object_score=0.0),
+        schedule=Schedule(given.steps, batch=8, learning_rate=3e-4, warmup=30, ema=0.996),
+        sizes=(128, 192, 256),
+        frames=3,
+        every=150,
+        seed=31,
+    )
+    train(options, print_entry)
+
+
+if __name__ == "__main__":
+    main()

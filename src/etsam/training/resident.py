@@ -1,0 +1,212 @@
+"""Pairs kept on the device and clips made there: what a GPU needs to be kept busy."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from etsam.dataset import LOGIT_STEP
+from etsam.frames import FrameSpec, window
+from etsam.intensity import IntensityScaling
+from etsam.logits import LOGIT_LIMIT, tracked_slices
+from etsam.prompts import LEAD_IN, grid_mask, schedule
+from etsam.sam2 import SAM2, MemoryBank
+from etsam.training.batch_augment import augment_batch
+from etsam.training.clips import Clips, ClipShape, own_random
+
+THIN, THICKEST = 0.2, 16
+"""Part of the clips from a few slices taken for the whole volume, and how many slices at most."""
+FOCUSED, SITES = 0.4, 256
+"""Part of the clips that are laid over a membrane voxel, one of so many drawn from a pair."""
+
+
+@dataclass(frozen=True)
+class Resident:
+    """One pair on the device: where its slices begin, how many they are, how it is scaled and drawn.
+
+    ``sites`` (n, 3) are some of its membrane voxels, zyx.
+    """
+
+    first: int
+    depth: int
+    scaling: IntensityScaling
+    weight: float
+    sites: np.ndarray
+
+
+class ResidentPairs:
+    """Slices (n, Y, X) int8 of many pairs on a device; pairs may be added while others are drawn.
+
+    All have slices of one shape, with a spacing within `FrameSpec`'s, so that frames are slices.
+    """
+
+    def __init__(self, slices: int, plane: tuple[int, int], device: torch.device) -> None:
+        shape = (slices, *plane)
+        self.device = device
+        self.grey = torch.empty(shape, dtype=torch.int8, device=device)
+        self.labels = torch.empty(shape, dtype=torch.int8, device=device)
+        self.logits: Tensor | None = None
+        self._pairs: list[Resident] = []
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def add(
+        self, grey: np.ndarray, labels: np.ndarray, scaling: IntensityScaling, weight: float
+    ) -> bool:
+        """Take in a pair (Z, Y, X) int8; False where there is no room left."""
+        depth = len(grey)
+        with self._lock:
+            first, self._used = self._used, self._used + depth
+            if self._used > len(self.grey):
+                self._used = first
+                return False
+        self.grey[first : first + depth].copy_(torch.from_numpy(grey))
+        self.labels[first : first + depth].copy_(torch.from_numpy(labels))
+        found = np.flatnonzero(labels == 1)
+        chosen = np.random.default_rng(first).permutation(found)[:SITES]
+        sites = np.stack(np.unravel_index(chosen, labels.shape), axis=1)
+        self._pairs.append(Resident(first, depth, scaling, weight, sites))
+        return True
+
+    def pairs(self, first: int = 0) -> list[Resident]:
+        """The pairs there are by now, from number ``first`` on."""
+        return self._pairs[first:]
+
+    @torch.no_grad()
+    def track(self, model: SAM2, spec: FrameSpec, pairs: Sequence[Resident]) -> None:
+        """Fill in stage-1 logits of pairs of equal depth, as `write_stage1_logits` does one by one."""
+        if self.logits is None:
+            self.logits = torch.zeros_like(self.grey)
+        depth, plane = pairs[0].depth, self.grey.shape[1:]
+        slices = tracked_slices(depth, spec.feedback_step)
+        grid = grid_mask((plane[0], plane[1])).to(self.device)
+        plan = schedule(len(slices), {0: grid}, LEAD_IN)
+        kept: list[Tensor] = []
+        bank = MemoryBank.for_config(model.config)
+        for step, index in enumerate(plan.slices):
+            features = model.encode(self._frames(pairs, slices[index], spec))
+            if step in plan.prompts:
+                prompt = plan.prompts[step].expand(len(pairs), 1, *plane)
+                output = model.answer_with_mask(features, prompt)
+                bank.conditioning[step] = model.remember(features, output, binary=True)
+            else:
+                image = model.condition(features.image, bank, step, len(plan.slices))
+                output = model.decode(image, features)
+                bank.remember(step, model.remember(features, output))
+            if plan.real[step]:
+                full = torch.nn.functional.interpolate(
+                    output.logits.float(), plane, mode="bilinear"
+                )
+                kept.append(full[:, 0])
+        for z in range(depth):
+            below = min(z // spec.feedback_step, len(slices) - 1)
+            above = min(below + 1, len(slices) - 1)
+            part = (z - slices[below]) / max(1, slices[above] - slices[below])
+            logits = torch.lerp(kept[below], kept[above], part).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+            where = torch.tensor([pair.first + z for pair in pairs], device=self.device)
+            self.logits[where] = (logits / LOGIT_STEP).round().to(torch.int8)
+
+    def _frames(self, pairs: Sequence[Resident], z: int, spec: FrameSpec) -> Tensor:
+        """Frames (b, c, Y, X) of slice z of each pair."""
+        index = [[p.first + i for i in window(z, p.depth, spec.offsets, 1)] for p in pairs]
+        where = torch.tensor(index, device=self.device)
+        return _scaled(self.grey[where], [p.scaling for p in pairs])
+
+
+def _scaled(grey: Tensor, scalings: Sequence[IntensityScaling]) -> Tensor:
+    """Scale int8 (b, ...) each by its own scaling, float32."""
+    numbers = torch.tensor(
+        [(s.low, s.high, s.offset, s.divisor) for s in scalings], device=grey.device
+    ).float()
+    low, high, offset, divisor = (row.view(-1, *[1] * (grey.ndim - 1)) for row in numbers.T)
+    scaled: Tensor = (grey.float().clamp(low, high) - offset) / divisor
+    return scaled
+
+
+@dataclass(frozen=True)
+class ResidentSampler:
+    """Draws augmented clips from resident pairs, all of a batch at once, on their device.
+
+    ``pairs`` gives the pairs of a step.
+    """
+
+    store: ResidentPairs
+    pairs: Callable[[int], Sequence[Resident]]
+    spec: FrameSpec
+    seed: int
+
+    def batch(self, step: int, indices: Sequence[int], shape: ClipShape) -> Clips:
+        """Draw the clips with these indices in the batch of a step."""
+        pairs = self.pairs(step)
+        weights = np.array([pair.weight for pair in pairs])
+        chance = np.cumsum(weights / weights.sum())
+        randoms = [own_random(self.seed, step, index) for index in indices]
+        drawn = [
+            pairs[min(int(np.searchsorted(chance, random.random())), len(pairs) - 1)]
+            for random in randoms
+        ]
+        places = [self._place(p, shape, r) for p, r in zip(drawn, randoms, strict=True)]
+        device = self.store.device
+        windows = torch.tensor([place[0] for place in places], device=device)  # (b, t, n)
+        slices = torch.tensor([place[1] for place in places], device=device)  # (b, t)
+        corners = torch.tensor([place[2] for place in places], device=device)  # (b, 2)
+        reach = torch.arange(shape.size, device=device)
+        rows = (corners[:, :1] + reach)[:, None, :, None]
+        columns = (corners[:, 1:] + reach)[:, None, None, :]
+        labels = self.store.labels[slices[..., None, None], rows, columns]
+        at = (windows[..., None, None], rows[:, None], columns[:, None])
+        frames = _scaled(self.store.grey[at], [pair.scaling for pair in drawn])
+        if self.store.logits is not None:
+            logits = self.store.logits[at].float() * (LOGIT_STEP / LOGIT_LIMIT)
+            frames = torch.cat((frames, logits), dim=2)
+        frames, labels = augment_batch(frames, labels, len(self.spec.offsets), randoms)
+        return Clips(frames, labels, randoms)
+
+    def _place(
+        self, pair: Resident, shape: ClipShape, random: np.random.Generator
+    ) -> tuple[list[list[int]], list[int], list[int]]:
+        """Slices of each frame's channels, slice of each frame, and the corner of a clip."""
+        site = None
+        if len(pair.sites) and random.random() < FOCUSED:
+            site = pair.sites[int(random.integers(len(pair.sites)))].tolist()
+        span = range(pair.depth)
+        if random.random() < THIN:
+            thick = int(np.exp(random.uniform(0, np.log(THICKEST + 1))))
+            low = _start(pair.depth, thick, None if site is None else site[0], random)
+            span = range(low, low + thick)
+        inside = None if site is None else site[0] - span.start
+        start = _start(len(span), min(shape.frames, len(span)), inside, random)
+        zs = [min(z, len(span) - 1) for z in range(start, start + shape.frames)]
+        backwards = bool(random.random() < 0.5)
+        if backwards:
+            zs.reverse()
+        if shape.anchored:
+            # where tracking begins in use, or anywhere, since it stays in memory to the end
+            near = random.random() < 0.5
+            zs.insert(0, zs[0] if near else int(random.integers(0, len(span))))
+        windows = []
+        for z in zs:
+            indices = [pair.first + span[i] for i in window(z, len(span), self.spec.offsets, 1)]
+            windows.append(indices[::-1] if backwards else indices)
+        sides = self.store.grey.shape[1:]
+        spots = (None, None) if site is None else site[1:]
+        corner = [
+            _start(side, shape.size, at, random) for side, at in zip(sides, spots, strict=True)
+        ]
+        return windows, [pair.first + span[z] for z in zs], corner
+
+
+def _start(length: int, size: int, at: int | None, random: np.random.Generator) -> int:
+    """Where a part of a size begins, at random; it holds ``at`` if that is given."""
+    low, high = 0, length - size
+    if at is not None:
+        low, high = max(low, at - size + 1), min(high, at)
+    return int(random.integers(low, high + 1))
