@@ -247,7 +247,7 @@ def test_fading_takes_density_away_in_places_and_nothing_else() -> None:
     field = fading_field((32, 64, 64), 0.8, np.random.default_rng(2))
     assert field.shape == (32, 64, 64) and field.min() >= 0.2 and field.max() <= 1
     assert field.min() < 0.5 < 0.8 < field.max()
-    assert field.diff(dim=0).abs().mean() < 0.1 * field.std(), "smooth"
+    assert field.diff(dim=0).abs().mean() < 0.2 * field.std(), "white noise would give 1.1"
     options = SimulationOptions(preset="vesicles", voxel_spacing=10.0, views=41)
     (plain, labels), (faded, same) = (
         render(draw(np.random.default_rng(5), o), (32, 64, 64), o, np.random.default_rng(6))
