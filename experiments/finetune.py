@@ -18,7 +18,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 from train_compact import limit_threads, print_entry
-from train_resident import DEEPER, jobs, make
+from train_resident import jobs, make
 
 from etsam.feedback import write_stage1_logits
 from etsam.train import COMPACT_LOSSES, COMPACT_SPEC, Schedule, Source, TrainOptions, train
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--count", type=int, default=168)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=750)
     given = parser.parse_args()
     if given.prepare:
         prepare(given.folder, given.shapes, given.count, given.stage1, given.workers)
@@ -87,9 +87,8 @@ def main() -> None:
         given.folder / "stage2",
         stage=2,
         start=given.stage2,
-        config=DEEPER,
-        losses=replace(COMPACT_LOSSES, object_score=0.0),
-        schedule=Schedule(given.steps, batch=8, learning_rate=3e-4, warmup=30, ema=0.996),
+        losses=replace(COMPACT_LOSSES, object_score=0.0, absent=0.5),
+        schedule=Schedule(given.steps, batch=8, learning_rate=3e-4, warmup=30, ema=0.995),
         sizes=(128, 192, 256),
         frames=3,
         every=150,

@@ -1,4 +1,4 @@
-"""Make the bundled model from nothing: simulate, train stage 1, run it, train stage 2, pack.
+"""Make a compact model from nothing: simulate, train stage 1, run it, train stage 2, pack.
 
     python experiments/train_compact.py runs/compact            # about four hours on two cores
     python experiments/train_compact.py runs/compact --quick    # minutes, to see that it works
@@ -33,6 +33,8 @@ SPARSER, UNSEEN = 3, 500_000
 PLAIN = 0.35
 """Weight of those as stage 1 knows them, beside those with more of what is taken for membranes."""
 NARROW = FrameSpec(offsets=(-2, -1, 0, 1, 2))
+SHALLOW = replace(COMPACT, stages=(2, 2, 2, 2))
+"""`train_resident.py` goes on with two more blocks at strides 8 and 16, silent at first."""
 Job = tuple[int, SimulationOptions]
 Range = tuple[float, float]
 
@@ -180,6 +182,7 @@ def stages(given: argparse.Namespace, every: list[Source], some: list[Source]) -
         every,
         given.folder / "near",
         validation=held,
+        config=SHALLOW,
         sizes=(64, 96) if given.quick else (128, 192, 256),
         frames=3,
         every=260,
@@ -188,7 +191,7 @@ def stages(given: argparse.Namespace, every: list[Source], some: list[Source]) -
     near = replace(
         common,
         spec=NARROW,
-        config=replace(COMPACT, context_width=0, top_down_blocks=0),
+        config=replace(SHALLOW, context_width=0, top_down_blocks=0),
         schedule=_schedule(given, 1800, 1.5e-3),
     )
     far = replace(

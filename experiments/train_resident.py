@@ -3,7 +3,7 @@
     python experiments/train_resident.py runs/resident --stage 1 --shapes SEGMENTATIONS/
     python experiments/train_resident.py runs/resident --stage 2 --shapes SEGMENTATIONS/
 
-Stage 1 goes on from the weights of `--start`, with two more blocks at strides 8 and 16; stage 2 from
+Stage 1 goes on from `--start` (what `train_compact.py` made; without it, what is bundled), stage 2 from
 stage 1. Processes simulate while the network learns, stage 2 other tomograms than stage 1. The packed
 checkpoints are ``runs/resident/compact_stage1.safetensors`` and ``compact_stage2.safetensors``.
 """
@@ -32,14 +32,13 @@ from etsam.simulate import simulate_many, simulate_one
 from etsam.simulation.recipe import SimulationOptions
 from etsam.simulation.segmentations import RealShape
 from etsam.stages import load_stage
-from etsam.train import COMPACT, COMPACT_LOSSES, COMPACT_SPEC, Schedule, TrainOptions, train
+from etsam.train import COMPACT_LOSSES, COMPACT_SPEC, Schedule, TrainOptions, train
 from etsam.training.journal import Log
 from etsam.training.resident import Resident, ResidentPairs, ResidentSampler
 from etsam.training.tasks import Sampler
 from etsam.volume import open_tomogram
 from etsam.weights import resolve_model
 
-DEEPER = replace(COMPACT, stages=(2, 2, 4, 4))
 DEEP = (128, 256, 256)
 SHAPES = {
     "midsurfer_Fig13A.npz": ((1,), 12.0),
@@ -255,7 +254,6 @@ def learn(given: argparse.Namespace, store: ResidentPairs, held: Path, log: Log)
         given.folder / f"stage{given.stage}",
         stage=given.stage,
         start=start,
-        config=DEEPER,
         validation=held,
         losses=losses,
         frames=4,
