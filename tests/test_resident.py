@@ -73,6 +73,19 @@ def test_a_full_store_takes_no_more() -> None:
     assert len(store.pairs(1)) == 1
 
 
+def test_what_does_not_fit_is_refused_and_thin_volumes_are_taken() -> None:
+    store = filled("cpu", (2, 64, 64))
+    clips = [sampler(store).batch(step, range(2), ClipShape(4, 64)) for step in range(20)]
+    assert all(clip.labels.shape == (2, 5, 64, 64) for clip in clips)
+    with pytest.raises(ValueError, match=r"no clip of 96\^2"):
+        sampler(store).batch(0, [0], ClipShape(4, 96))
+    with pytest.raises(ValueError, match="0 pairs"):
+        sampler(ResidentPairs(4, (64, 64), torch.device("cpu"))).batch(0, [0], ClipShape(2, 32))
+    small = np.zeros((2, 32, 64), np.int8)
+    with pytest.raises(ValueError, match=r"expected \(2, 64, 64\)"):
+        ResidentPairs(4, (64, 64), torch.device("cpu")).add(small, small, UNSCALED, 1.0)
+
+
 def test_clips_are_drawn_by_weight_and_often_over_a_membrane() -> None:
     shape = (16, 320, 320)
     labels = np.zeros(shape, np.int8)

@@ -61,8 +61,17 @@ class ResidentPairs:
     def add(
         self, grey: np.ndarray, labels: np.ndarray, scaling: IntensityScaling, weight: float
     ) -> bool:
-        """Take in a pair (Z, Y, X) int8; False where there is no room left."""
+        """Take in a pair (Z, Y, X) int8; False where there is no room left.
+
+        Raises
+        ------
+        ValueError
+            The two differ in shape, or their slices are not the store's.
+        """
         depth = len(grey)
+        expected = (depth, *self.grey.shape[1:])
+        if grey.shape != expected or labels.shape != expected:
+            raise ValueError(f"a pair of {grey.shape} and {labels.shape}: expected {expected}")
         with self._lock:
             first, self._used = self._used, self._used + depth
             if self._used > len(self.grey):
@@ -144,8 +153,18 @@ class ResidentSampler:
     seed: int
 
     def batch(self, step: int, indices: Sequence[int], shape: ClipShape) -> Clips:
-        """Draw the clips with these indices in the batch of a step."""
-        pairs = self.pairs(step)
+        """Draw the clips with these indices in the batch of a step.
+
+        Raises
+        ------
+        ValueError
+            There are no pairs, or slices are smaller than a clip.
+        """
+        pairs, plane = self.pairs(step), tuple(self.store.grey.shape[1:])
+        if not pairs or shape.size > min(plane):
+            raise ValueError(
+                f"{len(pairs)} pairs with slices of {plane}: no clip of {shape.size}^2 pixels"
+            )
         weights = np.array([pair.weight for pair in pairs])
         chance = np.cumsum(weights / weights.sum())
         randoms = [own_random(self.seed, step, index) for index in indices]
@@ -179,7 +198,7 @@ class ResidentSampler:
             site = pair.sites[int(random.integers(len(pair.sites)))].tolist()
         span = range(pair.depth)
         if random.random() < THIN:
-            thick = int(np.exp(random.uniform(0, np.log(THICKEST + 1))))
+            thick = min(pair.depth, int(np.exp(random.uniform(0, np.log(THICKEST + 1)))))
             low = _start(pair.depth, thick, None if site is None else site[0], random)
             span = range(low, low + thick)
         inside = None if site is None else site[0] - span.start
