@@ -10,6 +10,7 @@ volume. Here slabs of one to four slices are volumes of their own, and stage 1 t
 from __future__ import annotations
 
 import argparse
+import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -17,10 +18,12 @@ from pathlib import Path
 
 import mrcfile
 import numpy as np
+import torch
 from train_compact import limit_threads, print_entry
 from train_resident import jobs, make
 
 from etsam.feedback import write_stage1_logits
+from etsam.sam2 import load_checkpoint, save_checkpoint
 from etsam.train import COMPACT_LOSSES, COMPACT_SPEC, Schedule, Source, TrainOptions, train
 
 UNSEEN = 20_000
@@ -94,7 +97,19 @@ def main() -> None:
         every=150,
         seed=31,
     )
-    train(options, print_entry)
+    after = train(options, print_entry)
+    if os.environ.get("RANK", "0") == "0":
+        pack_mean(given.stage2, after, given.folder / "compact_stage2.safetensors")
+
+
+def pack_mean(before: Path, after: Path, target: Path) -> None:
+    """Store the mean of two networks' weights in half precision."""
+    (first, _), (second, metadata) = (load_checkpoint(path) for path in (before, after))
+    other = first.state_dict()
+    with torch.no_grad():
+        for name, tensor in second.state_dict().items():
+            tensor.copy_((tensor.float() + other[name].float()) / 2)
+    save_checkpoint(target, second, metadata, half=True)
 
 
 if __name__ == "__main__":
