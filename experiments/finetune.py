@@ -4,7 +4,8 @@
     torchrun --standalone --nproc-per-node 2 experiments/finetune.py runs/finetune --stage1 S1 --stage2 S2
 
 The clips of `train_resident.py` that are cut from a few slices carry the stage-1 logits of the whole
-volume. Here slabs of one to four slices are volumes of their own, and stage 1 tracks them as such.
+volume. Here slabs of one to four slices are volumes of their own, and stage 1 tracks them as such. What
+is packed, ``compact_stage2.safetensors``, is the mean of the weights before and after (LOG.md).
 """
 
 from __future__ import annotations
@@ -43,9 +44,8 @@ def prepare(folder: Path, shapes: Path | None, count: int, stage1: Path, workers
     parts = [folder / f"part{number}" for number in range(PARTS)]
     work = [(parts[i % PARTS], *job[1:]) for i, job in enumerate(work)]
     with ProcessPoolExecutor(workers, initializer=limit_threads) as pool:
-        paths = [path for path, *_ in pool.map(make, work)]
-        for path in paths:
-            cut(path, folder / f"thin{paths.index(path) % PARTS}")
+        for number, (path, *_) in enumerate(pool.map(make, work)):
+            cut(path, folder / f"thin{number % PARTS}")
         track = partial(write_stage1_logits, checkpoint=stage1, device="cpu")
         folders = [*parts, *(folder / f"thin{number}" for number in range(PARTS))]
         list(pool.map(partial(track, step=COMPACT_SPEC.feedback_step), folders))
