@@ -185,18 +185,9 @@ class ClipSampler:
 def _place(
     span: range, geometry: FrameGeometry, shape: ClipShape, random: np.random.Generator
 ) -> tuple[list[int], tuple[slice, slice]]:
-    """Slices, forwards or backwards, and the part of them that becomes a frame.
-
-    Where there are fewer slices than frames, the last one stands several times.
-    """
+    """Slices, forwards or backwards, and the part of them that becomes a frame."""
     start = int(random.integers(0, max(0, len(span) - shape.frames) + 1))
-    zs = [span[min(z, len(span) - 1)] for z in range(start, start + shape.frames)]
-    if random.random() < 0.5:
-        zs.reverse()
-    if shape.anchored:
-        # where tracking begins in use, or anywhere, since it stays in memory to the end
-        near = random.random() < 0.5
-        zs.insert(0, zs[0] if near else span[int(random.integers(0, len(span)))])
+    zs, _ = walk(span, start, shape, random)
     if geometry.is_square:
         return zs, (slice(None), slice(None))
     sides = [
@@ -209,3 +200,21 @@ def _place(
     ]
     rows, columns = (slice(c, c + side) for c, side in zip(corner, sides, strict=True))
     return zs, (rows, columns)
+
+
+def walk(
+    span: range, start: int, shape: ClipShape, random: np.random.Generator
+) -> tuple[list[int], bool]:
+    """Slices of a clip from ``start`` of a span on, forwards or backwards, and whether backwards.
+
+    Where there are fewer slices than frames, the last one stands several times.
+    """
+    zs = [span[min(z, len(span) - 1)] for z in range(start, start + shape.frames)]
+    backwards = bool(random.random() < 0.5)
+    if backwards:
+        zs.reverse()
+    if shape.anchored:
+        # where tracking begins in use, or anywhere, since it stays in memory to the end
+        near = random.random() < 0.5
+        zs.insert(0, zs[0] if near else span[int(random.integers(0, len(span)))])
+    return zs, backwards

@@ -17,7 +17,7 @@ from etsam.logits import LOGIT_LIMIT, tracked_slices
 from etsam.prompts import LEAD_IN, grid_mask, schedule
 from etsam.sam2 import SAM2, MemoryBank
 from etsam.training.batch_augment import augment_batch
-from etsam.training.clips import Clips, ClipShape, own_random
+from etsam.training.clips import Clips, ClipShape, own_random, walk
 
 THIN, THICKEST = 0.2, 16
 """Part of the clips from a few slices taken for the whole volume, and how many slices at most."""
@@ -203,24 +203,18 @@ class ResidentSampler:
             span = range(low, low + thick)
         inside = None if site is None else site[0] - span.start
         start = _start(len(span), min(shape.frames, len(span)), inside, random)
-        zs = [min(z, len(span) - 1) for z in range(start, start + shape.frames)]
-        backwards = bool(random.random() < 0.5)
-        if backwards:
-            zs.reverse()
-        if shape.anchored:
-            # where tracking begins in use, or anywhere, since it stays in memory to the end
-            near = random.random() < 0.5
-            zs.insert(0, zs[0] if near else int(random.integers(0, len(span))))
+        zs, backwards = walk(span, start, shape, random)
         windows = []
         for z in zs:
-            indices = [pair.first + span[i] for i in window(z, len(span), self.spec.offsets, 1)]
+            around = window(z - span.start, len(span), self.spec.offsets, 1)
+            indices = [pair.first + span[i] for i in around]
             windows.append(indices[::-1] if backwards else indices)
         sides = self.store.grey.shape[1:]
         spots = (None, None) if site is None else site[1:]
         corner = [
             _start(side, shape.size, at, random) for side, at in zip(sides, spots, strict=True)
         ]
-        return windows, [pair.first + span[z] for z in zs], corner
+        return windows, [pair.first + z for z in zs], corner
 
 
 def _start(length: int, size: int, at: int | None, random: np.random.Generator) -> int:
