@@ -6,6 +6,7 @@
 The clips of `train_resident.py` that are cut from a few slices carry the stage-1 logits of the whole
 volume. Here slabs of one to four slices are volumes of their own, and stage 1 tracks them as such. What
 is packed, ``compact_stage2.safetensors``, is the mean of the weights before and after (LOG.md).
+`--also` takes in folders that were prepared for earlier rounds.
 """
 
 from __future__ import annotations
@@ -20,15 +21,21 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import torch
-from train_compact import limit_threads, print_entry
+from train_compact import FLAT, limit_threads, print_entry
 from train_resident import jobs, make
 
+from etsam.dataset import find_pairs, logits_path
 from etsam.feedback import write_stage1_logits
+from etsam.intensity import measure_intensity
 from etsam.sam2 import load_checkpoint, save_checkpoint
-from etsam.train import COMPACT_LOSSES, COMPACT_SPEC, Schedule, Source, TrainOptions, train
+from etsam.train import COMPACT_LOSSES, COMPACT_SPEC, Schedule, TrainOptions, train
+from etsam.training.resident import ResidentPairs, ResidentSampler
+from etsam.volume import open_tomogram
 
 UNSEEN = 20_000
 """Seeds lie so far beyond the first of stage 2."""
+SLABBED = 0.18
+"""Part of the clips that come from slabs."""
 THICKNESSES = (1, 1, 1, 2, 4)
 LEAST = 4
 """Slices that a clip needs: thinner slabs repeat their last one, as windows over them do."""
@@ -38,15 +45,16 @@ PARTS = 8
 """Folders of whole volumes, so that several processes can track them."""
 
 
-def prepare(folder: Path, shapes: Path | None, count: int, stage1: Path, workers: int) -> None:
+def prepare(given: argparse.Namespace) -> None:
     """Simulate, cut slabs, run stage 1 over all of it."""
-    work = jobs(folder, 2, shapes, UNSEEN + count)[UNSEEN:]
+    folder, first = given.folder, given.unseen
+    work = jobs(folder, 2, given.shapes, first + given.count)[first:]
     parts = [folder / f"part{number}" for number in range(PARTS)]
     work = [(parts[i % PARTS], *job[1:]) for i, job in enumerate(work)]
-    with ProcessPoolExecutor(workers, initializer=limit_threads) as pool:
+    with ProcessPoolExecutor(given.workers, initializer=limit_threads) as pool:
         for number, (path, *_) in enumerate(pool.map(make, work)):
             cut(path, folder / f"thin{number % PARTS}")
-        track = partial(write_stage1_logits, checkpoint=stage1, device="cpu")
+        track = partial(write_stage1_logits, checkpoint=given.stage1, device="cpu")
         folders = [*parts, *(folder / f"thin{number}" for number in range(PARTS))]
         list(pool.map(partial(track, step=COMPACT_SPEC.feedback_step), folders))
 
@@ -68,6 +76,27 @@ def cut(path: Path, folder: Path) -> None:
                 file.voxel_size = spacing
 
 
+def load(folders: list[Path]) -> ResidentPairs:
+    """All that was prepared, in memory."""
+    sorts = {"part": (1 - SLABBED, 1), "thin": (SLABBED, SLABS)}
+    found = [
+        (path, weight / many)
+        for folder in folders
+        for name, (weight, many) in sorts.items()
+        for place in sorted(folder.glob(f"{name}?"))
+        for path, _ in find_pairs(place)
+    ]
+    depths = [len(np.load(logits_path(path), mmap_mode="r")) for path, _ in found]
+    store = ResidentPairs(sum(depths), FLAT[1:], torch.device("cpu"))
+    for path, weight in found:
+        with open_tomogram(path) as tomogram:
+            scaling = measure_intensity(tomogram, COMPACT_SPEC.normalisation)
+        mask = path.with_name(f"{path.stem}_membrane.mrc")
+        logits = np.load(logits_path(path))
+        store.add(mrcfile.read(path), mrcfile.read(mask), scaling, weight, logits)
+    return store
+
+
 def main() -> None:
     """Prepare, or train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -78,26 +107,28 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--count", type=int, default=168)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--unseen", type=int, default=UNSEEN, help="first tomogram, of stage 2's")
+    parser.add_argument("--also", type=Path, nargs="*", default=[], help="folders of other rounds")
     parser.add_argument("--steps", type=int, default=750)
+    parser.add_argument("--seed", type=int, default=31)
     given = parser.parse_args()
     if given.prepare:
-        prepare(given.folder, given.shapes, given.count, given.stage1, given.workers)
+        prepare(given)
         return
-    whole = [Source(given.folder / f"part{n}", 0.7 / PARTS) for n in range(PARTS)]
-    thin = [Source(given.folder / f"thin{n}", 0.3 / PARTS) for n in range(PARTS)]
     options = TrainOptions(
-        [*whole, *thin],
+        given.folder,
         given.folder / "stage2",
         stage=2,
         start=given.stage2,
-        losses=replace(COMPACT_LOSSES, object_score=0.0, absent=0.5),
-        schedule=Schedule(given.steps, batch=8, learning_rate=3e-4, warmup=30, ema=0.995),
-        sizes=(128, 192, 256),
+        losses=replace(COMPACT_LOSSES, object_score=0.0, smooth=300.0),
+        schedule=Schedule(given.steps, batch=8, learning_rate=4e-4, warmup=40, ema=0.996),
         frames=3,
-        every=150,
-        seed=31,
+        every=200,
+        seed=given.seed,
     )
-    after = train(options, print_entry)
+    store = load([given.folder, *given.also])
+    sampler = ResidentSampler(store, lambda _: store.pairs(), COMPACT_SPEC, given.seed, thin=0.0)
+    after = train(options, print_entry, sampler)
     if os.environ.get("RANK", "0") == "0":
         pack_mean(given.stage2, after, given.folder / "compact_stage2.safetensors")
 

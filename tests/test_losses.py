@@ -52,6 +52,22 @@ def test_perfect_and_opposite_masks_bound_the_dice_loss() -> None:
     assert dice_loss(-sure, target, valid).item() == pytest.approx(1, abs=1e-2)
 
 
+def test_an_empty_frame_costs_what_is_claimed_on_it() -> None:
+    empty = torch.zeros(1, 1, 64, 64)
+    valid = torch.ones_like(empty)
+    claims = torch.full_like(empty, -50)
+    claims[..., :10, :10] = 50  # 100 pixels
+    assert dice_loss(claims, empty, valid).item() == pytest.approx(100 / 101)
+    assert dice_loss(claims, empty, valid, smooth=300).item() == pytest.approx(100 / 400)
+    faint = torch.full_like(empty, -6.0).requires_grad_()  # about ten pixels in all
+    pushes = []
+    for smooth in (1.0, 300.0):
+        (push,) = torch.autograd.grad(dice_loss(faint, empty, valid, smooth).sum(), faint)
+        pushes.append(push.sum().item())
+        assert push.min() > 0
+    assert pushes[0] > 2 * pushes[1]  # one pixel: down, however little is claimed
+
+
 def test_ignored_voxels_change_nothing() -> None:
     labels = torch.zeros(1, 16, 16, dtype=torch.int8)
     labels[:, :8, :4] = 1

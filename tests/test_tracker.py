@@ -175,7 +175,18 @@ def test_tracking_step_by_step(model: SAM2) -> None:
     whole = answers(model, frames, {})
     for z in range(4):
         logits = track_slice(model, encode(model, frames[z]), bank, z, 4)
-        assert torch.equal(logits, whole[z])
+        assert torch.equal(logits[0], whole[z])
+
+
+def test_volumes_side_by_side_are_tracked_as_each_alone(model: SAM2) -> None:
+    both = [torch.stack(pair) for pair in zip(video(4), reversed(video(4)), strict=True)]
+    prompts = {0: square()}
+    together = list(track(model, both, prompts))  # type: ignore[arg-type]
+    assert together[0][1].shape[0] == 2
+    for number in range(2):
+        alone = track(model, [frames[number] for frames in both], prompts)  # type: ignore[arg-type]
+        for (_, many), (_, one) in zip(together, alone, strict=True):
+            torch.testing.assert_close(many[number], one, rtol=1e-4, atol=1e-4)
 
 
 def test_bank_is_gone_on_with(model: SAM2) -> None:

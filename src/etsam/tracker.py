@@ -1,4 +1,4 @@
-"""Track membranes through the slices of a volume: a generator over one SAM 2.1 network."""
+"""Track membranes through the slices of volumes: a generator over one SAM 2.1 network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Frames(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, z: int) -> Tensor:
-        """Frame ``z``, (c, h, w) float32."""
+        """Frame ``z``, (c, h, w) float32; or (b, c, h, w) of so many volumes side by side."""
         ...
 
 
@@ -49,7 +49,8 @@ def track(
     Yields
     ------
     z, logits
-        Logits (h / s, w / s) float32 at the network's patch stride ``s``, on its device.
+        Logits (h / s, w / s) float32 at the network's patch stride ``s``, on its device; or
+        (b, h / s, w / s).
     """
     bank = MemoryBank.for_config(model.config) if bank is None else bank
     answers = {z: _condition_on_prompt(model, frames, bank, z, prompts[z]) for z in sorted(prompts)}
@@ -57,34 +58,45 @@ def track(
         if z in answers:
             yield z, answers.pop(z)
         else:
-            yield z, track_slice(model, encode(model, frames[z]), bank, z, len(frames))
+            frame = frames[z]
+            logits = track_slice(model, encode(model, frame), bank, z, len(frames))
+            yield z, logits if frame.ndim > 3 else logits[0]
 
 
 @torch.inference_mode()
 def encode(model: SAM2, frame: Tensor) -> Features:
-    """Features of one frame (c, h, w), brought to the network's device and precision."""
+    """Features of one frame, brought to the network's device and precision."""
     weight = model.no_mem_embed
-    return model.encode(frame[None].to(weight.device, weight.dtype))
+    frames = frame if frame.ndim > 3 else frame[None]
+    return model.encode(frames.to(weight.device, weight.dtype))
 
 
 @torch.inference_mode()
 def track_slice(model: SAM2, features: Features, bank: MemoryBank, z: int, length: int) -> Tensor:
-    """Find the membranes of slice ``z`` from its features and the bank, and remember them."""
+    """Find the membranes of slice ``z`` from its features and the bank, and remember them.
+
+    Returns
+    -------
+    logits
+        (b, h / s, w / s) float32.
+    """
     conditioned = model.condition(features.image, bank, z, length)
     output = model.decode(conditioned, features)
     bank.remember(z, _rounded(model.remember(features, output)))
-    return output.logits[0, 0]
+    return output.logits[:, 0]
 
 
 @torch.inference_mode()
 def _condition_on_prompt(
     model: SAM2, frames: Frames, bank: MemoryBank, z: int, mask: Tensor
 ) -> Tensor:
-    features = encode(model, frames[z])
-    prompt = mask[None, None].to(features.image.device)
+    frame = frames[z]
+    features = encode(model, frame)
+    prompt = mask.to(features.image.device).expand(len(features.image), 1, *mask.shape)
     output = model.answer_with_mask(features, prompt)
     bank.conditioning[z] = _rounded(model.remember(features, output, binary=True))
-    return output.logits[0, 0]
+    logits = output.logits[:, 0]
+    return logits if frame.ndim > 3 else logits[0]
 
 
 def _rounded(memory: Memory) -> Memory:

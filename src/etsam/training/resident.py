@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from etsam.dataset import LOGIT_STEP
 from etsam.frames import FrameSpec, window
 from etsam.intensity import IntensityScaling
 from etsam.logits import LOGIT_LIMIT, tracked_slices
 from etsam.prompts import LEAD_IN, grid_mask, schedule
-from etsam.sam2 import SAM2, MemoryBank
+from etsam.sam2 import SAM2
+from etsam.tracker import track
 from etsam.training.batch_augment import augment_batch
 from etsam.training.clips import Clips, ClipShape, own_random, walk
 
@@ -59,19 +61,27 @@ class ResidentPairs:
         return len(self._pairs)
 
     def add(
-        self, grey: np.ndarray, labels: np.ndarray, scaling: IntensityScaling, weight: float
+        self,
+        grey: np.ndarray,
+        labels: np.ndarray,
+        scaling: IntensityScaling,
+        weight: float,
+        logits: np.ndarray | None = None,
     ) -> bool:
         """Take in a pair (Z, Y, X) int8; False where there is no room left.
+
+        ``logits`` int8 are those that `write_stage1_logits` left; without, `track` makes them.
 
         Raises
         ------
         ValueError
-            The two differ in shape, or their slices are not the store's.
+            They differ in shape, or their slices are not the store's.
         """
         depth = len(grey)
         expected = (depth, *self.grey.shape[1:])
-        if grey.shape != expected or labels.shape != expected:
-            raise ValueError(f"a pair of {grey.shape} and {labels.shape}: expected {expected}")
+        shapes = [part.shape for part in (grey, labels, logits) if part is not None]
+        if set(shapes) != {expected}:
+            raise ValueError(f"a pair of {' and '.join(map(str, shapes))}: expected {expected}")
         with self._lock:
             first, self._used = self._used, self._used + depth
             if self._used > len(self.grey):
@@ -79,6 +89,8 @@ class ResidentPairs:
                 return False
         self.grey[first : first + depth].copy_(torch.from_numpy(grey))
         self.labels[first : first + depth].copy_(torch.from_numpy(labels))
+        if logits is not None:
+            self._answers()[first : first + depth].copy_(torch.from_numpy(logits))
         found = np.flatnonzero(labels == 1)
         chosen = np.random.default_rng(first).permutation(found)[:SITES]
         sites = np.stack(np.unravel_index(chosen, labels.shape), axis=1)
@@ -92,42 +104,48 @@ class ResidentPairs:
     @torch.no_grad()
     def track(self, model: SAM2, spec: FrameSpec, pairs: Sequence[Resident]) -> None:
         """Fill in stage-1 logits of pairs of equal depth, as `write_stage1_logits` does one by one."""
-        if self.logits is None:
-            self.logits = torch.zeros_like(self.grey)
+        answers = self._answers()
         depth, plane = pairs[0].depth, self.grey.shape[1:]
         slices = tracked_slices(depth, spec.feedback_step)
-        grid = grid_mask((plane[0], plane[1])).to(self.device)
-        plan = schedule(len(slices), {0: grid}, LEAD_IN)
-        kept: list[Tensor] = []
-        bank = MemoryBank.for_config(model.config)
-        for step, index in enumerate(plan.slices):
-            features = model.encode(self._frames(pairs, slices[index], spec))
-            if step in plan.prompts:
-                prompt = plan.prompts[step].expand(len(pairs), 1, *plane)
-                output = model.answer_with_mask(features, prompt)
-                bank.conditioning[step] = model.remember(features, output, binary=True)
-            else:
-                image = model.condition(features.image, bank, step, len(plan.slices))
-                output = model.decode(image, features)
-                bank.remember(step, model.remember(features, output))
-            if plan.real[step]:
-                full = torch.nn.functional.interpolate(
-                    output.logits.float(), plane, mode="bilinear"
-                )
-                kept.append(full[:, 0])
+        plan = schedule(len(slices), {0: grid_mask((plane[0], plane[1]))}, LEAD_IN)
+        frames = _SideBySide(self, pairs, spec, [slices[index] for index in plan.slices])
+        kept = [
+            interpolate(low[:, None].float(), plane, mode="bilinear")[:, 0]
+            for step, low in track(model, frames, plan.prompts)
+            if plan.real[step]
+        ]
         for z in range(depth):
             below = min(z // spec.feedback_step, len(slices) - 1)
             above = min(below + 1, len(slices) - 1)
             part = (z - slices[below]) / max(1, slices[above] - slices[below])
             logits = torch.lerp(kept[below], kept[above], part).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
             where = torch.tensor([pair.first + z for pair in pairs], device=self.device)
-            self.logits[where] = (logits / LOGIT_STEP).round().to(torch.int8)
+            answers[where] = (logits / LOGIT_STEP).round().to(torch.int8)
 
-    def _frames(self, pairs: Sequence[Resident], z: int, spec: FrameSpec) -> Tensor:
-        """Frames (b, c, Y, X) of slice z of each pair."""
-        index = [[p.first + i for i in window(z, p.depth, spec.offsets, 1)] for p in pairs]
-        where = torch.tensor(index, device=self.device)
-        return _scaled(self.grey[where], [p.scaling for p in pairs])
+    def _answers(self) -> Tensor:
+        """Stage-1 logits, all zero at first."""
+        if self.logits is None:
+            self.logits = torch.zeros_like(self.grey)
+        return self.logits
+
+
+@dataclass(frozen=True)
+class _SideBySide:
+    """Frames (b, c, Y, X) of pairs that are tracked together, of one slice of each."""
+
+    store: ResidentPairs
+    pairs: Sequence[Resident]
+    spec: FrameSpec
+    slices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, step: int) -> Tensor:
+        z, offsets = self.slices[step], self.spec.offsets
+        index = [[p.first + i for i in window(z, p.depth, offsets, 1)] for p in self.pairs]
+        where = torch.tensor(index, device=self.store.device)
+        return _scaled(self.store.grey[where], [pair.scaling for pair in self.pairs])
 
 
 def _scaled(grey: Tensor, scalings: Sequence[IntensityScaling]) -> Tensor:
@@ -144,13 +162,15 @@ def _scaled(grey: Tensor, scalings: Sequence[IntensityScaling]) -> Tensor:
 class ResidentSampler:
     """Draws augmented clips from resident pairs, all of a batch at once, on their device.
 
-    ``pairs`` gives the pairs of a step.
+    ``pairs`` gives the pairs of a step; ``thin`` is the part of the clips that come from a few slices
+    taken for the whole volume, with the whole volume's logits.
     """
 
     store: ResidentPairs
     pairs: Callable[[int], Sequence[Resident]]
     spec: FrameSpec
     seed: int
+    thin: float = THIN
 
     def batch(self, step: int, indices: Sequence[int], shape: ClipShape) -> Clips:
         """Draw the clips with these indices in the batch of a step.
@@ -197,7 +217,7 @@ class ResidentSampler:
         if len(pair.sites) and random.random() < FOCUSED:
             site = pair.sites[int(random.integers(len(pair.sites)))].tolist()
         span = range(pair.depth)
-        if random.random() < THIN:
+        if random.random() < self.thin:
             thick = min(pair.depth, int(np.exp(random.uniform(0, np.log(THICKEST + 1)))))
             low = _start(pair.depth, thick, None if site is None else site[0], random)
             span = range(low, low + thick)
