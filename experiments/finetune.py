@@ -39,8 +39,6 @@ SLABBED = 0.18
 THICKNESSES = (1, 1, 1, 2, 4)
 LEAST = 4
 """Slices that a clip needs: thinner slabs repeat their last one, as windows over them do."""
-SLABS = 4
-"""Thin volumes cut from each simulated one."""
 PARTS = 8
 """Folders of whole volumes, so that several processes can track them."""
 
@@ -53,20 +51,22 @@ def prepare(given: argparse.Namespace) -> None:
     work = [(parts[i % PARTS], *job[1:]) for i, job in enumerate(work)]
     with ProcessPoolExecutor(given.workers, initializer=limit_threads) as pool:
         for number, (path, *_) in enumerate(pool.map(make, work)):
-            cut(path, folder / f"thin{number % PARTS}")
+            cut(path, folder / f"thin{number % PARTS}", given.slabs)
         track = partial(write_stage1_logits, checkpoint=given.stage1, device="cpu")
-        folders = [*parts, *(folder / f"thin{number}" for number in range(PARTS))]
+        folders = [*parts, *sorted(folder.glob("thin?"))]
         list(pool.map(partial(track, step=COMPACT_SPEC.feedback_step), folders))
 
 
-def cut(path: Path, folder: Path) -> None:
+def cut(path: Path, folder: Path, slabs: int) -> None:
     """Write slabs of a pair as pairs."""
+    if not slabs:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(int(path.stem.split("_")[1]))
     grey, labels = mrcfile.read(path), mrcfile.read(path.with_name(f"{path.stem}_membrane.mrc"))
     with mrcfile.open(path) as volume:
         spacing = float(volume.voxel_size.x)
-    for number in range(SLABS):
+    for number in range(slabs):
         thick = int(random.choice(THICKNESSES))
         start = int(random.integers(0, len(grey) - thick + 1))
         for data, name in ((labels, "_membrane"), (grey, "")):
@@ -78,14 +78,11 @@ def cut(path: Path, folder: Path) -> None:
 
 def load(folders: list[Path]) -> ResidentPairs:
     """All that was prepared, in memory."""
-    sorts = {"part": (1 - SLABBED, 1), "thin": (SLABBED, SLABS)}
-    found = [
-        (path, weight / many)
-        for folder in folders
-        for name, (weight, many) in sorts.items()
-        for place in sorted(folder.glob(f"{name}?"))
-        for path, _ in find_pairs(place)
-    ]
+    found = []
+    for name, share in (("part", 1 - SLABBED), ("thin", SLABBED)):
+        places = [place for folder in folders for place in sorted(folder.glob(f"{name}?"))]
+        paths = [path for place in places for path, _ in find_pairs(place)]
+        found += [(path, share / len(paths)) for path in paths]
     depths = [len(np.load(logits_path(path), mmap_mode="r")) for path, _ in found]
     store = ResidentPairs(sum(depths), FLAT[1:], torch.device("cpu"))
     for path, weight in found:
@@ -106,6 +103,7 @@ def main() -> None:
     parser.add_argument("--shapes", type=Path, help="folder of the real segmentations")
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--count", type=int, default=168)
+    parser.add_argument("--slabs", type=int, default=4, help="cut from each simulated volume")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--unseen", type=int, default=UNSEEN, help="first tomogram, of stage 2's")
     parser.add_argument("--also", type=Path, nargs="*", default=[], help="folders of other rounds")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from etsam.intensity import measure_intensity
-from etsam.layout import stem_of
 from etsam.logits import ScratchLogits, tracked_slices
 from etsam.options import SegmentOptions
 from etsam.pipeline import Volume, plan_stage, run_stage
@@ -22,7 +21,7 @@ from etsam.polarity import settle_polarity
 from etsam.provenance import sha256
 from etsam.stages import Stage
 from etsam.storage import write_text
-from etsam.volume import create_volume, open_tomogram, output_path
+from etsam.volume import create_volume, open_tomogram, output_path, stem_of
 
 WEIGHTS = "weights.json"
 METHODS = ("stage1", "stage2", "ridge", "unet3d")

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from etsam.predictions import recognise, stem
+from etsam.predictions import recognise
 from etsam.tables import Score, read_table
+from etsam.volume import stem_of
 
 COSTS = {"seconds": "seconds", "ram_mb": "peak_rss_mb", "vram_mb": "peak_vram_mb"}
 """Metrics in tables, and their keys in the JSON files (docs/provenance.md)."""
@@ -65,7 +66,7 @@ def _costs_of(path: Path) -> list[Score]:
             f"{path} is no record that etsam wrote ({error}): make it again, or take it away"
         ) from error
     return [
-        Score(source.parent.name, stem(source), seen.method, "final", None, metric, value)
+        Score(source.parent.name, stem_of(source), seen.method, "final", None, metric, value)
         for metric, value in costs.items()
     ]
 

@@ -15,10 +15,9 @@ from torch import Tensor
 from etsam.frames import FrameSpec
 from etsam.intensity import IntensityScaling, measure_intensity
 from etsam.layout import find_pairs as find_pairs  # who trains asks for pairs here
-from etsam.layout import stem_of
 from etsam.logits import LogitRange
 from etsam.metrics import IGNORE
-from etsam.volume import Tomogram, open_tomogram, tomogram_from_array
+from etsam.volume import Tomogram, open_tomogram, stem_of, tomogram_from_array
 
 LOGITS_SUFFIX = "_stage1.npy"
 LOGIT_STEP = 5.0 / 127

@@ -10,7 +10,7 @@ from pathlib import Path
 from etsam.layout import portal_tomograms
 from etsam.ngff_metadata import is_zarr
 from etsam.pairing import truth_name
-from etsam.predictions import recognise, stem
+from etsam.predictions import recognise
 from etsam.projects import (
     Member,
     copick_tomograms,
@@ -21,7 +21,7 @@ from etsam.projects import (
 )
 from etsam.results import names_mask
 from etsam.storage import with_own_name
-from etsam.volume import KNOWN_SUFFIXES
+from etsam.volume import KNOWN_SUFFIXES, stem_of
 
 LIST_SUFFIXES = (".txt", ".lst")
 OTHER_RESULTS = ("_logits", "_postprocessed", "_instances", "_membranes", "_components")
@@ -111,7 +111,7 @@ def _in_list(path: Path) -> dict[Path, Member | None]:
 
 def _is_result(path: Path) -> bool:
     """Whether a file is hidden, or called as what a program makes of tomograms, or as their truth."""
-    name = stem(path)
+    name = stem_of(path)
     return (
         name.startswith(".")
         or name.endswith(OTHER_RESULTS)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from etsam.volume import KNOWN_SUFFIXES
+from etsam.volume import KNOWN_SUFFIXES, stem_of
 
 MASK_ENDING = "_membrane"
 RECORD_ENDING = "_prepared.json"  # how `etsam prepare` made a pair, beside it
@@ -68,11 +68,6 @@ def find_annotated(folder: Path) -> list[Annotated]:
 def portal_tomograms(folder: Path) -> list[Path]:
     """List the tomograms of a run, a dataset or several datasets of the portal, in order."""
     return by_stem(path for up in ABOVE for path in folder.glob(up + PORTAL_TOMOGRAMS))
-
-
-def stem_of(path: Path) -> str:
-    """The name of a volume without the suffix of its format."""
-    return KNOWN_SUFFIXES.sub("", path.name)
 
 
 def _side_by_side(folder: Path) -> list[Annotated]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etsam.frame import Frame, frame_of
-from etsam.volume import KNOWN_SUFFIXES, Tomogram, open_tomogram
+from etsam.volume import Tomogram, open_tomogram
 
 LOGIT_STEP = 1 / 16
 """Step of logits kept as int8, which reach 8 to either side of the threshold."""
@@ -75,9 +75,3 @@ def quantised(logits: NDArray[np.floating], threshold: float) -> NDArray[np.int8
     """Return logits above a threshold as int8 in `LOGIT_STEP`, clipped at 8 to either side."""
     scaled = (logits - np.float32(threshold)) / np.float32(LOGIT_STEP)
     return np.asarray(np.clip(np.rint(scaled), -127, 127), np.int8)
-
-
-def stem_of(path: Path | str) -> str:
-    """Return a file's name without the suffix of a volume."""
-    name = Path(path).name
-    return KNOWN_SUFFIXES.sub("", name) or name

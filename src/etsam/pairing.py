@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from etsam.layout import RECORD_ENDING
-from etsam.predictions import TIFF_SUFFIXES, Prediction, recognise, run_of, stem
+from etsam.predictions import Prediction, recognise, run_of
 from etsam.tables import csv_records
-from etsam.volume import KNOWN_SUFFIXES
+from etsam.volume import KNOWN_SUFFIXES, TIFF_SUFFIXES, stem_of
 
 TRUTH_SUFFIX = re.compile(
     r"_(target_mask|partial_labels|ground_truth|membrane|labels?|mask|gt|truth)$", re.IGNORECASE
@@ -119,7 +119,7 @@ def read_pairings(path: Path) -> list[Pairing]:
 
 def truth_name(path: Path) -> str:
     """Return the run's name from that of its ground truth: `TS_1_membrane.mrc` is of run `TS_1`."""
-    name = stem(path)
+    name = stem_of(path)
     shortened = TRUTH_SUFFIX.sub("", name)
     return shortened or name
 
@@ -139,7 +139,7 @@ def match(predictions: Sequence[Path], truths: Sequence[Path]) -> list[tuple[Pat
         return [(predictions[0], truths[0])]
     pairs = []
     for path in predictions:
-        found = [truth for truth in truths if _belongs(stem(path), truth_name(truth))]
+        found = [truth for truth in truths if _belongs(stem_of(path), truth_name(truth))]
         longest = max((len(truth_name(truth)) for truth in found), default=0)
         best = [truth for truth in found if len(truth_name(truth)) == longest]
         if len(best) != 1:
@@ -166,7 +166,7 @@ def _truths_in(place: Path) -> list[Path]:
                 f"{place} does not exist: give ground truth, a file or a folder"
             )
         return [place]
-    found = [path for path in _volumes_in(place) if truth_name(path) != stem(path)]
+    found = [path for path in _volumes_in(place) if truth_name(path) != stem_of(path)]
     if not found:
         raise FileNotFoundError(
             f"{place} holds no ground truth: expected names such as RUN_membrane.mrc, which `etsam "

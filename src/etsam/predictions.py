@@ -12,11 +12,10 @@ from typing import Literal
 import numpy as np
 
 from etsam.options import LOGIT_THRESHOLD
-from etsam.volume import KNOWN_SUFFIXES, Tomogram, open_tomogram, tomogram_from_array
+from etsam.volume import TIFF_SUFFIXES, Tomogram, open_tomogram, stem_of, tomogram_from_array
 
 ScoreKind = Literal["mask", "logits", "probability"]
 
-TIFF_SUFFIXES = (".tif", ".tiff")
 TYPICAL_THRESHOLD: dict[ScoreKind, float] = {"mask": 0.0, "logits": 0.0, "probability": 0.5}
 TARDIS_THRESHOLD = 0.25  # the default of TARDIS-em 0.3 (--cnn_threshold)
 DAMAGES = (
@@ -100,25 +99,17 @@ class Prediction:
         return open_prediction(self.path, voxel_spacing=voxel_spacing)
 
 
-def stem(path: Path) -> str:
-    """Return the name of a volume without its file type."""
-    name = path.name
-    if path.suffix.lower() in TIFF_SUFFIXES:
-        return path.stem
-    return KNOWN_SUFFIXES.sub("", name) or name
-
-
 def recognise(path: Path) -> Prediction:
     """Tell from its name which program wrote a file; others become a method named after the folder."""
     for rule in CONVENTIONS:
-        if rule.suffix.search(stem(path)):
+        if rule.suffix.search(stem_of(path)):
             return Prediction(path, rule.method, rule.stage, rule.kind, rule.threshold, rule.clip)
     return Prediction(path, path.parent.name or "prediction")
 
 
 def run_of(path: Path) -> str | None:
     """Return the run a file's name tells; None where the program is not known or adds more to it."""
-    name = stem(path)
+    name = stem_of(path)
     for rule in CONVENTIONS:
         found = rule.suffix.search(name)
         if found:

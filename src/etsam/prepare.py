@@ -17,10 +17,10 @@ import numpy as np
 
 from etsam.annotations import Cleaned, CleaningOptions, clean_annotation
 from etsam.intensity import Normalisation, measure_intensity
-from etsam.layout import MASK_ENDING, RECORD_ENDING, Annotated, find_annotated, stem_of
+from etsam.layout import MASK_ENDING, RECORD_ENDING, Annotated, find_annotated
 from etsam.provenance import Clock, input_record, plain, provenance, write_json
 from etsam.storage import partial_name, require_space, same_spacing
-from etsam.volume import KNOWN_SUFFIXES, Tomogram, create_volume, open_tomogram
+from etsam.volume import KNOWN_SUFFIXES, Tomogram, create_volume, open_tomogram, stem_of
 
 COMPONENTS_ENDING = "_components"
 LIMIT_ENDING = "_limit"

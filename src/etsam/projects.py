@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from etsam.ngff_metadata import read_json
-from etsam.volume import KNOWN_SUFFIXES, folder_spacing
+from etsam.volume import folder_spacing, stem_of
 
 COPICK_RUNS = "ExperimentRuns"
 COPICK_SEGMENTATIONS = "Segmentations"
@@ -161,7 +161,7 @@ def select(members: dict[Path, Member | None], text: str) -> list[Path]:
 
 def mask_in_folder(path: Path, member: Member, folder: Path) -> Path:
     """Where a mask goes in a folder that holds masks of many runs: the name says which."""
-    stem = KNOWN_SUFFIXES.sub("", path.name)
+    stem = stem_of(path)
     names = [member.run, f"{member.spacing:.3f}", member.kind]
     if stem not in (member.run, member.kind):
         names.append(stem)

@@ -14,7 +14,7 @@ from typing import Any
 from etsam.options import SegmentOptions
 from etsam.projects import is_segmentation
 from etsam.provenance import plain, record_path, sha256, size_and_time
-from etsam.volume import KNOWN_SUFFIXES, output_path
+from etsam.volume import KNOWN_SUFFIXES, output_path, stem_of
 
 NOT_IN_RESULT = (
     *("model", "stage1_checkpoint", "stage2_checkpoint"),  # the sums of the weights tell more
@@ -92,7 +92,7 @@ def result_names(path: Path, options: SegmentOptions) -> SegmentResult:
 
 def _beside(mask: Path) -> tuple[Path, Path, Path, Path, Path]:
     """Names of all that may be made with a mask: JSON, preview, logits, cleaned mask, instances."""
-    stem = KNOWN_SUFFIXES.sub("", mask.name)
+    stem = stem_of(mask)
     joint = "-" if is_segmentation(mask) else "_"  # copick's names part at underscores
     return (
         record_path(mask),

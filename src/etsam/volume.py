@@ -29,6 +29,7 @@ OutputType = Literal["int8", "int16", "float32"]
 KNOWN_SUFFIXES = re.compile(
     r"(\.ome\.zarr|\.zarr|\.(mrc|mrcs|rec|map|st|ali|preali|ccp4)(\.gz|\.bz2)?)$", re.IGNORECASE
 )
+TIFF_SUFFIXES = (".tif", ".tiff")
 SPACING_FOLDER = re.compile(r"VoxelSpacing(\d+(?:\.\d+)?)")  # copick's and the CryoET Data Portal's
 FOLDERS_ABOVE = 3  # the portal's lies so far above its tomograms
 
@@ -271,9 +272,16 @@ def output_path(source: Path | str, suffix: str, folder: Path | str | None = Non
         (part for part in (source, *source.parents) if part.suffix.lower() == ".zarr"), None
     )
     source = zarr or source
-    stem = KNOWN_SUFFIXES.sub("", source.name) or source.name
     joined = suffix if suffix.startswith(("_", "-", ".")) else f"_{suffix}"
-    return Path(folder or source.parent) / f"{stem}{joined}{'.zarr' if zarr else '.mrc'}"
+    return Path(folder or source.parent) / f"{stem_of(source)}{joined}{'.zarr' if zarr else '.mrc'}"
+
+
+def stem_of(path: str | Path) -> str:
+    """Return a volume's name without the suffix of its format, also that of a TIFF."""
+    path = Path(path)
+    if path.suffix.lower() in TIFF_SUFFIXES:
+        return path.stem
+    return KNOWN_SUFFIXES.sub("", path.name) or path.name
 
 
 def folder_spacing(path: Path) -> float | None:

@@ -20,10 +20,10 @@ from etsam.export.points import (
     write_star,
 )
 from etsam.instances import Instances, plain_components, separate_membranes
-from etsam.membrane import THRESHOLD, Membrane, load_membrane, stem_of
+from etsam.membrane import THRESHOLD, Membrane, load_membrane
 from etsam.meshes import MAX_FACES, Mesh, surface_mesh
 from etsam.midsurface import MidSurface, mid_surface, thickness
-from etsam.volume import Tomogram, open_tomogram
+from etsam.volume import Tomogram, open_tomogram, stem_of
 
 FORMATS = (
     *MESH_FORMATS,

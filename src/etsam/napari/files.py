@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from etsam.arrays import ArraySource
-from etsam.membrane import stem_of
 from etsam.mrc_header import HEADER_BYTES
 from etsam.storage import Zyx, known_spacing
-from etsam.volume import KNOWN_SUFFIXES, OutputType, Tomogram, create_volume, open_tomogram
+from etsam.volume import KNOWN_SUFFIXES, OutputType, Tomogram, create_volume, open_tomogram, stem_of
 
 LayerData = tuple[Any, dict[str, Any], str]
 

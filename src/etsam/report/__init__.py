@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from etsam.frame import frame_of
-from etsam.membrane import THRESHOLD, load_membrane, stem_of
+from etsam.membrane import THRESHOLD, load_membrane
 from etsam.provenance import record_path
 from etsam.report.numbers import measure
 from etsam.report.pack import pack_mesh, pack_volume, thumbnail
 from etsam.report.page import INDEX_MARK, IndexRow, PageSource, index_html, page_html
 from etsam.report.recorded import read_recorded, recorded_parameters, recorded_threshold
 from etsam.storage import same_spacing, write_text
-from etsam.volume import Tomogram, open_tomogram, output_path
+from etsam.volume import Tomogram, open_tomogram, output_path, stem_of
 
 SUFFIX = "_report.html"
 INDEX = "index.html"
