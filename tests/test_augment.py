@@ -1,4 +1,4 @@
-"""Augmentation: what a fading clip hides, and what it leaves."""
+"""Augmentation: what a fading clip hides, what it leaves, and labels that move with frames."""
 
 from __future__ import annotations
 
@@ -6,36 +6,55 @@ import numpy as np
 import pytest
 import torch
 
-from etsam.training.augment import augment, fade
+from etsam.training import augment as module
+from etsam.training.augment import augment, augment_batch
+
+CHANGES = ("SPECTRAL", "TONED", "NOISY", "EDGED", "COVERED", "FADED", "WARPED")
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No change but contrast, brightness, quarter turns and mirrors; tests switch on what they are about."""
+    for name in CHANGES:
+        monkeypatch.setattr(module, name, 0.0)
+    return monkeypatch
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_fading_hides_one_side_of_later_frames(seed: int) -> None:
-    frames = torch.zeros(5, 6, 96, 96)
-    frames[:, 3:] = 1.0  # logits: sure of membrane
-    faded = fade(frames, 3, np.random.default_rng(seed))
-    assert torch.equal(faded[:2], frames[:2])
+def test_fading_hides_one_side_of_later_frames(only: pytest.MonkeyPatch, seed: int) -> None:
+    only.setattr(module, "FADED", 1.0)
+    frames = torch.zeros(1, 5, 6, 96, 96)
+    frames[:, :, 3:] = 1.0  # logits: sure of membrane
+    labels = torch.zeros(1, 5, 96, 96, dtype=torch.int8)
+    faded, again = (
+        augment_batch(frames.clone(), labels, 3, [np.random.default_rng(seed)])[0][0]
+        for _ in range(2)
+    )
+    assert torch.equal(faded, again)
+    assert (faded[:2, :3].std((-2, -1)) < 1e-5).all() and (faded[:2, 3:] > 0.999).all()
     grey, logits = faded[-1, :3], faded[-1, 3:]
     assert 0.1 < grey.std() < 1.2
     assert logits.min() < 0.5 and logits.max() <= 1.0
     spread = grey.unfold(1, 16, 16).unfold(2, 16, 16).std((0, 3, 4))
     assert spread.min() < 0.5 * spread.max()
-    assert torch.equal(faded, fade(frames, 3, np.random.default_rng(seed)))
 
 
-def test_short_clips_do_not_fade() -> None:
-    frames = torch.randn(2, 3, 32, 32)
-    assert torch.equal(fade(frames, 3, np.random.default_rng(0)), frames)
+def test_short_clips_do_not_fade(only: pytest.MonkeyPatch) -> None:
+    only.setattr(module, "FADED", 1.0)
+    frames, labels = torch.zeros(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.int8)
+    faded, _ = augment(frames, labels, 3, "strong", np.random.default_rng(0))
+    assert (faded.std((-2, -1)) < 1e-5).all()
 
 
-def test_labels_turn_with_frames() -> None:
+def test_labels_turn_with_frames(only: pytest.MonkeyPatch) -> None:
+    only.setattr(module, "WARPED", 0.5)
     labels = torch.zeros(4, 64, 64, dtype=torch.int8)
     labels[:, 10:30, 20:50] = 1
     frames = 100.0 * labels[:, None].float()
     sizes = []
     for seed in range(12):
         turned, marks = augment(frames, labels, 1, "strong", np.random.default_rng(seed))
-        bright = turned[1, 0] > (turned[1, 0].min() + turned[1, 0].max()) / 2  # 1 never fades
+        bright = turned[1, 0] > (turned[1, 0].min() + turned[1, 0].max()) / 2
         assert (bright == (marks[1] == 1)).float().mean() > 0.95
         sizes.append(int((marks[1] == 1).sum()))
     assert min(sizes) < 570 and max(sizes) > 630, "turned by quarters only, never zoomed"

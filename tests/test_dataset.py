@@ -99,7 +99,8 @@ def test_labels_turn_with_the_frames(
     tmp_path: Path, augmentation: Augmentation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tomogram that shows its own mask keeps doing so through every augmentation that moves it."""
-    monkeypatch.setattr(augment, "FADING", 0.0)  # covers it with noise; see test_augment.py
+    for name in ("FADED", "COVERED"):  # cover it with noise; see test_augment.py
+        monkeypatch.setattr(augment, name, 0.0)
     mask = np.zeros((8, 96, 96), np.int8)
     mask[:, 10:40, 20:30] = 1
     write(tmp_path / "a.mrc", mask * 50)

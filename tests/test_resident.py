@@ -15,7 +15,7 @@ from etsam.frames import FrameSpec
 from etsam.intensity import UNSCALED, IntensityScaling, measure_intensity
 from etsam.sam2 import save_checkpoint
 from etsam.train import train
-from etsam.training.batch_augment import augment_batch
+from etsam.training.augment import augment_batch
 from etsam.training.clips import ClipShape, own_random
 from etsam.training.resident import ResidentPairs, ResidentSampler
 from etsam.volume import open_tomogram

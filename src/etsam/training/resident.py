@@ -18,7 +18,7 @@ from etsam.logits import LOGIT_LIMIT, tracked_slices
 from etsam.prompts import LEAD_IN, grid_mask, schedule
 from etsam.sam2 import SAM2
 from etsam.tracker import track
-from etsam.training.batch_augment import augment_batch
+from etsam.training.augment import augment_batch
 from etsam.training.clips import Clips, ClipShape, own_random, walk
 
 THIN, THICKEST = 0.2, 16
