@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import tempfile
 import time
@@ -34,7 +35,7 @@ def simulating(folder: Path, volumes: int) -> Record:
     began = time.perf_counter()
     simulate_many(folder, range(volumes), SHAPE)
     seconds = time.perf_counter() - began
-    return {"slices/s": volumes * SHAPE[0] / seconds, "MB": peak_rss_mb()}
+    return {"slices/s": volumes * SHAPE[0] / seconds, "MB": peak_rss_mb() or math.nan}
 
 
 def training(folder: Path, given: argparse.Namespace, checkpointing: bool) -> Record:
@@ -64,7 +65,7 @@ def training(folder: Path, given: argparse.Namespace, checkpointing: bool) -> Re
     clips = given.steps * options.schedule.batch
     slices = clips * (options.frames + options.anchored)
     cuda = torch.device(given.device).type == "cuda"
-    memory = torch.cuda.max_memory_allocated() / 1e6 if cuda else peak_rss_mb()
+    memory = torch.cuda.max_memory_allocated() / 1e6 if cuda else peak_rss_mb() or math.nan
     return {"clips/s": clips / seconds, "slices/s": slices / seconds, "MB": memory}
 
 

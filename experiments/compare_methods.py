@@ -11,6 +11,7 @@ one that stage 1 finds, or --polarity.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def predict(
     invert = options.polarity == "bright"
     with open_tomogram(path) as tomogram:
         if method == "ridge":
-            slices = iter(ridge_slices(tomogram, RidgeOptions(invert=invert)))
+            slices: Iterator[np.ndarray] = iter(ridge_slices(tomogram, RidgeOptions(invert=invert)))
         else:
             from unet3d import load_network, predict_slices
 

@@ -77,12 +77,13 @@ def cut(path: Path, folder: Path, slabs: int) -> None:
 
 
 def load(folders: list[Path]) -> ResidentPairs:
-    """All that was prepared, in memory."""
+    """What was prepared, in memory; each of several processes takes its part."""
+    rank, ranks = (int(os.environ.get(name, old)) for name, old in (("RANK", 0), ("WORLD_SIZE", 1)))
     found = []
     for name, share in (("part", 1 - SLABBED), ("thin", SLABBED)):
         places = [place for folder in folders for place in sorted(folder.glob(f"{name}?"))]
         paths = [path for place in places for path, _ in find_pairs(place)]
-        found += [(path, share / len(paths)) for path in paths]
+        found += [(path, share / len(paths)) for path in paths[rank::ranks]]
     depths = [len(np.load(logits_path(path), mmap_mode="r")) for path, _ in found]
     store = ResidentPairs(sum(depths), FLAT[1:], torch.device("cpu"))
     for path, weight in found:

@@ -31,6 +31,7 @@ from etsam.simulation.render import quarter_turn
 from etsam.simulation.sample import build_sample
 from etsam.simulation.suite import SUITE_SHAPE, SuiteEntry, held_out_suite
 
+Samples = Iterator[tuple[str, Membrane, NDArray[np.int32]]]
 SMALLEST = (
     200  # voxels; smaller pieces of a true membrane, cut off by the field's edge, are not scored
 )
@@ -90,12 +91,12 @@ def splits_and_merges(found: NDArray[np.integer], true: NDArray[np.integer]) -> 
     size = np.bincount(true)
     large = (pairs[0] > 0) & (shared >= np.maximum(0.1 * size[pairs[1]], SMALLEST))
     labels, membranes = pairs[:, large]
-    splits = np.count_nonzero(np.unique(membranes, return_counts=True)[1] > 1)
-    merges = np.count_nonzero(np.unique(labels, return_counts=True)[1] > 1)
+    splits = int(np.count_nonzero(np.unique(membranes, return_counts=True)[1] > 1))
+    merges = int(np.count_nonzero(np.unique(labels, return_counts=True)[1] > 1))
     return splits, merges
 
 
-def suite(arguments: list[str]) -> Iterator[tuple[str, Membrane, NDArray[np.int32]]]:
+def suite(arguments: list[str]) -> Samples:
     """Yield the held-out suite's samples: name, mask and true membranes."""
     folder = Path(arguments[0]) if arguments and Path(arguments[0]).is_dir() else None
     thicker = float(arguments[0]) if arguments and folder is None else 1.0
@@ -121,7 +122,7 @@ def scores(membrane: Membrane, true: NDArray[np.int32]) -> list[float]:
         result = method(membrane)
         seconds = time.process_time() - start
         pair = result.labels[scored].astype(np.int32), true[scored]
-        count = np.count_nonzero(result.voxels >= SMALLEST)
+        count = float(np.count_nonzero(result.voxels >= SMALLEST))
         figures += [adjusted_rand(*pair), instance_dice(*pair), count, *splits_and_merges(*pair)]
         figures.append(seconds)
     return figures
@@ -132,7 +133,7 @@ def main(arguments: list[str]) -> None:
     if arguments and arguments[0].startswith("touching"):
         logits = arguments[0] == "touching-logits"
         chosen = scenes(arguments[1:])
-        samples = ((one.name, one.membrane(logits=logits), one.true) for one in chosen)
+        samples: Samples = ((one.name, one.membrane(logits=logits), one.true) for one in chosen)
     else:
         samples = suite(arguments)
     heads = "  ARI   Dice  count split merge    s"

@@ -79,10 +79,8 @@ def clean(given: argparse.Namespace) -> None:
     write_table(given.output / "postprocess.csv", rows)
     table = variants(rows)
     for metric in METRICS:
-        before, after = (
-            np.mean(list(table[name][metric].values())) for name in ("before", "after")
-        )
-        print(f"{metric:<10}{before:8.4f}{after:8.4f}{100 * (after - before):+8.2f} %")
+        first, last = (np.mean(list(table[name][metric].values())) for name in ("before", "after"))
+        print(f"{metric:<10}{first:8.4f}{last:8.4f}{100 * (last - first):+8.2f} %")
     change_figure(rows, ("before", "after"), given.output / "postprocess")
 
 

@@ -299,7 +299,8 @@ def main() -> None:
         supply.stop()  # or its processes keep this one alive
     model, metadata = load_checkpoint(weights)
     if given.stage == 1:
-        model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.add_(OPEN)
+        bias = model.state_dict()["sam_mask_decoder.pred_obj_score_head.layers.2.bias"]
+        bias.add_(OPEN)
     save_checkpoint(given.folder / f"compact_{weights.name}", model, metadata, half=True)
 
 

@@ -75,7 +75,8 @@ def score(samples: list[Sample], weights: np.ndarray) -> tuple[float, float, flo
     dice, areas = [], []
     for features, labels in samples:
         histogram = ScoreHistogram()
-        histogram.add(np.float32(features @ weights[:2] + weights[2]), labels.astype(np.int8))
+        logits = (features @ weights[:2] + weights[2]).astype(np.float32)
+        histogram.add(logits, labels.astype(np.int8))
         dice.append([count.dice for count in histogram.confusions(steps)])
         areas.append(histogram.curve().average_precision)
     means = np.nanmean(dice, axis=0)

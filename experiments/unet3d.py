@@ -44,7 +44,7 @@ SMOOTH = 1.0
 def make_network() -> nn.Module:
     """Return the network: (b, 1, z, y, x) -> logits; (b, heads, 1, z, y, x) while training."""
     levels = len(FILTERS)
-    return DynUNet(
+    network: nn.Module = DynUNet(
         spatial_dims=3,
         in_channels=1,
         out_channels=1,
@@ -56,6 +56,7 @@ def make_network() -> nn.Module:
         deep_supervision=True,
         deep_supr_num=HEADS,
     )
+    return network
 
 
 @dataclass

@@ -101,7 +101,7 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
 @contextmanager
 def _sound_attention() -> Iterator[None]:
     """Leave cuDNN's attention alone: its gradient in bfloat16 is NaN at times (PyTorch 2.11, H200)."""
-    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         yield
