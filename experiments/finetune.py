@@ -21,13 +21,14 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import torch
-from train_compact import FLAT, limit_threads, print_entry
+from train_compact import FLAT, print_entry
 from train_resident import jobs, make
 
 from etsam.dataset import find_pairs, logits_path
 from etsam.feedback import write_stage1_logits
 from etsam.intensity import measure_intensity
 from etsam.sam2 import load_checkpoint, save_checkpoint
+from etsam.simulate import limit_threads
 from etsam.train import COMPACT_LOSSES, COMPACT_SPEC, Schedule, TrainOptions, train
 from etsam.training.resident import ResidentPairs, ResidentSampler
 from etsam.volume import open_tomogram

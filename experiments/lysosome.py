@@ -21,11 +21,11 @@ from pathlib import Path
 from script import run_script
 
 from etsam.metrics import Confusion, ScoreHistogram, confusion
+from etsam.options import LOGIT_THRESHOLD
 from etsam.volume import Tomogram, open_tomogram
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "real" / "lysosome"
 RUN = "from etsam.cli import main; main()"
-THRESHOLD = -0.25
 SWEEP = (-4.0, -2.0, -1.0, -0.5, -0.25, 0.0, 0.5, 1.0, 2.0, 4.0)
 
 
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--prediction", type=Path, help="mask or logits (default: segment now)")
     parser.add_argument("--tomogram", type=Path, default=FOLDER / "tomogram.mrc")
     parser.add_argument("--labels", type=Path, default=FOLDER / "partial_labels.mrc")
-    parser.add_argument("--threshold", type=float, default=THRESHOLD)
+    parser.add_argument("--threshold", type=float, default=LOGIT_THRESHOLD)
     options, extra = parser.parse_known_args()
     if extra and options.prediction is not None:
         parser.error(f"{extra[0]}: options of `etsam segment` do not go with --prediction")

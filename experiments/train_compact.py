@@ -17,12 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from etsam.feedback import write_stage1_logits
 from etsam.frames import FrameSpec
 from etsam.sam2 import load_checkpoint, save_checkpoint
-from etsam.simulate import simulate_one
+from etsam.simulate import limit_threads, simulate_one
 from etsam.simulation.recipe import SimulationOptions
 from etsam.train import COMPACT, COMPACT_SPEC, Schedule, Source, TrainOptions, train
 
@@ -168,11 +167,6 @@ def _simulate(folder: Path, jobs: list[Job], shape: tuple[int, int, int], worker
     seeds, options = zip(*jobs, strict=True)
     with ProcessPoolExecutor(workers, initializer=limit_threads) as pool:
         list(pool.map(simulate_one, [folder] * count, seeds, [shape] * count, options))
-
-
-def limit_threads() -> None:
-    """One thread a process."""
-    torch.set_num_threads(1)
 
 
 def stages(given: argparse.Namespace, every: list[Source], some: list[Source]) -> tuple[Path, Path]:

@@ -1,7 +1,7 @@
 """Train the bundled network on a GPU that is fed without pause: all pairs stay on it.
 
     python experiments/train_resident.py runs/resident --stage 1 --shapes SEGMENTATIONS/
-    python experiments/train_resident.py runs/resident --stage 2 --shapes SEGMENTATIONS/
+    python experiments/train_resident.py runs/resident --stage 2 --rate 1e-3 --shapes SEGMENTATIONS/
 
 Stage 1 goes on from `--start` (what `train_compact.py` made; without it, what is bundled), stage 2 from
 stage 1. Processes simulate while the network learns, stage 2 other tomograms than stage 1. The packed
@@ -23,12 +23,12 @@ from threading import Thread
 import mrcfile
 import numpy as np
 import torch
-from train_compact import DARK, FLAT, cluttered, drawn, limit_threads, print_entry
+from train_compact import DARK, FLAT, cluttered, drawn, print_entry
 
 from etsam.feedback import write_stage1_logits
 from etsam.intensity import IntensityScaling, measure_intensity
 from etsam.sam2 import load_checkpoint, save_checkpoint
-from etsam.simulate import simulate_many, simulate_one
+from etsam.simulate import limit_threads, simulate_many, simulate_one
 from etsam.simulation.recipe import SimulationOptions
 from etsam.simulation.segmentations import RealShape
 from etsam.stages import load_stage

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from etsam.prompts import INTERVAL
 from etsam.training.prompting import (
-    GRID_STEP,
     PromptMix,
     prompt_mask,
     sample_boxes,
@@ -35,7 +35,7 @@ def test_first_prompts_lie_where_they_should() -> None:
 
 
 def test_mask_prompts() -> None:
-    assert GRID_STEP == 50
+    assert INTERVAL == 50
     labels = torch.tensor([[[1, 0], [-1, 1]]], dtype=torch.int8)
     assert prompt_mask("mask", labels, (0, 0))[0, 0].tolist() == [[1, 0], [0, 1]]
     assert prompt_mask("zero", labels, (0, 0)).sum() == 0

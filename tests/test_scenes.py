@@ -14,7 +14,8 @@ pytest.importorskip("matplotlib")
 from matplotlib.colors import to_rgb
 
 from etsam import scenes
-from etsam.panels import EXTRA, FOUND, MISSED, round_length
+from etsam.drawing import round_length
+from etsam.panels import EXTRA, FOUND, MISSED
 from etsam.scenes import View, surface_panels
 from etsam.volume import tomogram_from_array
 

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 import etsam
-from etsam import polarity, stages, weights
+from etsam import polarity, stages
 from etsam.export.layouts import MIN_VOXELS
 from etsam.instances import separate_membranes
 from etsam.membrane import load_membrane
 from etsam.options import SegmentOptions
+from etsam.provenance import sha256
 from etsam.segmentation import segment_array, segment_file
+from etsam.weights import resolve_model
 from tiny_model import write_tiny_model
 
 SHAPE = (6, 40, 30)
@@ -66,9 +68,7 @@ def cancel_at(fraction: float) -> Callable[[float, str], None]:
 def test_the_plugins_call(
     model: Path, volume: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        stages, "resolve_model", lambda name, progress: weights.resolve_model(model)
-    )
+    monkeypatch.setattr(stages, "resolve_model", lambda name, progress: resolve_model(model))
     seen: list[tuple[float, str]] = []
     mapped = np.lib.format.open_memmap(tmp_path / "in.npy", "w+", np.float32, SHAPE)
     mapped[:] = volume
@@ -96,9 +96,7 @@ def test_the_plugins_call(
 def test_the_plugins_call_cancelled_leaves_nothing(
     model: Path, volume: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        stages, "resolve_model", lambda name, progress: weights.resolve_model(model)
-    )
+    monkeypatch.setattr(stages, "resolve_model", lambda name, progress: resolve_model(model))
     threads = threading.active_count()
     for fraction in (0.0, 0.4, 0.9):
         with pytest.raises(Cancelled):
@@ -171,7 +169,7 @@ def test_a_file_becomes_mask_logits_picture_and_provenance(
     printed = json.loads(result.json())
     assert printed["mask"] == str(result.mask) and "\n" not in result.json()
     text = json.dumps(details)
-    assert weights.sha256_of(options.model / "stage1.safetensors") in text
+    assert sha256(options.model / "stage1.safetensors") in text
     assert etsam.__version__ in text and str(threshold) in text
 
 

@@ -245,3 +245,9 @@ def legend_above(
 
 def _cue(number: int) -> int:
     return (number + number // len(COLOURS)) % len(COLOURS)
+
+
+def round_length(wanted: float) -> float:
+    """Return the largest of 1, 2, 5, 10, ... (and their tenths) that is not longer."""
+    power = float(10.0 ** np.floor(np.log10(wanted)))
+    return max(factor for factor in (1, 2, 5) if factor * power <= wanted * 1.0001) * power

@@ -196,7 +196,7 @@ def to_frame(planes: Tensor, spec: FrameSpec, geometry: FrameGeometry) -> Tensor
 
 
 def to_slice(logits: Tensor, geometry: FrameGeometry) -> Tensor:
-    """Bring low-resolution logits (h / 4, w / 4) back to the (Y, X) slice, bilinearly."""
+    """Bring low-resolution logits (h / s, w / s), s the patch stride, back to the slice (Y, X), bilinearly."""
     values = logits.float()
     height, width = geometry.scaled_shape
     if geometry.frame_shape != geometry.scaled_shape:

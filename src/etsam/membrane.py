@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etsam.frame import Frame, frame_of
+from etsam.options import LOGIT_THRESHOLD
 from etsam.volume import Tomogram, open_tomogram
 
 LOGIT_STEP = 1 / 16
 """Step of logits kept as int8, which reach 8 to either side of the threshold."""
 
-THRESHOLD = -0.25
 SLAB = 16  # slices read at once
 
 
@@ -31,7 +31,7 @@ class Membrane:
 
 
 def load_membrane(
-    path: Path | str, *, threshold: float = THRESHOLD, voxel_spacing: float | None = None
+    path: Path | str, *, threshold: float = LOGIT_THRESHOLD, voxel_spacing: float | None = None
 ) -> Membrane:
     """Read a mask (integers, or 0 and 1) or logits (other numbers) with a threshold.
 

@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import os
-import shutil
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from etsam.storage import (
     VoxelStatistics,
     check_slice,
     partial_name,
+    remove,
     scratch_file,
 )
 
@@ -153,7 +153,7 @@ class NgffSink:
         self._label = label
         self._depth = min(CHUNK[0], info.shape[0])
         self._slabs: dict[int, tuple[np.ndarray, set[int]]] = {}  # slices of a layer, those present
-        _remove(partial)
+        remove(partial)
         partial.mkdir()
         try:
             self._store = _create_array(partial / "0", info, dtype)
@@ -184,17 +184,17 @@ class NgffSink:
         _write_group(self._partial, attributes, self._info.ngff_version)
         if self._path.exists():
             old = partial_name(self._path.with_name(f"{self._path.name}.replaced"))
-            _remove(old)
+            remove(old)
             os.replace(self._path, old)
             os.replace(self._partial, self._path)
-            _remove(old)
+            remove(old)
         else:
             os.replace(self._partial, self._path)
 
     def discard(self) -> None:
         """Remove the partial folder."""
         self._slabs.clear()
-        _remove(self._partial)
+        remove(self._partial)
 
     def _flush(self, layer: int) -> None:
         """Write the waiting slices of a layer, runs of neighbours at once."""
@@ -357,10 +357,3 @@ def _create_array(folder: Path, info: VolumeInfo, dtype: np.dtype) -> tensorstor
         "store_data_equal_to_fill_value": True,
     }
     return tensorstore.open(spec, create=True, delete_existing=True).result()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

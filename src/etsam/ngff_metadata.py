@@ -35,7 +35,6 @@ class NgffImage:
 
     array: Path
     zarr_format: int
-    version: str
     axes: tuple[str, ...] = ()
     spacing: Zyx | None = None
     origin: Zyx = (0.0, 0.0, 0.0)
@@ -138,9 +137,7 @@ def _image_of_array(path: Path, node: _Node) -> NgffImage:
                 if level.array == path.resolve():
                     return level
     note = f"no NGFF metadata: {SPACING_UNKNOWN}"
-    return NgffImage(
-        path, node.zarr_format, "0.5" if node.zarr_format == 3 else "0.4", notes=(note,)
-    )
+    return NgffImage(path, node.zarr_format, notes=(note,))
 
 
 def _multiscale(node: _Node) -> dict[str, Any] | None:
@@ -180,9 +177,7 @@ def _level(group: Path, node: _Node, image: dict[str, Any], dataset: dict[str, A
     origin: Zyx = (0.0, 0.0, 0.0)
     if scale:
         spacing, origin = _in_angstrom(axes, units, scale, translation, notes)
-    return NgffImage(
-        array, node.zarr_format, str(image["version"]), axes, spacing, origin, tuple(notes)
-    )
+    return NgffImage(array, node.zarr_format, axes, spacing, origin, tuple(notes))
 
 
 def _axes(image: dict[str, Any], where: str) -> tuple[tuple[str, ...], dict[str, str | None]]:

@@ -15,7 +15,7 @@ Polarity = Literal["auto", "dark", "bright"]
 LOGIT_THRESHOLD = -0.25  # default of the paper (4.3) and of the released code
 MAX_TILE = 1024  # pixels of the network; larger frames are tiled
 MIN_TILE = 192  # tiles share 128 with their neighbours
-MIN_SLICES = 10  # post-processing drops what spans fewer slices (released code)
+MIN_SLICES = 10  # blobs over fewer consecutive slices are noise (paper, section 2.4)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from etsam.drawing import shortened, style
+from etsam.drawing import round_length, shortened, style
 from etsam.metrics import IGNORE
 from etsam.overlay import Reference, check_grids
 from etsam.volume import Tomogram
@@ -150,12 +150,6 @@ def _scale_bar(axes: Axes, tomogram: Tomogram) -> None:
         0.05, 0.075, f"{length:g} {unit}", transform=axes.transAxes, color="white", fontsize=6.5,
         bbox={"facecolor": "black", "alpha": 0.5, "pad": 1, "lw": 0},
     )  # fmt: skip
-
-
-def round_length(wanted: float) -> float:
-    """Return the largest of 1, 2, 5, 10, ... (and their tenths) that is not longer."""
-    power = float(10.0 ** np.floor(np.log10(wanted)))
-    return max(factor for factor in (1, 2, 5) if factor * power <= wanted) * power
 
 
 def difference_legend(figure: Figure, words: Words | None = None, *, edge: str = "none") -> None:

@@ -19,12 +19,10 @@ from numpy.typing import NDArray
 
 from etsam.components import Blobs, PackedMask, drop_thin, find_blobs
 from etsam.in_order import in_order
+from etsam.options import MIN_SLICES
 from etsam.provenance import Clock, input_record, provenance, record_path, write_json
 from etsam.skeleton import clean_packed
 from etsam.volume import Tomogram, create_volume, open_tomogram, output_path
-
-MIN_SLICES = 10
-"""Blobs over fewer consecutive slices are noise (paper, section 2.4)."""
 
 MAX_RUNG = 5
 """Longest rung to cut, in skeleton pixels (released code; the paper does not mention rungs)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -19,7 +18,8 @@ from etsam.annotations import Cleaned, CleaningOptions, clean_annotation
 from etsam.intensity import Normalisation, measure_intensity
 from etsam.layout import MASK_ENDING, RECORD_ENDING, Annotated, find_annotated
 from etsam.provenance import Clock, input_record, plain, provenance, write_json
-from etsam.storage import partial_name, require_space, same_spacing
+from etsam.storage import partial_name, remove, require_space, same_spacing
+from etsam.tables import csv_records
 from etsam.volume import KNOWN_SUFFIXES, Tomogram, create_volume, open_tomogram, stem_of
 
 COMPONENTS_ENDING = "_components"
@@ -198,11 +198,7 @@ def read_choices(path: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a CSV with columns name, keep, drop")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            records = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read ({error}): save it as CSV in UTF-8") from error
+    records = csv_records(path)
     choices: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     for number, record in enumerate(records, 1):
         if record.get("name") in choices:
@@ -286,7 +282,7 @@ def _drop_earlier(target: Prepared, inputs: list[Tomogram]) -> None:
     for ending in (".mrc", ".zarr") if has_components else ():
         path = target.record.with_name(f"{target.name}{COMPONENTS_ENDING}{ending}")
         if path != target.components and path.resolve() not in _sources(inputs):
-            _remove(path)
+            remove(path)
     target.record.unlink(missing_ok=True)
 
 
@@ -346,7 +342,7 @@ def _place_tomogram(
                     progress("scale", z + 1, tomogram.shape[0])
         return
     try:
-        _remove(partial)
+        remove(partial)
         if options.link:
             partial.symlink_to(source.resolve())
         elif source.is_dir():
@@ -355,17 +351,10 @@ def _place_tomogram(
             require_space(target.parent, source.stat().st_size, f"copying {source.name}")
             shutil.copyfile(source, partial)
         if target.is_dir() or target.is_symlink():
-            _remove(target)
+            remove(target)
         os.replace(partial, target)
     finally:
-        _remove(partial)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        remove(partial)
 
 
 def _write_masks(

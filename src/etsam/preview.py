@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, floor, log10
+from math import ceil, floor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_dilation, gaussian_filter
 
+from etsam.drawing import round_length
 from etsam.volume import Tomogram
 
 WIDTH = 2400
@@ -164,8 +165,7 @@ def _scale_bar(draw: ImageDraw.ImageDraw, layout: _Layout, tomogram: Tomogram) -
     """Draw a bar of a round length in the first panel: nm, or voxels where the spacing is unknown."""
     spacing = None if tomogram.voxel_spacing is None else tomogram.voxel_spacing[2] / 10
     longest = BAR * layout.width / layout.scale * (spacing or 1.0)
-    power = 10.0 ** floor(log10(longest))
-    length = max(step for step in (1, 2, 5) if step * power <= longest * 1.0001) * power
+    length = round_length(longest)
     pixels = round(length / (spacing or 1.0) * layout.scale)
     left, top = layout.corner(0, 0)
     x, y = left + layout.font // 2, top + layout.height - layout.font // 2

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from etsam.drawing import shortened, style
+from etsam.drawing import round_length, shortened, style
 from etsam.frame import Frame
 from etsam.membrane import LOGIT_STEP, Membrane
 from etsam.meshes import Mesh, surface_mesh
 from etsam.metrics import IGNORE
 from etsam.overlay import Reference, check_grids
-from etsam.panels import EXTRA, FOUND, MISSED, Masks, difference_legend, round_length
+from etsam.panels import EXTRA, FOUND, MISSED, Masks, difference_legend
 from etsam.volume import Tomogram
 
 if TYPE_CHECKING:

@@ -68,7 +68,7 @@ def segment(
     Parameters
     ----------
     volume
-        (Z, Y, X) array or memory map with dark membranes, or the path of a tomogram.
+        (Z, Y, X) array or memory map, or the path of a tomogram.
     normalize_method, split_processing, stage1_prompt, stage2_prompt
         As in `SegmentOptions`; None is the model's own. `segment_array` takes all options.
     progress
@@ -83,7 +83,7 @@ def segment(
 
     Raises
     ------
-    ValueError, OSError
+    ValueError, OSError, MemoryError
         As `segment_array`.
     """
     options = SegmentOptions(
@@ -113,6 +113,8 @@ def segment_array(
         `output_path` is no .npy or the volume itself.
     FileNotFoundError, OSError
         A file is missing, weights cannot be fetched, or the disk is full.
+    MemoryError
+        There is too little of it, also for the smallest tiles.
     """
     options = options or SegmentOptions()
     if output_path is not None:

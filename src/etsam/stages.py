@@ -10,8 +10,9 @@ import torch
 
 from etsam.frames import REFERENCE_SPEC, FrameSpec
 from etsam.options import SegmentOptions
+from etsam.provenance import sha256 as checksum
 from etsam.sam2 import SAM2, load_checkpoint
-from etsam.weights import resolve_model, sha256_of
+from etsam.weights import resolve_model
 
 Progress = Callable[[float, str], None]
 
@@ -106,7 +107,7 @@ def load_stage(
     model.to(choose_dtype(dtype, device, is_own="frame_spec" in metadata))
     if model.config.trunk == "conv":  # several times as fast on CPUs
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    stage = Stage(model, stage_spec(model, metadata), sha256 or sha256_of(path), path)
+    stage = Stage(model, stage_spec(model, metadata), sha256 or checksum(path), path)
     check_channels(stage, number)
     return stage
 

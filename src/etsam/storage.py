@@ -259,3 +259,11 @@ def check_spacing(value: float) -> Zyx:
     if not low <= value <= high:
         raise ValueError(f"voxel spacing {value} is not plausible: give ångström, for example 10.0")
     return (float(value),) * 3
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

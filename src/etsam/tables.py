@@ -201,7 +201,7 @@ def csv_records(path: Path) -> list[dict[str, Any]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             records = list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a CSV table: {error}") from error
+        raise ValueError(f"{path} is not a CSV table ({error}): save it as CSV in UTF-8") from error
     for number, record in enumerate(records, 1):
         if None in record or None in record.values():
             raise ValueError(

@@ -12,7 +12,7 @@ import numpy as np
 from etsam.intensity import SliceSource
 from etsam.options import MAX_TILE
 
-OVERLAP = 128  # voxels shared by neighbouring tiles
+OVERLAP = 128  # pixels of the network shared by neighbouring tiles
 MIRRORS: dict[int, tuple[tuple[int, ...], ...]] = {
     1: ((),),
     2: ((), (0, 1)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.resources
 import os
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from etsam.fetch import Patience, RemoteFile, fetch
+from etsam.provenance import sha256
 from etsam.repositories import ZENODO, zenodo_files
 from etsam.storage import write_text
 
@@ -130,12 +130,6 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("etsam")
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 sum of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def resolve_model(model: str | Path, *, progress: Progress | None = None) -> ModelFiles:
     """Find both checkpoints of a model by its name or its folder, fetching them if need be.
 
@@ -219,7 +213,7 @@ def fetch_start_weights(name: str, *, progress: Progress | None = None) -> Path:
     weights = START_WEIGHTS[name]
     target = weights.path
     if target.is_file():
-        if sha256_of(target) != weights.sha256:
+        if sha256(target) != weights.sha256:
             raise ValueError(f"{target} has the wrong SHA-256 sum: delete it and try again")
         return target
     try:
@@ -245,12 +239,12 @@ def _bundled(model: BundledModel) -> ModelFiles:
             f"model {model.name!r} is not in this installation ({model.folder}): reinstall etsam, "
             f"or choose --model {ETSAM_V1.name} or --model FOLDER"
         )
-    return ModelFiles(model.name, stage1, stage2, (sha256_of(stage1), sha256_of(stage2)))
+    return ModelFiles(model.name, stage1, stage2, (sha256(stage1), sha256(stage2)))
 
 
 def _from_folder(folder: Path) -> ModelFiles:
     stage1, stage2 = (_only_checkpoint(folder, stage) for stage in ("stage1", "stage2"))
-    return ModelFiles(folder.resolve().name, stage1, stage2, (sha256_of(stage1), sha256_of(stage2)))
+    return ModelFiles(folder.resolve().name, stage1, stage2, (sha256(stage1), sha256(stage2)))
 
 
 def _only_checkpoint(folder: Path, stage: str) -> Path:
@@ -294,7 +288,7 @@ def _download(file: RemoteFile, target: Path, progress: Progress | None) -> None
 
 
 def _record_sum(path: Path) -> None:
-    sums = _recorded_sums(path.parent) | {path.name: sha256_of(path)}
+    sums = _recorded_sums(path.parent) | {path.name: sha256(path)}
     lines = "".join(f"{value}  {name}\n" for name, value in sorted(sums.items()))
     write_text(path.parent / CHECKSUM_FILE, lines)
 
@@ -308,12 +302,12 @@ def _recorded_sums(folder: Path) -> dict[str, str]:
 
 
 def _checked_sum(path: Path) -> str:
-    sha256 = sha256_of(path)
-    if _recorded_sums(path.parent).get(path.name, sha256) != sha256:
+    checksum = sha256(path)
+    if _recorded_sums(path.parent).get(path.name, checksum) != checksum:
         raise ValueError(
             f"{path} has changed since it was fetched: delete it, so that it is fetched anew"
         )
-    return sha256
+    return checksum
 
 
 def _reason(error: OSError) -> str:

@@ -10,6 +10,7 @@ import click
 from etsam.cli.command import VerbCommand, check_output, refuse_same_targets, run_each
 from etsam.cli.options import finite, overwrite_option
 from etsam.cli.progress import StageProgress
+from etsam.options import LOGIT_THRESHOLD
 
 FORMATS = [
     "ply",
@@ -45,7 +46,7 @@ FORMATS = [
     "--logit-threshold",
     "threshold",
     type=float,
-    default=-0.25,
+    default=LOGIT_THRESHOLD,
     show_default=True,
     callback=finite,
     help="For logits: a voxel above is membrane.",

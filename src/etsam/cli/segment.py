@@ -12,7 +12,7 @@ import click
 
 from etsam.cli.command import VerbCommand, check_output
 from etsam.cli.options import batch_options, finite, min_slices_option, overwrite_option
-from etsam.options import MAX_TILE, MIN_TILE
+from etsam.options import LOGIT_THRESHOLD, MAX_TILE, MIN_TILE
 
 if TYPE_CHECKING:
     from etsam.batch import BatchPlan
@@ -63,7 +63,7 @@ NO_FOLDERS = (
 @click.option(
     "--logit-threshold",
     type=float,
-    default=-0.25,
+    default=LOGIT_THRESHOLD,
     show_default=True,
     callback=finite,
     help="A voxel with a larger logit is membrane; lower finds more, higher is stricter.",

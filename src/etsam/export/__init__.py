@@ -20,9 +20,10 @@ from etsam.export.points import (
     write_star,
 )
 from etsam.instances import Instances, plain_components, separate_membranes
-from etsam.membrane import THRESHOLD, Membrane, load_membrane
+from etsam.membrane import Membrane, load_membrane
 from etsam.meshes import MAX_FACES, Mesh, surface_mesh
 from etsam.midsurface import MidSurface, mid_surface, thickness
+from etsam.options import LOGIT_THRESHOLD
 from etsam.volume import Tomogram, open_tomogram, stem_of
 
 FORMATS = (
@@ -45,7 +46,7 @@ class ExportOptions:
     """What to export: names of `FORMATS`; see docs/export.md."""
 
     formats: tuple[str, ...] = DEFAULT_FORMATS
-    threshold: float = THRESHOLD
+    threshold: float = LOGIT_THRESHOLD
     instances: bool = True
     min_voxels: int = layouts.MIN_VOXELS
     max_faces: int = MAX_FACES

@@ -25,10 +25,10 @@ from qtpy.QtWidgets import (
 
 from etsam.frame import Frame
 from etsam.instances import separate_membranes
-from etsam.membrane import THRESHOLD, Membrane, quantised
+from etsam.membrane import Membrane, quantised
 from etsam.napari.files import SOURCE, layer_volume, write_layer
 from etsam.napari.work import CancelledError, Run, logit_slices
-from etsam.options import SegmentOptions
+from etsam.options import LOGIT_THRESHOLD, SegmentOptions
 from etsam.postprocess import clean_mask
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class SegmentPanel(QWidget):  # type: ignore[misc]
         self.threshold = QDoubleSpinBox()
         self.threshold.setRange(-8, 8)
         self.threshold.setSingleStep(0.25)
-        self.threshold.setValue(THRESHOLD)
+        self.threshold.setValue(LOGIT_THRESHOLD)
         self.threshold.valueChanged.connect(self._apply_threshold)
         form = QFormLayout()
         form.addRow("Layer", self.layer_box)

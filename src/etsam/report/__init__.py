@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from etsam.frame import frame_of
-from etsam.membrane import THRESHOLD, load_membrane
+from etsam.membrane import load_membrane
+from etsam.options import LOGIT_THRESHOLD
 from etsam.provenance import record_path
 from etsam.report.numbers import measure
 from etsam.report.pack import pack_mesh, pack_volume, thumbnail
@@ -165,7 +166,7 @@ def _threshold(options: ReportOptions, recorded: dict[str, Any] | None) -> float
     if options.threshold is not None:
         return options.threshold
     known = recorded_threshold(recorded)
-    return THRESHOLD if known is None else known
+    return LOGIT_THRESHOLD if known is None else known
 
 
 def _check_grid(path: Path, tomogram: Tomogram, options: ReportOptions) -> None:

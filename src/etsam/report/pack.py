@@ -41,7 +41,7 @@ class PackedVolume:
     """Slices as base64 of WebP: `grey` and `level` (z); `binning` voxels per pixel, zyx.
 
     A level is 64 at the threshold and a step of 1/8 logit; without logits it is 0 or 127. `above[i]` counts
-    the voxels of the whole volume with a level above i. `contrast` are the grey values of 0 and 255.
+    the voxels of the whole volume with a level above i.
     """
 
     grey: list[str]
@@ -49,7 +49,6 @@ class PackedVolume:
     binning: tuple[int, int, int]
     shape: tuple[int, int, int]
     above: list[int]
-    contrast: tuple[float, float]
 
 
 def pack_volume(tomogram: Tomogram, membrane: Membrane, budget: int = PAGE_BYTES) -> PackedVolume:
@@ -73,7 +72,7 @@ def pack_volume(tomogram: Tomogram, membrane: Membrane, budget: int = PAGE_BYTES
         for z in range(shape[0])
     ]
     above = (counts.sum() - np.cumsum(counts)).tolist()
-    return PackedVolume(_texts(grey), _texts(level), binning, shape, above, contrast)
+    return PackedVolume(_texts(grey), _texts(level), binning, shape, above)
 
 
 def pack_mesh(mesh: Mesh, membranes: NDArray[np.int16]) -> dict[str, object]:

@@ -34,8 +34,8 @@ def in_blocks(query: Tensor) -> bool:
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Softmax of scaled products of (b, h, n, d) queries and (b, h, m, d) keys, times the values.
 
-    Values are (b, h, m, e); returns (b, h, n, e). PyTorch's kernel for CPUs takes one and a half to
-    three times as long in bfloat16 as the same products by its matrix product, and wants e = d. Under
+    Values are (b, h, m, e); returns (b, h, n, e). PyTorch's kernel for CPUs takes 1.4 to 2.7
+    times as long in bfloat16 as the same products by its matrix product, and wants e = d. Under
     autocast keys and values may be float32 still, such as memories that are not projected first.
     """
     if not in_blocks(query):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from etsam.metrics import IGNORE
+from etsam.prompts import INTERVAL
+from etsam.sam2.prompt_encoder import BOX_FIRST, BOX_SECOND, NEGATIVE, POSITIVE
 
-GRID_STEP = 50
-"""Pixels between the dots of the automatic prompt (paper, section 4.4)."""
 LONG = 1000
 """Length of the volume a clip is thought to come from, in slices."""
 BOX_NOISE, BOX_NOISE_LIMIT = 0.1, 20.0
@@ -99,7 +99,7 @@ class PromptMix:
             most = max(conditioned, min(self.corrected, frames))
             extra = int(random.integers(conditioned, most + 1)) - conditioned
             corrected = frozenset((*first, *others[conditioned - 1 :][:extra]))
-        y, x = random.integers(0, GRID_STEP, 2).tolist()
+        y, x = random.integers(0, INTERVAL, 2).tolist()
         # in use the conditioning slice is anything from one to hundreds of slices away
         away = 1 if random.random() < 0.5 else int(random.integers(1, LONG // 2))
         truth = tuple((random.random(self.clicks) < self.from_truth).tolist())
@@ -115,7 +115,7 @@ def prompt_mask(kind: PromptKind, labels: Tensor, phase: tuple[int, int]) -> Ten
         return (labels == 1).float()[:, None]
     mask = torch.zeros(len(labels), 1, *labels.shape[1:], device=labels.device)
     if kind == "grid":
-        mask[..., phase[0] :: GRID_STEP, phase[1] :: GRID_STEP] = 1
+        mask[..., phase[0] :: INTERVAL, phase[1] :: INTERVAL] = 1
     return mask
 
 
@@ -146,7 +146,7 @@ def sample_clicks(labels: Tensor, found: Tensor | None, randoms: Randoms) -> tup
         pixel = int(where[int(random.integers(len(where)))])
         y, x = divmod(pixel, plane.shape[1])
         points.append([float(x), float(y)])
-        signs.append(int(truth[y, x]))
+        signs.append(POSITIVE if truth[y, x] else NEGATIVE)
     device = labels.device
     return torch.tensor(points, device=device)[:, None], torch.tensor(signs, device=device)[:, None]
 
@@ -164,5 +164,5 @@ def sample_boxes(labels: Tensor, randoms: Randoms) -> tuple[Tensor, Tensor]:
         noise = torch.from_numpy(random.uniform(-1, 1, (2, 2)).astype(np.float32))
         box = (torch.stack((low, high)) + noise * reach).clamp(min=torch.zeros(2), max=end)
         corners.append(box.flip(-1))
-    kinds = torch.tensor([[2, 3]], device=labels.device)
+    kinds = torch.tensor([[BOX_FIRST, BOX_SECOND]], device=labels.device)
     return torch.stack(corners).to(labels.device), kinds.expand(len(labels), -1)
