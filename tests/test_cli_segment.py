@@ -14,9 +14,8 @@ import pytest
 
 from etsam import cli
 from etsam.cli import sample
-from etsam.frames import PromptKind
 from etsam.intensity import Normalisation
-from etsam.options import SegmentOptions
+from etsam.options import PromptKind, SegmentOptions
 from etsam.simulation import recipe
 from etsam.weights import DEFAULT_MODEL
 from test_cli import Run, assert_one_line, write_mrc

@@ -183,6 +183,11 @@ def test_the_command_prints_and_writes(tmp_path: Path, run: Run) -> None:
     assert "***" in out
     records = json.loads((tmp_path / "tests.json").read_text())
     assert [record["mark"] for record in records] == ["***"]
+    before = (tmp_path / "t.csv").read_bytes()
+    code, _, err = run("compare", tmp_path / "t.csv", "-o", tmp_path / "." / "t.csv")
+    assert code == 1 and "t.csv is read as well: give the new table another name" in err
+    assert (tmp_path / "t.csv").read_bytes() == before
+    assert "is no file" in run("compare", tmp_path)[2]
     with pytest.raises(ValueError, match="no method 'x'"):
         compare(rows, methods=["x"])
     with pytest.raises(ValueError, match="good has no 'iou'"):

@@ -279,6 +279,9 @@ def test_what_is_refused_in_one_line(tmp_path: Path, run: Run) -> None:
     small = write(tmp_path / "b_scores.mrc", logits[:, :-1])
     blank = write(tmp_path / "c_membrane.mrc", np.full_like(labels, -1))
     wrong = write(tmp_path / "d_membrane.mrc", labels * 2)
+    signed = write(tmp_path / "a.mrc", -(labels == 1).astype(np.int8))
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text(f"prediction,truth\n{other},{truth}\n")
     cases = [
         ((other, "-t", truth), 1, "voxels of 13.6x13.6x13.6 and 10x10x10 Å"),
         ((small, "-t", truth), 1, "has shape (6, 19, 22)"),
@@ -291,6 +294,9 @@ def test_what_is_refused_in_one_line(tmp_path: Path, run: Run) -> None:
         ((small, "-t", truth, "--resample"), 1, "they must show the same volume to be resampled"),
         ((other, "-t", truth, "--resample", "--voxel-spacing", 10), 1, "give it or --resample"),
         (("--pairs", tmp_path / "none.csv"), 1, "does not exist"),
+        (("--pairs", pairs, "-o", pairs), 1, "pairs.csv is read as well"),
+        (("--pairs", pairs, "--curves", pairs), 1, "pairs.csv is read as well"),
+        ((signed, "-t", truth), 1, "holds -1 to 0, not a mask"),
         (("--pairs", tmp_path / "none.csv", "--method", "M"), 2, "make it a column"),
         ((other, "-t", truth, "--voxel-spacing", 0), 1, "voxel spacing 0.0 is not plausible"),
         ((other, "-t", truth, "--threshold", "nan"), 1, "expected finite numbers"),

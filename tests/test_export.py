@@ -263,6 +263,17 @@ def test_refusals(exported: Path, tmp_path: Path) -> None:
         export_file(empty)
     with pytest.raises(ValueError, match="formats"):
         ExportOptions(("fbx",))
+    sure = write(tmp_path / "sure.mrc", np.full(SHAPE, 0.3, np.float32))
+    with pytest.raises(
+        ValueError, match=r"holds 0\.3 and more, all above .* 0\.5 for probabilities"
+    ):
+        export_file(sure)
+    smaller = write(tmp_path / "smaller.mrc", np.zeros((4, *SHAPE[1:]), np.int8))
+    with pytest.raises(ValueError, match="they do not belong together"):
+        export_file(ball, ExportOptions(("labels",), tomogram=smaller, output=tmp_path / "out"))
+    slice_ = write(tmp_path / "slice.mrc", np.eye(30, dtype=np.int8)[None])
+    with pytest.raises(ValueError, match="leave out meshes and copick"):
+        export_file(slice_, ExportOptions(("ply",)))
     unknown = write(tmp_path / "unknown.mrc", np.ones(SHAPE, np.int8), Frame(SHAPE, (1.0,) * 3))
     with pytest.raises(ValueError, match="--voxel-spacing"):
         export_file(unknown)

@@ -68,6 +68,15 @@ def test_no_json_of_an_earlier_cleaned_mask_stays(tomogram: Path, options: Segme
     assert cleaned.path.is_file() and not cleaned.provenance.exists()
 
 
+def test_a_link_that_leads_nowhere_stays(tomogram: Path, options: SegmentOptions) -> None:
+    """As one to an archive that is not mounted."""
+    link = tomogram.with_name("a_membrane.mrc")
+    link.symlink_to(tomogram.parent / "archive" / "a_membrane.mrc")
+    with pytest.raises(FileExistsError, match=r"a_membrane\.mrc is there already"):
+        segment_file(tomogram, options)
+    assert link.is_symlink()
+
+
 def test_files_of_others_stay(tomogram: Path, options: SegmentOptions) -> None:
     segment_file(tomogram, replace(options, post_process=True))
     logits = write_mrc(tomogram.with_name("a_membrane_logits.mrc"), np.ones(SHAPE, np.float32))

@@ -25,7 +25,7 @@ class ArraySource:
             If it is not three-dimensional, has an empty axis, or does not hold real numbers.
         """
         array = _of_numpy(array)
-        if len(array.shape) != 3 or 0 in array.shape:
+        if len(array.shape) != 3 or not all(side >= 1 for side in array.shape):
             raise ValueError(f"the array has shape {tuple(array.shape)}: a tomogram is (Z, Y, X)")
         dtype = np.dtype(array.dtype)
         if dtype.kind not in "biuf":
@@ -52,6 +52,8 @@ class ArraySource:
 
 def _of_numpy(array: ArrayLike) -> np.ndarray:
     """Return what other libraries hold as NumPy does; lazy arrays of NumPy's types stay as they are."""
+    if np.ma.is_masked(array):
+        raise ValueError("the array is masked in places: fill them first (array.filled(value))")
     if hasattr(array, "shape") and hasattr(array, "dtype"):
         with suppress(TypeError):  # a type that NumPy does not know
             np.dtype(array.dtype)

@@ -267,6 +267,11 @@ class _Scorer:
                 f"slice {z} holds {plane.min():g} to {plane.max():g}, not probabilities: "
                 "give --scores logits"
             )
+        if self.kind == "mask" and plane.min() < 0:
+            raise ValueError(
+                f"slice {z} holds {plane.min():g} to {plane.max():g}, not a mask: expected 0 and other "
+                "labels above it; bytes of 0 and 255 whose header says signed read as 0 and -1"
+            )
 
 
 def _other_grid(prediction: Tomogram, truth: Tomogram, options: EvaluateOptions) -> bool:

@@ -15,16 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from etsam.intensity import IntensityScaling, Normalisation, SliceSource
+from etsam.intensity import IntensityScaling, SliceSource
 from etsam.logits import LOGIT_LIMIT, LogitRange
+from etsam.options import Normalisation, PromptKind
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 MAX_SIDE = 1 << 16  # pixels; a larger frame in a checkpoint is damage or malice
 MAX_OFFSET = 256  # slices
-
-PromptKind = Literal["zero", "grid_zero", "grid", "etsam_stage1_partial", "none"]
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Protocol, TypeVar, get_args
 
 import numpy as np
+
+from etsam.options import Normalisation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Normalisation = Literal["min_max_positive_values", "softplus_minmax", "min_max", "robust"]
 
 ROBUST_PERCENTILES = (0.1, 99.9)
 SAMPLE_SLICES = 64

@@ -40,7 +40,8 @@ def load_membrane(
     Raises
     ------
     FileNotFoundError, ValueError
-        If there is no such volume, it cannot be read, or its voxel spacing is unknown.
+        If there is no such volume, it cannot be read, its voxel spacing is unknown, or it holds
+        numbers that are all above the threshold.
     """
     volume = open_tomogram(path, voxel_spacing=voxel_spacing)
     try:
@@ -48,14 +49,21 @@ def load_membrane(
         logits = holds_logits(volume)
         mask = np.empty(volume.shape, bool)
         field = np.empty(volume.shape, np.int8) if logits else None
+        lowest = np.inf
         for start in range(0, volume.shape[0], SLAB):
             stop = min(start + SLAB, volume.shape[0])
             data = volume.read_slices(start, stop)
             mask[start:stop] = data > (threshold if logits else 0)
             if field is not None:
                 field[start:stop] = quantised(data, threshold)
+                lowest = min(lowest, float(data.min()))
     finally:
         volume.close()
+    if field is not None and lowest > threshold:
+        raise ValueError(
+            f"{path} holds {lowest:g} and more, all above the threshold {threshold:g}: give "
+            "--logit-threshold, 0.5 for probabilities"
+        )
     return Membrane(mask, field, frame)
 
 

@@ -75,7 +75,7 @@ def surface_mesh(membrane: Membrane, *, max_faces: int = MAX_FACES) -> Mesh:
         cells, level = _binned(membrane.field[box].clip(-limit, limit), binning, LOGIT_STEP), 0.0
     spacing = np.array(membrane.frame.spacing)
     cells = gaussian_filter(cells, SMOOTHING * spacing.min() / spacing, mode="nearest")
-    if not cells.min() < level < cells.max():
+    if min(cells.shape) < 2 or not cells.min() < level < cells.max():
         thin = (
             "too small to be smoothed" if binning == 1 else f"too thin when binned {binning} times"
         )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from etsam.frames import PromptKind
-    from etsam.intensity import Normalisation
+from typing import Literal, get_args
 
 Polarity = Literal["auto", "dark", "bright"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+FirstSlice = Literal["predict", "prompt"]
+PromptKind = Literal["zero", "grid_zero", "grid", "etsam_stage1_partial", "none"]
+Normalisation = Literal["min_max_positive_values", "softplus_minmax", "min_max", "robust"]
 
 LOGIT_THRESHOLD = -0.25  # default of the paper (4.3) and of the released code
 MAX_TILE = 1024  # pixels of the network; larger frames are tiled
@@ -62,7 +63,7 @@ class SegmentOptions:
     stage1_checkpoint: Path | None = None
     stage2_checkpoint: Path | None = None
     device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     normalize_method: Normalisation | None = None
     stage1_prompt: PromptKind | None = None
     stage2_prompt: PromptKind | None = None
@@ -70,7 +71,7 @@ class SegmentOptions:
     split_processing: bool = False
     tile: int = MAX_TILE
     mirrors: Literal[1, 2, 4] = 1
-    first_slice: Literal["predict", "prompt"] = "predict"
+    first_slice: FirstSlice = "predict"
     polarity: Polarity = "auto"
     voxel_spacing: float | None = None
     logit_threshold: float = LOGIT_THRESHOLD
@@ -81,3 +82,34 @@ class SegmentOptions:
     output: Path | None = None
     preview: bool = True
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what programs may spell wrongly.
+
+        Raises
+        ------
+        ValueError
+            A choice is none of those there are, or a number is none.
+        """
+        for name, kind in CHOICES.items():
+            value, known = getattr(self, name), get_args(kind)
+            if value not in (*known, None):
+                raise ValueError(f"{name} is {value!r}: expected {', '.join(known)}")
+        for name in ("interval", "tile", "min_slices"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral | None):
+                raise ValueError(f"{name} is {value!r}: expected a whole number")
+        for name in ("voxel_spacing", "logit_threshold"):
+            value = getattr(self, name)
+            if not isinstance(value, Real | None):
+                raise ValueError(f"{name} is {value!r}: expected a number")
+
+
+CHOICES = {
+    "dtype": Dtype,
+    "normalize_method": Normalisation,
+    "stage1_prompt": PromptKind,
+    "stage2_prompt": PromptKind,
+    "first_slice": FirstSlice,
+    "polarity": Polarity,
+}

@@ -41,6 +41,20 @@ class Reference:
         return plane
 
 
+def check_shapes(first: tuple[str, Tomogram], second: tuple[str, Tomogram]) -> None:
+    """Check that two named volumes have the same number of voxels along each axis.
+
+    Raises
+    ------
+    ValueError
+        They have not.
+    """
+    if second[1].shape != first[1].shape:
+        raise ValueError(
+            f"{second[0]} has shape {second[1].shape}, {first[0]} {first[1].shape}: they do not belong together"
+        )
+
+
 def check_grids(first: tuple[str, Tomogram], others: Iterable[tuple[str, Tomogram]]) -> None:
     """Check that named volumes have the same voxels; unknown voxel sizes pass.
 
@@ -51,8 +65,7 @@ def check_grids(first: tuple[str, Tomogram], others: Iterable[tuple[str, Tomogra
     """
     like_name, like = first
     for name, volume in others:
-        if volume.shape != like.shape:
-            raise ValueError(f"{name} has shape {volume.shape}, {like_name} {like.shape}")
+        check_shapes(first, (name, volume))
         mine, theirs = volume.voxel_spacing, like.voxel_spacing
         if mine is None or theirs is None:
             continue

@@ -13,7 +13,6 @@ import numpy as np
 from etsam.frames import (
     FrameSource,
     Prefetched,
-    PromptKind,
     frame_geometry,
     read_plane,
     to_slice,
@@ -21,13 +20,12 @@ from etsam.frames import (
 from etsam.intensity import (
     UNSCALED,
     IntensityScaling,
-    Normalisation,
     SliceSource,
     measure_intensity,
 )
 from etsam.logits import ScratchLogits, tracked_slices
 from etsam.memory import give_back_freed
-from etsam.options import MAX_TILE, SegmentOptions
+from etsam.options import MAX_TILE, Normalisation, PromptKind, SegmentOptions
 from etsam.prompts import (
     INTERVAL,
     LEAD_IN,

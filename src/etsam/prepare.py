@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from etsam.annotations import Cleaned, CleaningOptions, clean_annotation
-from etsam.intensity import Normalisation, measure_intensity
+from etsam.intensity import measure_intensity
 from etsam.layout import MASK_ENDING, RECORD_ENDING, Annotated, find_annotated
+from etsam.options import Normalisation
 from etsam.provenance import Clock, input_record, plain, provenance, write_json
 from etsam.storage import partial_name, remove, require_space, same_spacing
 from etsam.tables import csv_records

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from etsam.frames import FrameGeometry, FrameSequence, PromptKind
+from etsam.frames import FrameGeometry, FrameSequence
+from etsam.options import PromptKind
 
 INTERVAL = 50  # pixels between dots, and slices between repeated prompts (paper, ablations)
 SPLIT_INTERVAL = 10  # the same for quadrants (released code)

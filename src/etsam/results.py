@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ NOT_IN_RESULT = (
     *("device", "output", "preview", "overwrite"),
 )
 STATE_FILE = "state.safetensors"
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def refuse_existing(result: SegmentResult, source: Path, *, replaceable: bool) -
     for path in result.paths():
         if path.exists() and path.resolve() == source.resolve():
             raise ValueError(f"{path} is the tomogram itself: give another --output")
-        if path.exists() and not replaceable:
+        if os.path.lexists(path) and not replaceable:
             raise FileExistsError(
                 f"{path} is there already: give --resume, --overwrite or another --output"
             )
@@ -192,7 +193,7 @@ def refuse_edited(
         One has been changed or put there since.
     """
     for path in () if overwrite else result.paths():
-        there = path != result.provenance and path.exists()
+        there = path != result.provenance and os.path.lexists(path)
         if there and not _is_as_written(path, earlier or {}):
             raise FileExistsError(
                 f"{path} is not as etsam wrote it: give --overwrite to replace it, or another "

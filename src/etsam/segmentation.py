@@ -22,7 +22,7 @@ from etsam.arrays import file_of
 from etsam.frame import frame_of
 from etsam.logits import NpyWriter
 from etsam.memory import memory_errors, with_smaller_tiles
-from etsam.options import SegmentOptions
+from etsam.options import Normalisation, PromptKind, SegmentOptions
 from etsam.postprocess import CleaningOptions, postprocess
 from etsam.preview import save_preview
 from etsam.provenance import Clock, HashInBackground, input_record, write_json
@@ -44,8 +44,6 @@ from etsam.storage import require_space
 from etsam.volume import Tomogram, create_volume, open_tomogram, tomogram_from_array
 
 if TYPE_CHECKING:
-    from etsam.frames import PromptKind
-    from etsam.intensity import Normalisation
     from etsam.stages import Stage
     from etsam.unfinished import Unfinished
 

@@ -54,7 +54,8 @@ def read_table(path: Path | str) -> list[Score]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: give a table made by `etsam evaluate`")
+        what = "is no file" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}: give a table made by `etsam evaluate`")
     records = _json_records(path) if path.suffix.lower() == ".json" else csv_records(path)
     rows = [_score(record, f"{path}, row {number}") for number, record in enumerate(records, 1)]
     if not rows:
@@ -62,13 +63,13 @@ def read_table(path: Path | str) -> list[Score]:
     return rows
 
 
-def check_table_path(path: Path | str | None) -> None:
+def check_table_path(path: Path | str | None, inputs: Iterable[Path | None] = ()) -> None:
     """Refuse a place where no table can be written, before anything is computed for it.
 
     Raises
     ------
     ValueError
-        If the name ends in neither .csv nor .json, or its folder does not exist.
+        If the name ends in neither .csv nor .json, its folder does not exist, or it is an input.
     """
     if path is None:
         return
@@ -77,6 +78,8 @@ def check_table_path(path: Path | str | None) -> None:
         raise ValueError(f"{path} is no name for a table: expected one that ends in .csv or .json")
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} does not exist: make the folder first")
+    if path.exists() and any(other and other.exists() and path.samefile(other) for other in inputs):
+        raise ValueError(f"{path} is read as well: give the new table another name")
 
 
 def write_table(path: Path | str, rows: Iterable[Score]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import sys
 import warnings
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from etsam.cli.report import report
 from etsam.cli.segment import segment
 from etsam.cli.simulate import simulate
 from etsam.cli.status import status
+from etsam.cli.streams import make_patient
 from etsam.cli.train import train
 from etsam.cli.weights import weights
 
@@ -78,8 +79,7 @@ for _verb in (
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 done, else as docs/facilities.md says."""
-    if sys.stderr is None:  # closed (2>&-): its number must not become that of a result's file
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    output = make_patient()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         code = etsam.main(args=args, prog_name="etsam", standalone_mode=False)
@@ -94,7 +94,12 @@ def main(args: Sequence[str] | None = None) -> None:
     except EXPECTED_ERRORS as error:
         report_error(error)
         code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+    code = code if isinstance(code, int) else 0
+    sys.stdout.flush()
+    if output is not None and output.failure is not None and output.failure.errno != errno.EPIPE:
+        report_error(f"standard output: {output.failure.strerror}: what was printed is incomplete")
+        code = code or 1
+    sys.exit(code)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_place: object) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import click
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
+HIDDEN = re.compile(r"\.([^/\\]+?)(?:\.\d+)?\.partial\b")
+"""The name of a file or folder while it is written; users know it by the name it will have."""
 EXPECTED_ERRORS = (ValueError, OSError, MemoryError, click.ClickException)
 
 
@@ -47,8 +51,9 @@ def one_line(error: BaseException | str) -> str:
     """The message of an error, without line breaks and without error numbers."""
     if isinstance(error, click.ClickException):
         text = error.format_message()
-    elif isinstance(error, OSError) and error.strerror and error.filename:
-        text = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, OSError) and error.strerror:
+        place = HIDDEN.sub(r"\1", os.fsdecode(error.filename)) if error.filename else ""
+        text = f"{place}: {error.strerror}" if place else error.strerror
     elif isinstance(error, UnicodeEncodeError):
         text = "a name that is no Unicode cannot be written into a text: rename the file"
     elif isinstance(error, MemoryError):

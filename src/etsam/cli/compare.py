@@ -43,7 +43,7 @@ def compare(params: dict[str, Any]) -> None:
     from etsam.compare import compare as run_comparison
     from etsam.tables import check_table_path, read_table, write_records
 
-    check_table_path(params["output"])
+    check_table_path(params["output"], params["tables"])
     rows = [row for path in params["tables"] for row in read_table(path)]
     found = run_comparison(
         rows,

@@ -94,6 +94,7 @@ def evaluate(params: dict[str, Any]) -> int:
     etsam evaluate TS_1_scores.mrc -t TS_1_membrane.mrc --sweep
     """
     from etsam.evaluate import EvaluateOptions, curve_rows
+    from etsam.storage import with_own_name
     from etsam.tables import COLUMNS, check_table_path, csv_text, write_table
 
     pairings = _pairings(params)
@@ -109,10 +110,10 @@ def evaluate(params: dict[str, Any]) -> int:
         resample=params["resample"],
     )
     output, curves = params["output"], params["curves"]
-    if output is not None and output == curves:
+    if None not in (output, curves) and with_own_name(output) == with_own_name(curves):
         raise click.UsageError("--output and --curves are the same file")
     for path in (output, curves):
-        check_table_path(path)
+        check_table_path(path, [params["pairs"]])
     found = _evaluated(pairings, options)
     rows = [row for evaluation in found for row in evaluation.rows]
     if rows and curves is not None:

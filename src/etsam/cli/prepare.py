@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from etsam.cli.command import EXIT_FAILED, EXPECTED_ERRORS, VerbCommand, one_line, report_error
+from etsam.cli.command import (
+    EXIT_FAILED,
+    EXPECTED_ERRORS,
+    VerbCommand,
+    one_line,
+    report_error,
+    report_warning,
+)
 from etsam.cli.options import overwrite_option
 from etsam.cli.progress import StageProgress
+from etsam.options import Normalisation
 
 if TYPE_CHECKING:
     from etsam.annotations import Box, CleaningOptions
     from etsam.prepare import Prepared, PrepareOptions
 
-NORMALISATIONS = ["min_max_positive_values", "softplus_minmax", "min_max", "robust"]
 SHOWN = 10  # components listed on stderr
 
 
@@ -63,7 +70,7 @@ SHOWN = 10  # components listed on stderr
 )  # fmt: skip
 @click.option("--components", is_flag=True, help="Write their numbers too: NAME_components.")
 @click.option(
-    "--normalise", type=click.Choice(NORMALISATIONS),
+    "--normalise", type=click.Choice(get_args(Normalisation)),
     help="Write tomograms as float32, scaled.  [default: as they are]",
 )  # fmt: skip
 @click.option("--link", is_flag=True, help="Link to the tomograms instead of copying them.")
@@ -169,6 +176,11 @@ def _show(done: Prepared, as_json: bool) -> None:
             f"{found['components_found']} components kept",
             err=True,
         )
+        if not found["voxels_before"]:
+            report_warning(
+                f"{done.name}: no voxel of the annotation is membrane (1): bytes of 0 and 255 whose "
+                "header says signed read as 0 and -1, not annotated"
+            )
         if done.components is not None:
             _list_components(found)
 

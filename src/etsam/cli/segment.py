@@ -6,21 +6,20 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from etsam.cli.command import VerbCommand, check_output
 from etsam.cli.options import batch_options, finite, min_slices_option, overwrite_option
-from etsam.options import LOGIT_THRESHOLD, MAX_TILE, MIN_TILE
+from etsam.options import LOGIT_THRESHOLD, MAX_TILE, MIN_TILE, Normalisation, PromptKind
 
 if TYPE_CHECKING:
     from etsam.batch import BatchPlan
     from etsam.options import SegmentOptions
     from etsam.results import SegmentResult
 
-PROMPTS = ["zero", "grid_zero", "grid", "etsam_stage1_partial"]
-NORMALISATIONS = ["min_max_positive_values", "softplus_minmax", "min_max", "robust"]
+PROMPTS = get_args(PromptKind)[:4]  # the last one, none, is only a network's own
 
 NO_FOLDERS = (
     *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy", ".npz", ".h5", ".hdf", ".hdf5"),
@@ -80,7 +79,7 @@ NO_FOLDERS = (
 )
 @click.option(
     "--normalize-method",
-    type=click.Choice(NORMALISATIONS),
+    type=click.Choice(get_args(Normalisation)),
     help="Scaling of the grey values.  [default: the model's]",
 )
 @click.option(

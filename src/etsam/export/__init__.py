@@ -24,6 +24,7 @@ from etsam.membrane import Membrane, load_membrane
 from etsam.meshes import MAX_FACES, Mesh, surface_mesh
 from etsam.midsurface import MidSurface, mid_surface, thickness
 from etsam.options import LOGIT_THRESHOLD
+from etsam.overlay import check_shapes
 from etsam.volume import Tomogram, open_tomogram, stem_of
 
 FORMATS = (
@@ -138,6 +139,9 @@ def export_file(
     if not membrane.mask.any():
         raise ValueError(f"{source} holds no membrane: there is nothing to export")
     with closing(open_tomogram(source, voxel_spacing=options.voxel_spacing)) as like:
+        if options.tomogram is not None:
+            with closing(open_tomogram(options.tomogram)) as tomogram:
+                check_shapes((str(options.tomogram), tomogram), (str(source), like))
         home.mkdir(parents=True, exist_ok=True)
         with _staged(home, stem_of(source)) as folder:
             work = _Work(source, like, membrane, options, folder)

@@ -1,0 +1,59 @@
+"""Standard output and error that cannot end a run: who reads them may go away, their disk may be full."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class PatientFile(io.FileIO):
+    """A file that goes on where it cannot be written; `failure` says why."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Buffer) -> int:
+        """Write, or drop what cannot be written."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = error
+            return memoryview(data).nbytes
+
+
+def make_patient() -> PatientFile | None:
+    """Replace the process's own streams; returns the file behind standard output, None in a terminal.
+
+    A closed one leads nowhere, lest its number become that of a result's file.
+    """
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    output = None
+    if sys.stdout is sys.__stdout__:
+        sys.stdout, output = _patient(sys.stdout)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr, _ = _patient(sys.stderr, line_buffering=True)
+    return output
+
+
+def _patient(
+    stream: TextIO | None, *, line_buffering: bool = False
+) -> tuple[TextIO | None, PatientFile | None]:
+    """The stream with a patient file behind it, and that file; terminals stay as they are."""
+    if stream is None or stream.isatty():
+        return stream, None
+    stream.flush()
+    file = PatientFile(stream.fileno(), "wb", closefd=False)
+    text = io.TextIOWrapper(
+        io.BufferedWriter(file),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=line_buffering,
+    )
+    return text, file

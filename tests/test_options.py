@@ -1,0 +1,38 @@
+"""Options of programs: what is spelt wrongly is refused, not taken for something else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from etsam.options import SegmentOptions
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("polarity", "Bright"),
+        ("dtype", "float16"),
+        ("first_slice", "z"),
+        ("normalize_method", "bad"),
+        ("stage1_prompt", "points"),
+        ("stage2_prompt", ""),
+        ("interval", 1.5),
+        ("tile", "512"),
+        ("min_slices", 2.0),
+        ("voxel_spacing", "10"),
+        ("logit_threshold", "-0.25"),
+    ],
+)
+def test_wrong_values_are_refused_with_what_was_expected(name: str, value: Any) -> None:
+    given: dict[str, Any] = {name: value}
+    with pytest.raises(ValueError, match=f"{name} is .*: expected") as caught:
+        SegmentOptions(**given)
+    assert repr(value) in str(caught.value)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    options = SegmentOptions(voxel_spacing=np.float32(10), interval=np.int64(20))  # type: ignore[arg-type]
+    assert options.voxel_spacing == 10 and options.interval == 20
