@@ -237,6 +237,9 @@ def test_spec_survives_a_checkpoint_and_refuses_nonsense() -> None:
         FrameSpec(imagenet=True)
     with pytest.raises(ValueError, match="range"):
         FrameSpec(min_spacing=20.0)
+    for doubt in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="expected a finite logit"):
+            FrameSpec(doubt=doubt)
 
 
 def test_prefetching_changes_nothing_and_ends_its_thread() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from etsam import pipeline
 from etsam.frames import REFERENCE_SPEC, FrameSpec
-from etsam.intensity import UNSCALED
+from etsam.intensity import UNSCALED, measure_intensity
 from etsam.options import SegmentOptions
 from etsam.pipeline import StageRun, Volume, plan_stage, run_stage, segment_slices
 from etsam.stages import choose_device
@@ -95,6 +95,19 @@ def test_stage_1_may_track_every_third_slice(spacing: float, tracked: int) -> No
     assert len(list(run_stage(first))) == len(first.slices()) == tracked
     dense = list(run_stage(replace(first, step=1)))
     assert np.allclose(next(run_stage(first)), dense[0], atol=0.01)
+
+
+@pytest.mark.parametrize("doubt", [0.0, 0.02])
+def test_stage_2_may_doubt_stage_1_so_far(doubt: float) -> None:
+    """Its memory goes on with what it said itself."""
+    volume = Watched((6, 32, 32))
+    free, restrained = logits(volume), logits(volume, doubt=doubt)
+    stage = tiny_stages(FrameSpec(offsets=(-1, 0, 1)))[0]
+    scaling = measure_intensity(volume, "robust")
+    run = replace(plan_stage(stage, 0, Volume(volume), OPTIONS, 1), scaling=scaling)
+    first = np.stack(list(run_stage(run)))
+    assert (free < first - doubt).any(), "nothing to restrain"
+    np.testing.assert_allclose(restrained, np.maximum(free, first - doubt), atol=1e-4)
 
 
 def test_an_empty_memory_is_a_start_too() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ class FrameSpec:
     feedback_step
         Stage 2: stage 1 tracks every so-manieth slice (of those `offsets` count), and its logits are
         interpolated between them.
+    doubt
+        Stage 2: by how much its logits may lie below those of stage 1; None for any (reference).
     prompt
         What tracking starts from unless something else is asked for: None for the published models'
         ``grid_zero`` (stage 1) and ``zero`` (stage 2), ``none`` for an empty memory.
@@ -67,6 +70,7 @@ class FrameSpec:
     invert: bool = False
     prompt: PromptKind | None = None
     feedback_step: int = 1
+    doubt: float | None = None
 
     def __post_init__(self) -> None:
         mirrored = tuple(-offset for offset in reversed(self.offsets))
@@ -76,6 +80,8 @@ class FrameSpec:
             raise ValueError("imagenet frames are three equal channels: offsets=(0,), fusion='add'")
         if not 0 < self.min_spacing <= self.max_spacing:
             raise ValueError(f"spacings [{self.min_spacing}, {self.max_spacing}] Å are no range")
+        if self.doubt is not None and not 0 <= self.doubt < math.inf:
+            raise ValueError(f"doubt is {self.doubt}: expected a finite logit, 0 or more, or None")
 
     def _ascend(self) -> bool:
         return all(low < high for low, high in pairwise(self.offsets))

@@ -253,16 +253,17 @@ def run_stage(run: StageRun, banks: list[MemoryBank] | None = None, start: int =
             stack.enter_context(closing(_track_region(run, frames, bank, start)))
             for frames, bank in zip(sources, banks, strict=True)
         ]
-        for count, _ in enumerate(run.slices(start), 1):
+        for count, z in enumerate(run.slices(start), 1):
             parts = [next(tracker) for tracker in trackers]
             if count % TIDY == 0:
                 give_back_freed()
-            if len(parts) == 1:
-                yield parts[0]
-                continue
-            logits = np.zeros(shape, np.float32)
-            for region, weight, part in zip(regions, weights, parts, strict=True):
-                logits[region.box] += weight * region.mirror(part)
+            logits = parts[0]
+            if len(parts) > 1:
+                logits = np.zeros(shape, np.float32)
+                for region, weight, part in zip(regions, weights, parts, strict=True):
+                    logits[region.box] += weight * region.mirror(part)
+            if run.feedback is not None and run.stage.spec.doubt is not None:
+                logits = np.maximum(logits, run.feedback.read_slice(z) - run.stage.spec.doubt)
             yield logits
 
 
