@@ -86,14 +86,13 @@ def load(folders: list[Path]) -> ResidentPairs:
     found = []
     for name, share in (("part", 1 - SLABBED), ("thin", SLABBED)):
         places = [place for folder in folders for place in sorted(folder.glob(f"{name}?"))]
-        paths = [path for place in places for path, _ in find_pairs(place)]
-        found += [(path, share / len(paths)) for path in paths[rank::ranks]]
-    depths = [len(np.load(logits_path(path), mmap_mode="r")) for path, _ in found]
+        pairs = [pair for place in places for pair in find_pairs(place)]
+        found += [(*pair, share / len(pairs)) for pair in pairs[rank::ranks]]
+    depths = [len(np.load(logits_path(path), mmap_mode="r")) for path, *_ in found]
     store = ResidentPairs(sum(depths), FLAT[1:], torch.device("cpu"))
-    for path, weight in found:
+    for path, mask, weight in found:
         with open_tomogram(path) as tomogram:
             scaling = measure_intensity(tomogram, COMPACT_SPEC.normalisation)
-        mask = path.with_name(f"{path.stem}_membrane.mrc")
         logits = np.load(logits_path(path))
         store.add(mrcfile.read(path), mrcfile.read(mask), scaling, weight, logits)
     return store

@@ -19,6 +19,8 @@ from etsam.options import SegmentOptions
         ("normalize_method", "bad"),
         ("stage1_prompt", "points"),
         ("stage2_prompt", ""),
+        ("polarity", None),
+        ("tile", None),
         ("interval", 1.5),
         ("tile", "512"),
         ("min_slices", 2.0),

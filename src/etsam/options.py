@@ -91,18 +91,19 @@ class SegmentOptions:
         ValueError
             A choice is none of those there are, or a number is none.
         """
-        for name, kind in CHOICES.items():
-            value, known = getattr(self, name), get_args(kind)
-            if value not in (*known, None):
-                raise ValueError(f"{name} is {value!r}: expected {', '.join(known)}")
+        for name, choice in CHOICES.items():
+            known = get_args(choice)
+            self._require(name, getattr(self, name) in known, ", ".join(known))
         for name in ("interval", "tile", "min_slices"):
-            value = getattr(self, name)
-            if not isinstance(value, Integral | None):
-                raise ValueError(f"{name} is {value!r}: expected a whole number")
+            self._require(name, isinstance(getattr(self, name), Integral), "a whole number")
         for name in ("voxel_spacing", "logit_threshold"):
-            value = getattr(self, name)
-            if not isinstance(value, Real | None):
-                raise ValueError(f"{name} is {value!r}: expected a number")
+            self._require(name, isinstance(getattr(self, name), Real), "a number")
+
+    def _require(self, name: str, sound: bool, expected: str) -> None:
+        """Refuse a value; None is sound where it is the default."""
+        value = getattr(self, name)
+        if not sound and not (value is None and getattr(type(self), name) is None):
+            raise ValueError(f"{name} is {value!r}: expected {expected}")
 
 
 CHOICES = {
