@@ -1,15 +1,19 @@
-"""Last steps of stage 2 on the CPU: few slices taken for a whole volume, as stage 1 sees those.
+"""Last steps of both stages on the CPU.
 
     python experiments/finetune.py runs/finetune --stage1 S1 --stage2 S2 --shapes SEGMENTATIONS/ --prepare
     torchrun --standalone --nproc-per-node 2 experiments/finetune.py runs/finetune --stage1 S1 --stage2 S2
+    torchrun --standalone --nproc-per-node 2 experiments/finetune.py runs/finetune --stage1 S1 --stage 1
 
-The clips of `train_resident.py` that are cut from a few slices carry the stage-1 logits of the whole
-volume. Here slabs of one to four slices are volumes of their own, and stage 1 tracks them as such. What
-is packed, ``compact_stage2.safetensors``, is the mean of the weights before and after (LOG.md).
-`--also` takes in folders that were prepared for earlier rounds. Two rounds made the bundled weights: the
-first as this script was at commit 678d104 (clips from files, rate 3e-4, `absent` 0.5, no `smooth`), the
-second as it is, on three folders: that of the first, `--unseen 20400 --count 136`, and `--unseen 20600
---count 200 --slabs 0`; then `--steps 1400 --seed 53 --also` the other two.
+**Stage 2** (the default). The clips of `train_resident.py` that are cut from a few slices carry the
+stage-1 logits of the whole volume. Here slabs of one to four slices are volumes of their own, and stage 1
+tracks them as such. What is packed, ``compact_stage2.safetensors``, is the mean of the weights before and
+after (LOG.md). `--also` takes in folders that were prepared for earlier rounds. Two rounds made the
+bundled weights: the first as this script was at commit 678d104 (clips from files, rate 3e-4, `absent` 0.5,
+no `smooth`), the second as it was at 21b3eb2, on three folders: that of the first, `--unseen 20400 --count
+136`, and `--unseen 20600 --count 200 --slabs 0`; then `--steps 1400 --seed 53 --also` the other two.
+
+**Stage 1** learns to do without the finest detail, which is noise in real tomograms and more than that in
+simulated ones: slices are blurred by `BLUR` pixels. On the same three folders, `--steps 700 --seed 71`.
 """
 
 from __future__ import annotations
@@ -29,7 +33,8 @@ from train_resident import jobs, make
 
 from etsam.dataset import find_pairs, logits_path
 from etsam.feedback import write_stage1_logits
-from etsam.intensity import measure_intensity
+from etsam.frames import blurred
+from etsam.intensity import IntensityScaling, measure_intensity
 from etsam.sam2 import load_checkpoint, save_checkpoint
 from etsam.simulate import limit_threads
 from etsam.train import COMPACT_LOSSES, COMPACT_SPEC, Schedule, TrainOptions, train
@@ -43,6 +48,10 @@ SLABBED = 0.18
 THICKNESSES = (1, 1, 1, 2, 4)
 LEAST = 4
 """Slices that a clip needs: thinner slabs repeat their last one, as windows over them do."""
+BLUR = 0.8
+"""Pixels (`FrameSpec.blur`)."""
+THIN = 0.15
+"""Part of the clips of stage 1 that are cut from a few slices."""
 PARTS = 8
 """Folders of whole volumes, so that several processes can track them."""
 
@@ -80,30 +89,72 @@ def cut(path: Path, folder: Path, slabs: int) -> None:
                 file.voxel_size = spacing
 
 
-def load(folders: list[Path]) -> ResidentPairs:
+def load(folders: list[Path], stage: int) -> ResidentPairs:
     """What was prepared, in memory; each of several processes takes its part."""
     rank, ranks = (int(os.environ.get(name, old)) for name, old in (("RANK", 0), ("WORLD_SIZE", 1)))
+    shares = {"part": 1.0} if stage == 1 else {"part": 1 - SLABBED, "thin": SLABBED}
     found = []
-    for name, share in (("part", 1 - SLABBED), ("thin", SLABBED)):
+    for name, share in shares.items():
         places = [place for folder in folders for place in sorted(folder.glob(f"{name}?"))]
         pairs = [pair for place in places for pair in find_pairs(place)]
         found += [(*pair, share / len(pairs)) for pair in pairs[rank::ranks]]
-    depths = [len(np.load(logits_path(path), mmap_mode="r")) for path, *_ in found]
+    depths = []
+    for path, *_ in found:
+        with open_tomogram(path) as tomogram:
+            depths.append(tomogram.shape[0])
     store = ResidentPairs(sum(depths), FLAT[1:], torch.device("cpu"))
     for path, mask, weight in found:
+        if stage == 1:
+            store.add(*softened(path, mask), weight)
+            continue
         with open_tomogram(path) as tomogram:
             scaling = measure_intensity(tomogram, COMPACT_SPEC.normalisation)
-        logits = np.load(logits_path(path))
-        store.add(mrcfile.read(path), mrcfile.read(mask), scaling, weight, logits)
+        store.add(
+            mrcfile.read(path), mrcfile.read(mask), scaling, weight, np.load(logits_path(path))
+        )
     return store
+
+
+def softened(path: Path, mask: Path) -> tuple[np.ndarray, np.ndarray, IntensityScaling]:
+    """Blurred slices as int8 once more, their labels and how they are scaled."""
+    spec = replace(COMPACT_SPEC, blur=BLUR)
+    with open_tomogram(path) as tomogram:
+        soft = blurred(tomogram, spec, tomogram.voxel_spacing)
+        scaling = measure_intensity(soft, spec.normalisation)
+        step = max(scaling.high - scaling.offset, scaling.offset - scaling.low) / 127
+        grey = np.stack([soft.read_slice(z) for z in range(tomogram.shape[0])])
+    levels = np.rint((grey - scaling.offset) / step).clip(-127, 127).astype(np.int8)
+    return levels, mrcfile.read(mask), IntensityScaling(-127.0, 127.0, 0.0, scaling.divisor / step)
+
+
+def settings(given: argparse.Namespace) -> TrainOptions:
+    """How the stage is trained."""
+    losses, spec, start = replace(COMPACT_LOSSES, object_score=0.0), COMPACT_SPEC, given.stage2
+    if given.stage == 1:
+        spec, start = replace(spec, blur=BLUR), given.stage1
+    else:
+        losses = replace(losses, smooth=300.0)
+    return TrainOptions(
+        given.folder,
+        given.folder / f"stage{given.stage}",
+        stage=given.stage,
+        start=start,
+        losses=losses,
+        spec=spec,
+        schedule=Schedule(given.steps, batch=8, learning_rate=4e-4, warmup=40, ema=0.996),
+        frames=3,
+        every=200,
+        seed=given.seed,
+    )
 
 
 def main() -> None:
     """Prepare, or train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--stage", type=int, choices=(1, 2), default=2)
     parser.add_argument("--stage1", type=Path, required=True)
-    parser.add_argument("--stage2", type=Path, required=True, help="checkpoint to go on from")
+    parser.add_argument("--stage2", type=Path, help="checkpoint to go on from")
     parser.add_argument("--shapes", type=Path, help="folder of the real segmentations")
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--count", type=int, default=168)
@@ -117,22 +168,16 @@ def main() -> None:
     if given.prepare:
         prepare(given)
         return
-    options = TrainOptions(
-        given.folder,
-        given.folder / "stage2",
-        stage=2,
-        start=given.stage2,
-        losses=replace(COMPACT_LOSSES, object_score=0.0, smooth=300.0),
-        schedule=Schedule(given.steps, batch=8, learning_rate=4e-4, warmup=40, ema=0.996),
-        frames=3,
-        every=200,
-        seed=given.seed,
-    )
-    store = load([given.folder, *given.also])
-    sampler = ResidentSampler(store, lambda _: store.pairs(), COMPACT_SPEC, given.seed, thin=0.0)
+    if given.stage == 2 and given.stage2 is None:
+        parser.error("stage 2 goes on from --stage2")
+    options = settings(given)
+    store = load([given.folder, *given.also], given.stage)
+    thin = THIN if given.stage == 1 else 0.0
+    sampler = ResidentSampler(store, lambda _: store.pairs(), options.spec, given.seed, thin)
     after = train(options, print_entry, sampler)
     if os.environ.get("RANK", "0") == "0":
-        pack_mean(given.stage2, after, given.folder / "compact_stage2.safetensors")
+        assert options.start is not None
+        pack_mean(options.start, after, given.folder / f"compact_stage{given.stage}.safetensors")
 
 
 def pack_mean(before: Path, after: Path, target: Path) -> None:

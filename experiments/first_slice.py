@@ -24,21 +24,36 @@ from etsam.intensity import measure_intensity
 from etsam.logits import ScratchLogits
 from etsam.metrics import Confusion, confusion
 from etsam.options import LOGIT_THRESHOLD, SegmentOptions
-from etsam.pipeline import DEFAULT_PROMPTS, StageRun, Volume, run_stage
+from etsam.pipeline import DEFAULT_PROMPTS, StageRun, Volume, as_seen, run_stage
 from etsam.stages import Stage, load_stages
-from etsam.volume import open_tomogram, tomogram_from_array
+from etsam.volume import Tomogram, open_tomogram, tomogram_from_array
 
 LEAD_INS = (0, 1, 3, 6)
 
 
-def first_logits(volume: Volume, stages: list[Stage], run: StageRun) -> Iterator[np.ndarray]:
-    """Logits of the last stage, with the lead-in and grey-value scaling of ``run``."""
-    with ScratchLogits(volume.slices.shape) as scratch:
-        with closing(run_stage(replace(run, stage=stages[0], prompt=DEFAULT_PROMPTS[0]))) as slices:
+def runs_of(tomogram: Tomogram, count: int, stages: list[Stage]) -> list[StageRun]:
+    """Both stages on the first slices, with the grey-value scaling of all."""
+    start = tomogram_from_array(tomogram.read_slices(0, count))
+    first, whole = (Volume(part, tomogram.voxel_spacing) for part in (start, tomogram))
+    return [
+        StageRun(
+            stage,
+            as_seen(first, stage),
+            prompt,
+            scaling=measure_intensity(as_seen(whole, stage).slices, stage.spec.normalisation),
+        )
+        for stage, prompt in zip(stages, DEFAULT_PROMPTS, strict=True)
+    ]
+
+
+def first_logits(runs: list[StageRun], lead: int) -> Iterator[np.ndarray]:
+    """Logits of the last stage with a lead-in."""
+    first, second = (replace(run, lead_in=lead) for run in runs)
+    with ScratchLogits(first.volume.slices.shape) as scratch:
+        with closing(run_stage(first)) as slices:
             for z, logits in enumerate(slices):
                 scratch.write_slice(z, logits)
-        second = replace(run, stage=stages[1], prompt=DEFAULT_PROMPTS[1], feedback=scratch)
-        with closing(run_stage(second)) as slices:
+        with closing(run_stage(replace(second, feedback=scratch))) as slices:
             yield from slices
 
 
@@ -53,13 +68,10 @@ def main() -> None:
     counts = {lead: [Confusion()] * given.slices for lead in LEAD_INS}
     for tomogram_path, mask_path in find_pairs(given.folder):
         with open_tomogram(tomogram_path) as tomogram, open_tomogram(mask_path) as mask:
-            scaling = measure_intensity(tomogram, stages[0].spec.normalisation)
-            start = tomogram_from_array(tomogram.read_slices(0, given.slices))
-            volume = Volume(start, tomogram.voxel_spacing)
+            runs = runs_of(tomogram, given.slices, stages)
             labels = mask.read_slices(0, given.slices).astype(np.int8)
         for lead in LEAD_INS:
-            run = StageRun(stages[0], volume, DEFAULT_PROMPTS[0], lead_in=lead, scaling=scaling)
-            for z, logits in enumerate(first_logits(volume, stages, run)):
+            for z, logits in enumerate(first_logits(runs, lead)):
                 counts[lead][z] += confusion(logits > LOGIT_THRESHOLD, labels[z])
     print("lead-in  " + "".join(f"z={z:<6}" for z in range(given.slices)))
     for lead in LEAD_INS:

@@ -88,10 +88,10 @@ def write_stage_logits(
             if target.exists():
                 continue
             invert = (options.polarity == "bright") != stage.spec.invert
-            run = replace(
-                plan_stage(stage, number, volume, options),
-                scaling=measure_intensity(tomogram, stage.spec.normalisation, invert=invert),
-            )
+            run = plan_stage(stage, number, volume, options)
+            grey = run.volume.slices
+            scaling = measure_intensity(grey, stage.spec.normalisation, invert=invert)
+            run = replace(run, scaling=scaling)
             if number:
                 step = plan_stage(stages[0], 0, volume, options, stage.spec.feedback_step).step
                 feedback = stack.enter_context(_scratch(targets[number - 1], step))

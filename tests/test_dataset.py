@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from etsam.dataset import Pair, SliceStore, find_pairs, open_pairs
-from etsam.frames import REFERENCE_SPEC, FrameSource, FrameSpec, frame_geometry
+from etsam.frames import REFERENCE_SPEC, FrameSource, FrameSpec, blurred, frame_geometry
+from etsam.intensity import measure_intensity
 from etsam.training import augment, clips
 from etsam.training.augment import Augmentation
 from etsam.training.clips import ClipSampler, ClipShape, Group
-from etsam.volume import create_volume, open_tomogram
+from etsam.volume import create_volume, open_tomogram, tomogram_from_array
 from tiny_training import write_pairs
 
 SHAPE = ClipShape(frames=3, size=64)
@@ -140,6 +141,21 @@ def test_fine_voxels_are_scaled_as_in_use(tmp_path: Path) -> None:
     clips = sampler(tmp_path, spec=FrameSpec(multiple=16), augmentation="none").batch(0, [0], shape)
     assert clips.labels.float().mean() == 0.5
     assert (clips.labels[0, 0].sum(0) == 40).all()
+
+
+def test_slices_are_blurred_as_in_use(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).normal(size=(3, 40, 48)).astype(np.float32)
+    write(tmp_path / "a.mrc", grey)
+    write(tmp_path / "a_membrane.mrc", np.zeros(grey.shape, np.int8))
+    spec, store = FrameSpec(blur=1.2), new_store()
+    pair = Pair(*find_pairs(tmp_path)[0], spec, store)
+    soft = blurred(tomogram_from_array(grey), spec, (10.0,) * 3)
+    scaling = measure_intensity(soft, spec.normalisation)
+    everything = (slice(None), slice(None))
+    expected = scaling.apply(torch.from_numpy(soft.read_slice(1)))
+    torch.testing.assert_close(pair.read_grey(1, everything), expected)
+    inside = pair.read_grey(1, (slice(0, 40), slice(4, 44)))[:, 6:-6]
+    torch.testing.assert_close(inside, expected[:, 10:38])
 
 
 def test_memory_is_bounded_and_changes_nothing(folder: Path) -> None:

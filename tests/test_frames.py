@@ -18,6 +18,7 @@ from etsam.frames import (
     FrameSource,
     FrameSpec,
     Prefetched,
+    blurred,
     frame_geometry,
     fuse,
     pad_reflected,
@@ -240,6 +241,27 @@ def test_spec_survives_a_checkpoint_and_refuses_nonsense() -> None:
     for doubt in (-1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="expected a finite logit"):
             FrameSpec(doubt=doubt)
+    for blur in (-0.1, 17.0, float("nan")):
+        with pytest.raises(ValueError, match="expected 0 to 16 pixels"):
+            FrameSpec(blur=blur)
+
+
+@pytest.mark.parametrize(("spacing", "deviation"), [(8.0, 1.5), (4.0, 3.0)])
+def test_slices_are_blurred_in_plane_by_pixels_of_the_frame(
+    spacing: float, deviation: float
+) -> None:
+    """A point becomes a Gaussian of that width, and nothing in the slices beside it."""
+    volume = np.zeros((3, 48, 64), np.int8)
+    volume[1, 20, 30] = 100
+    source = Slices(volume)
+    assert blurred(source, FrameSpec()) is source
+    soft = blurred(source, FrameSpec(blur=1.5), (spacing,) * 3)
+    assert soft.shape == volume.shape and not soft.read_slice(0).any()
+    plane = soft.read_slice(1)
+    assert plane.dtype == np.float32 and plane.sum() == pytest.approx(100, rel=1e-5)
+    for axis, middle in ((0, 20), (1, 30)):
+        places, mass = np.arange(plane.shape[axis]) - middle, plane.sum(1 - axis) / plane.sum()
+        assert np.sqrt((places**2 * mass).sum()) == pytest.approx(deviation, rel=0.03)
 
 
 def test_prefetching_changes_nothing_and_ends_its_thread() -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from etsam import pipeline
 from etsam.frames import REFERENCE_SPEC, FrameSpec
@@ -15,6 +16,7 @@ from etsam.intensity import UNSCALED, measure_intensity
 from etsam.options import SegmentOptions
 from etsam.pipeline import StageRun, Volume, plan_stage, run_stage, segment_slices
 from etsam.stages import choose_device
+from etsam.volume import tomogram_from_array
 from tiny_model import tiny_stages
 
 OPTIONS = SegmentOptions()
@@ -108,6 +110,21 @@ def test_stage_2_may_doubt_stage_1_so_far(doubt: float) -> None:
     first = np.stack(list(run_stage(run)))
     assert (free < first - doubt).any(), "nothing to restrain"
     np.testing.assert_allclose(restrained, np.maximum(free, first - doubt), atol=1e-4)
+
+
+def test_each_stage_sees_the_volume_as_blurred_as_it_wants() -> None:
+    """Grey values are scaled after that."""
+    sharp = tiny_stages(FrameSpec(offsets=(-1, 0, 1)))[0]
+    soft = replace(sharp, spec=replace(sharp.spec, blur=1.0))
+    volume = Watched((4, 32, 32))
+    array = np.stack([volume.read_slice(z) for z in range(4)])
+    by_hand = tomogram_from_array(gaussian_filter(array, (0, 1.0, 1.0)))
+    expected = list(segment_slices(Volume(by_hand), [sharp], OPTIONS))
+    found = list(segment_slices(Volume(volume), [soft], OPTIONS))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    plain = list(segment_slices(Volume(volume), [sharp], OPTIONS))
+    assert np.abs(np.subtract(plain, found)).max() > 0.01
+    assert plan_stage(sharp, 0, Volume(volume), OPTIONS).volume.slices is volume
 
 
 def test_an_empty_memory_is_a_start_too() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import mrcfile
@@ -122,6 +123,8 @@ def test_stage_1_tracks_many_pairs_as_it_does_one_by_one(tmp_path: Path, device:
         part = store.grey[pair.first : pair.first + 11].cpu().numpy()
         again.add(part, part, pair.scaling, 1.0, logits)
     assert again.logits is not None and np.array_equal(again.logits.cpu().numpy(), expected)
+    with pytest.raises(ValueError, match="blurred"):
+        store.track(model, replace(SPEC, blur=0.8), store.pairs())
 
 
 def test_training_takes_a_sampler_and_leaves_attention_as_it_was(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from tokenize import TokenError
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from etsam.frames import FrameSpec
+from etsam.frames import FrameSpec, blur_deviations, blurred, frame_geometry
 from etsam.intensity import IntensityScaling, measure_intensity
 from etsam.layout import find_pairs as find_pairs  # who trains asks for pairs here
 from etsam.logits import LogitRange
@@ -146,7 +147,8 @@ class Pair:
         """
         with open_volume(self.tomogram) as volume:
             try:
-                return measure_intensity(volume, self._spec.normalisation, invert=self._spec.invert)
+                seen = blurred(volume, self._spec, volume.voxel_spacing)
+                return measure_intensity(seen, self._spec.normalisation, invert=self._spec.invert)
             except ValueError as wrong:
                 if str(self.tomogram) in str(wrong):
                     raise
@@ -170,9 +172,12 @@ class Pair:
 
     def read_grey(self, z: int, box: tuple[slice, slice]) -> Tensor:
         """Scaled grey values of part of slice z, float32."""
-        return self.scaling.apply(
-            torch.from_numpy(np.array(self._store.read(self.tomogram, z)[box]))
-        )
+        plane = self._store.read(self.tomogram, z)[box]
+        if self._spec.blur:
+            geometry = frame_geometry(self._spec, self.shape[1:], self.voxel_spacing)
+            deviations = blur_deviations(self._spec, geometry)
+            plane = gaussian_filter(plane.astype(np.float32), deviations)
+        return self.scaling.apply(torch.from_numpy(np.array(plane)))
 
     def read_labels(self, z: int, box: tuple[slice, slice]) -> Tensor:
         """Labels of part of slice z, int8.

@@ -88,15 +88,15 @@ def _write_logits(path: Path, stage: Stage, step: int) -> None:
     with open_tomogram(path) as tomogram:
         require_space(target.parent, math.prod(tomogram.shape), f"writing {target.name}")
         volume = Volume(tomogram, tomogram.voxel_spacing)
+        run = plan_stage(stage, 0, volume, SegmentOptions(), step)
         try:
             scaling = measure_intensity(
-                tomogram, stage.spec.normalisation, invert=stage.spec.invert
+                run.volume.slices, stage.spec.normalisation, invert=stage.spec.invert
             )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        run = replace(plan_stage(stage, 0, volume, SegmentOptions(), step), scaling=scaling)
         try:
-            _fill(partial, run)
+            _fill(partial, replace(run, scaling=scaling))
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)

@@ -13,18 +13,21 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from etsam.intensity import IntensityScaling, SliceSource
 from etsam.logits import LOGIT_LIMIT, LogitRange
 from etsam.options import Normalisation, PromptKind
+from etsam.storage import Zyx
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 MAX_SIDE = 1 << 16  # pixels; a larger frame in a checkpoint is damage or malice
 MAX_OFFSET = 256  # slices
+MAX_BLUR = 16.0  # pixels
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class FrameSpec:
         Three equal channels with ImageNet's mean and standard deviation (reference).
     invert
         The model expects bright membranes.
+    blur
+        Standard deviation, in pixels of the frame, of a Gaussian that takes the noise of the finest
+        detail from each slice before its grey values are scaled; 0 for none (reference).
     feedback_step
         Stage 2: stage 1 tracks every so-manieth slice (of those `offsets` count), and its logits are
         interpolated between them.
@@ -71,6 +77,7 @@ class FrameSpec:
     prompt: PromptKind | None = None
     feedback_step: int = 1
     doubt: float | None = None
+    blur: float = 0.0
 
     def __post_init__(self) -> None:
         mirrored = tuple(-offset for offset in reversed(self.offsets))
@@ -82,6 +89,8 @@ class FrameSpec:
             raise ValueError(f"spacings [{self.min_spacing}, {self.max_spacing}] Å are no range")
         if self.doubt is not None and not 0 <= self.doubt < math.inf:
             raise ValueError(f"doubt is {self.doubt}: expected a finite logit, 0 or more, or None")
+        if not 0 <= self.blur <= MAX_BLUR:
+            raise ValueError(f"blur is {self.blur}: expected 0 to {MAX_BLUR:g} pixels")
 
     def _ascend(self) -> bool:
         return all(low < high for low, high in pairwise(self.offsets))
@@ -162,6 +171,39 @@ def frame_geometry(
     padded = tuple(-(-length // spec.multiple) * spec.multiple for length in scaled)
     z_step = max(1, round(spec.min_spacing / spacing[0]))
     return FrameGeometry(slice_shape, (scaled[0], scaled[1]), (padded[0], padded[1]), z_step)
+
+
+def blur_deviations(spec: FrameSpec, geometry: FrameGeometry) -> tuple[float, float]:
+    """Standard deviations of `FrameSpec.blur` in voxels of the slice, along y and x."""
+    y, x = (
+        spec.blur * length / scaled
+        for length, scaled in zip(geometry.slice_shape, geometry.scaled_shape, strict=True)
+    )
+    return y, x
+
+
+def blurred(source: SliceSource, spec: FrameSpec, voxel_spacing: Zyx | None = None) -> SliceSource:
+    """A volume as a model wants it before grey values are scaled: blurred in plane, or as it is."""
+    if spec.blur == 0:
+        return source
+    shape = source.shape[1], source.shape[2]
+    return Blurred(source, blur_deviations(spec, frame_geometry(spec, shape, voxel_spacing)))
+
+
+@dataclass(frozen=True)
+class Blurred:
+    """A volume whose slices are blurred by a Gaussian, mirrored at their borders."""
+
+    source: SliceSource
+    deviations: tuple[float, float]  # voxels, along y and x
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.source.shape
+
+    def read_slice(self, z: int) -> np.ndarray:
+        plane = self.source.read_slice(z).astype(np.float32, copy=False)
+        return np.asarray(gaussian_filter(plane, self.deviations))
 
 
 def window(z: int, depth: int, offsets: Iterable[int], step: int) -> list[int]:

@@ -13,6 +13,7 @@ import numpy as np
 from etsam.frames import (
     FrameSource,
     Prefetched,
+    blurred,
     frame_geometry,
     read_plane,
     to_slice,
@@ -155,20 +156,26 @@ def _measure(
 ) -> list[IntensityScaling]:
     """Find the grey-value scaling of every stage; stages that want the same share one pass."""
     depth = volume.slices.shape[0]
-    found: dict[tuple[Normalisation, bool], IntensityScaling] = {}
+    found: dict[tuple[Normalisation, bool, float], IntensityScaling] = {}
     keys = [
-        (_normalisation(s, options), (options.polarity == "bright") != s.spec.invert)
+        (_normalisation(s, options), (options.polarity == "bright") != s.spec.invert, s.spec.blur)
         for s in stages
     ]
-    for method, invert in keys:
-        if (method, invert) not in found:
-            found[method, invert] = measure_intensity(
-                volume.slices,
+    for key, stage in zip(keys, stages, strict=True):
+        method, invert, _ = key
+        if key not in found:
+            found[key] = measure_intensity(
+                as_seen(volume, stage).slices,
                 method,
                 invert=invert,
                 tick=lambda z: report(0.0, f"grey values: slice {z + 1} of {depth}"),
             )
     return [found[key] for key in keys]
+
+
+def as_seen(volume: Volume, stage: Stage) -> Volume:
+    """The volume as a stage wants it before grey values are scaled."""
+    return replace(volume, slices=blurred(volume.slices, stage.spec, volume.voxel_spacing))
 
 
 def plan_stage(
@@ -185,7 +192,7 @@ def plan_stage(
     z_step = frame_geometry(stage.spec, shape, volume.voxel_spacing).z_step
     return StageRun(
         stage,
-        volume,
+        as_seen(volume, stage),
         prompt=_prompt(stage, number, asked),
         interval=interval if options.interval is None else options.interval,
         lead_in=LEAD_IN if options.first_slice == "predict" else 0,

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from etsam.intensity import SliceSource, measure_intensity
 from etsam.options import SegmentOptions
-from etsam.pipeline import Progress, StageRun, Volume, run_stage
+from etsam.pipeline import Progress, StageRun, Volume, as_seen, run_stage
 from etsam.prompts import LEAD_IN
 from etsam.stages import Stage
 from etsam.tiling import Cropped, Region
@@ -47,7 +47,7 @@ def settle_polarity(
     if progress is not None:
         progress(0.0, "dark or bright membranes?")
     prompt = stage.spec.prompt or "grid_zero"
-    run = StageRun(stage, volume, prompt, lead_in=LEAD_IN, tile=options.tile)
+    run = StageRun(stage, as_seen(volume, stage), prompt, lead_in=LEAD_IN, tile=options.tile)
     dark, bright = membrane_evidence(run)
     found = bright > LEAST and preference(dark, bright, skewness(volume.slices)) > np.log(CERTAIN)
     return replace(options, polarity="bright" if found else "dark")

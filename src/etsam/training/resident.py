@@ -103,7 +103,17 @@ class ResidentPairs:
 
     @torch.no_grad()
     def track(self, model: SAM2, spec: FrameSpec, pairs: Sequence[Resident]) -> None:
-        """Fill in stage-1 logits of pairs of equal depth, as `write_stage1_logits` does one by one."""
+        """Fill in stage-1 logits of pairs of equal depth, as `write_stage1_logits` does one by one.
+
+        Raises
+        ------
+        ValueError
+            Stage 1 wants its slices blurred, and stage 2 wants those that are here as they are.
+        """
+        if spec.blur:
+            raise ValueError(
+                "stage 1 wants blurred slices: give pairs their logits when adding them"
+            )
         answers = self._answers()
         depth, plane = pairs[0].depth, self.grey.shape[1:]
         slices = tracked_slices(depth, spec.feedback_step)
