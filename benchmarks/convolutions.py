@@ -8,26 +8,23 @@ norms and activations between them stay floating point: those times are printed 
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
+from statistics import median
 
 import torch
+from measuring import timed
 
 SHAPES = ((32, 256), (64, 128), (96, 64), (128, 32))
 """Widths of the trunk's levels and sides of their maps, of a slice of 512 x 512 pixels."""
 SCALE, ZERO = 0.05, 64
 REPEATS = 30
+CPU = torch.device("cpu")
 
 
 def median_ms(work: Callable[[], object]) -> float:
     """Median time of a call in milliseconds."""
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return 1e3 * sorted(times)[REPEATS // 2]
+    return 1e3 * median(timed(CPU, work)[0] for _ in range(REPEATS))
 
 
 def measure(width: int, side: int) -> dict[str, float]:

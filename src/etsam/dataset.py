@@ -10,10 +10,9 @@ from tokenize import TokenError
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from etsam.frames import FrameSpec, blur_deviations, blurred, frame_geometry
+from etsam.frames import FrameGeometry, FrameSpec, blur_plane, blurred, frame_geometry
 from etsam.intensity import IntensityScaling, measure_intensity
 from etsam.layout import find_pairs as find_pairs  # who trains asks for pairs here
 from etsam.logits import LogitRange
@@ -137,6 +136,11 @@ class Pair:
                     self._check_labels(volume.read_slice(self.shape[0] // 2))
 
     @cached_property
+    def geometry(self) -> FrameGeometry:
+        """Sizes on the way from its slices to frames."""
+        return frame_geometry(self._spec, self.shape[1:], self.voxel_spacing)
+
+    @cached_property
     def scaling(self) -> IntensityScaling:
         """Scaling of the grey values, measured over the volume at first use.
 
@@ -174,9 +178,7 @@ class Pair:
         """Scaled grey values of part of slice z, float32."""
         plane = self._store.read(self.tomogram, z)[box]
         if self._spec.blur:
-            geometry = frame_geometry(self._spec, self.shape[1:], self.voxel_spacing)
-            deviations = blur_deviations(self._spec, geometry)
-            plane = gaussian_filter(plane.astype(np.float32), deviations)
+            plane = blur_plane(plane, self._spec, self.geometry)
         return self.scaling.apply(torch.from_numpy(np.array(plane)))
 
     def read_labels(self, z: int, box: tuple[slice, slice]) -> Tensor:

@@ -173,13 +173,13 @@ def frame_geometry(
     return FrameGeometry(slice_shape, (scaled[0], scaled[1]), (padded[0], padded[1]), z_step)
 
 
-def blur_deviations(spec: FrameSpec, geometry: FrameGeometry) -> tuple[float, float]:
-    """Standard deviations of `FrameSpec.blur` in voxels of the slice, along y and x."""
-    y, x = (
-        spec.blur * length / scaled
+def blur_plane(plane: np.ndarray, spec: FrameSpec, geometry: FrameGeometry) -> np.ndarray:
+    """Blur a slice, or part of one (Y, X), by `FrameSpec.blur`, mirrored at its borders; float32."""
+    deviations = [
+        spec.blur * length / scaled  # voxels
         for length, scaled in zip(geometry.slice_shape, geometry.scaled_shape, strict=True)
-    )
-    return y, x
+    ]
+    return np.asarray(gaussian_filter(plane.astype(np.float32, copy=False), deviations))
 
 
 def blurred(source: SliceSource, spec: FrameSpec, voxel_spacing: Zyx | None = None) -> SliceSource:
@@ -187,23 +187,23 @@ def blurred(source: SliceSource, spec: FrameSpec, voxel_spacing: Zyx | None = No
     if spec.blur == 0:
         return source
     shape = source.shape[1], source.shape[2]
-    return Blurred(source, blur_deviations(spec, frame_geometry(spec, shape, voxel_spacing)))
+    return _Blurred(source, spec, frame_geometry(spec, shape, voxel_spacing))
 
 
 @dataclass(frozen=True)
-class Blurred:
-    """A volume whose slices are blurred by a Gaussian, mirrored at their borders."""
+class _Blurred:
+    """A volume whose slices are blurred when read."""
 
     source: SliceSource
-    deviations: tuple[float, float]  # voxels, along y and x
+    spec: FrameSpec
+    geometry: FrameGeometry
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.source.shape
 
     def read_slice(self, z: int) -> np.ndarray:
-        plane = self.source.read_slice(z).astype(np.float32, copy=False)
-        return np.asarray(gaussian_filter(plane, self.deviations))
+        return blur_plane(self.source.read_slice(z), self.spec, self.geometry)
 
 
 def window(z: int, depth: int, offsets: Iterable[int], step: int) -> list[int]:

@@ -16,7 +16,6 @@ from etsam.frames import (
     IMAGENET_STD,
     FrameGeometry,
     FrameSpec,
-    frame_geometry,
     fuse,
     resize_planes,
     window,
@@ -108,7 +107,7 @@ class ClipSampler:
         self, groups: Sequence[Group], shape: ClipShape, random: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
         pair = self._pick(groups, shape, random)
-        geometry = self._geometry(pair)
+        geometry = pair.geometry
         for _ in range(PLACES):
             span = self._span(pair, random)
             zs, box = _place(span, geometry, shape, random)
@@ -125,9 +124,6 @@ class ClipSampler:
         greys = len(self.spec.offsets)
         frames, labels = augment(planes, labels, greys, self.augmentation, random)
         return self._coloured(frames), labels
-
-    def _geometry(self, pair: Pair) -> FrameGeometry:
-        return frame_geometry(self.spec, pair.shape[1:], pair.voxel_spacing)
 
     def _pick(self, groups: Sequence[Group], shape: ClipShape, random: np.random.Generator) -> Pair:
         """Draw a pair that is large enough."""
@@ -146,7 +142,7 @@ class ClipSampler:
         return pairs[int(random.integers(len(pairs)))]
 
     def _fits(self, pair: Pair, shape: ClipShape) -> bool:
-        wide = self.spec.size == "square" or min(self._geometry(pair).scaled_shape) >= shape.size
+        wide = self.spec.size == "square" or min(pair.geometry.scaled_shape) >= shape.size
         return wide and pair.shape[0] >= shape.frames
 
     def _span(self, pair: Pair, random: np.random.Generator) -> range:
@@ -163,7 +159,7 @@ class ClipSampler:
         self, pair: Pair, z: int, span: range, box: tuple[slice, slice], flipped: bool
     ) -> Tensor:
         """Stacked neighbours of slice z, scaled, with stage-1 logits where there are any."""
-        step = self._geometry(pair).z_step
+        step = pair.geometry.z_step
         indices = [span[i] for i in window(z - span.start, len(span), self.spec.offsets, step)]
         if flipped:
             indices.reverse()
