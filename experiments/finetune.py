@@ -48,8 +48,8 @@ SLABBED = 0.18
 THICKNESSES = (1, 1, 1, 2, 4)
 LEAST = 4
 """Slices that a clip needs: thinner slabs repeat their last one, as windows over them do."""
-BLUR = 0.8
-"""Pixels (`FrameSpec.blur`)."""
+BLUR = {1: 0.8, 2: 1.0}
+"""Pixels (`FrameSpec.blur`), by stage."""
 THIN = 0.15
 """Part of the clips of stage 1 that are cut from a few slices."""
 PARTS = 8
@@ -104,20 +104,16 @@ def load(folders: list[Path], stage: int) -> ResidentPairs:
             depths.append(tomogram.shape[0])
     store = ResidentPairs(sum(depths), FLAT[1:], torch.device("cpu"))
     for path, mask, weight in found:
-        if stage == 1:
-            store.add(*softened(path, mask), weight)
-            continue
-        with open_tomogram(path) as tomogram:
-            scaling = measure_intensity(tomogram, COMPACT_SPEC.normalisation)
-        store.add(
-            mrcfile.read(path), mrcfile.read(mask), scaling, weight, np.load(logits_path(path))
-        )
+        logits = np.load(logits_path(path)) if stage == 2 else None
+        store.add(*softened(path, mask, BLUR[stage]), weight, logits)
     return store
 
 
-def softened(path: Path, mask: Path) -> tuple[np.ndarray, np.ndarray, IntensityScaling]:
+def softened(
+    path: Path, mask: Path, blur: float
+) -> tuple[np.ndarray, np.ndarray, IntensityScaling]:
     """Blurred slices as int8 once more, their labels and how they are scaled."""
-    spec = replace(COMPACT_SPEC, blur=BLUR)
+    spec = replace(COMPACT_SPEC, blur=blur)
     with open_tomogram(path) as tomogram:
         soft = blurred(tomogram, spec, tomogram.voxel_spacing)
         scaling = measure_intensity(soft, spec.normalisation)
@@ -129,18 +125,16 @@ def softened(path: Path, mask: Path) -> tuple[np.ndarray, np.ndarray, IntensityS
 
 def settings(given: argparse.Namespace) -> TrainOptions:
     """How the stage is trained."""
-    losses, spec, start = replace(COMPACT_LOSSES, object_score=0.0), COMPACT_SPEC, given.stage2
-    if given.stage == 1:
-        spec, start = replace(spec, blur=BLUR), given.stage1
-    else:
+    losses = replace(COMPACT_LOSSES, object_score=0.0)
+    if given.stage == 2:
         losses = replace(losses, smooth=300.0)
     return TrainOptions(
         given.folder,
         given.folder / f"stage{given.stage}",
         stage=given.stage,
-        start=start,
+        start=given.stage1 if given.stage == 1 else given.stage2,
         losses=losses,
-        spec=spec,
+        spec=replace(COMPACT_SPEC, blur=BLUR[given.stage]),
         schedule=Schedule(given.steps, batch=8, learning_rate=4e-4, warmup=40, ema=0.996),
         frames=3,
         every=200,

@@ -9,7 +9,7 @@ import torch
 from etsam.training import augment as module
 from etsam.training.augment import augment, augment_batch
 
-CHANGES = ("SPECTRAL", "TONED", "NOISY", "EDGED", "COVERED", "FADED", "WARPED")
+CHANGES = ("SPECTRAL", "SCRAMBLED", "TONED", "NOISY", "EDGED", "COVERED", "FADED", "WARPED")
 
 
 @pytest.fixture
@@ -59,3 +59,49 @@ def test_labels_turn_with_frames(only: pytest.MonkeyPatch) -> None:
         sizes.append(int((marks[1] == 1).sum()))
     assert min(sizes) < 570 and max(sizes) > 630, "turned by quarters only, never zoomed"
     assert 600 in sizes, "every clip is zoomed"
+
+
+def test_scrambled_detail_has_the_spectrum_it_had_and_is_gone(only: pytest.MonkeyPatch) -> None:
+    """What is coarse stays, what is fine becomes noise as strong as it was, in all slices the same way."""
+    only.setattr(module, "SCRAMBLED", 1.0)
+    only.setattr(module, "FINEST", (0.15, 0.15))
+    side = 64
+    wave = 2 * np.pi * torch.arange(side) / side
+    coarse, fine = (
+        torch.cos(2 * wave),
+        torch.cos(26 * wave)[:, None],
+    )  # .03 and .41 cycles per pixel
+    frames = (coarse + fine).expand(1, 2, 3, side, side).clone()
+    labels = torch.zeros(1, 2, side, side, dtype=torch.int8)
+    changed, again = (
+        augment_batch(frames.clone(), labels, 3, [np.random.default_rng(4)])[0] for _ in range(2)
+    )
+    assert torch.equal(changed, again)
+    assert torch.allclose(changed, changed[:, :1, :1].expand_as(changed), atol=1e-5)
+    before, after = (torch.fft.fft2(x[0, 0, 0]) / side**2 for x in (frames, changed))
+    gain = 2 * max(float(after.abs()[i, j]) for i, j in ((0, 2), (0, -2), (2, 0), (-2, 0)))
+    fines = [after[i, j].abs() for i, j in ((0, 26), (26, 0), (0, -26), (-26, 0))]
+    assert 0.7 < gain < 1.3  # of the clip's contrast, which is drawn from exp(-.25) to exp(.25)
+    assert 2 * float(max(fines)) == pytest.approx(gain, rel=0.25)
+    assert before.abs().max() == pytest.approx(0.5, abs=1e-3)
+
+
+def test_scrambling_leaves_no_more_than_chance_of_the_finest_detail(
+    only: pytest.MonkeyPatch,
+) -> None:
+    only.setattr(module, "SCRAMBLED", 1.0)
+    only.setattr(module, "FINEST", (0.1, 0.1))
+    white = torch.randn(1, 1, 1, 128, 128, generator=torch.Generator().manual_seed(0))
+    seen = module._scramble(
+        white, [np.random.default_rng(0)], torch.Generator().manual_seed(1)
+    ).squeeze()
+    assert float(seen.std()) == pytest.approx(1.0, abs=0.05)
+    a, b = torch.fft.rfft2(white.squeeze()), torch.fft.rfft2(seen)
+    fine = module._radius(white) > 0.3
+    coarse = module._radius(white) < 0.02
+
+    def likeness(where: torch.Tensor) -> float:
+        common = (a[where] * b[where].conj()).real.sum()
+        return float(common / (a[where].abs() * b[where].abs()).sum())
+
+    assert likeness(coarse) > 0.95 and abs(likeness(fine)) < 0.08

@@ -20,8 +20,10 @@ Augmentation = Literal["none", "strong", "sam2"]
 """``strong`` for networks that start from nothing, ``sam2`` as SAM 2 is fine-tuned."""
 Randoms = Sequence[np.random.Generator]
 
-SPECTRAL, TONED, NOISY, EDGED, COVERED, FADED = 0.5, 0.25, 0.25, 0.2, 0.15, 0.15
+SPECTRAL, SCRAMBLED, TONED, NOISY, EDGED, COVERED, FADED = 0.5, 0.4, 0.25, 0.25, 0.2, 0.15, 0.15
 """Parts of the clips that are changed in each way."""
+FINEST = 0.1, 0.35
+"""Cycles per pixel where a Gaussian falls that says what detail is kept."""
 WARPED, ZOOM = 0.5, 1.2
 """Part of the clips turned by any angle, and by how much those are zoomed at most."""
 DEGREES, SHEAR = 25.0, 20.0
@@ -59,6 +61,7 @@ def augment_batch(
         (EDGED, _edge),
         (NOISY, _noise),
         (SPECTRAL, _filter),
+        (SCRAMBLED, _scramble),
         (TONED, _tone),
     ):
         chosen = [i for i, random in enumerate(randoms) if random.random() < share]
@@ -130,12 +133,35 @@ def _filter(grey: Tensor, randoms: Randoms, _: torch.Generator) -> Tensor:
     return filtered
 
 
+def _scramble(grey: Tensor, randoms: Randoms, generator: torch.Generator) -> Tensor:
+    """The finest detail becomes noise of the same spectrum, moved alike in all slices.
+
+    Walls of real tomograms show less detail than noise has: motion, damage and misalignment blur them.
+    """
+    height, width = grey.shape[-2:]
+    (cutoff,) = _draw(randoms, lambda r: (math.exp(r.uniform(*np.log(FINEST))),))
+    keep = torch.exp(-(_radius(grey) / _wide(cutoff, grey)).square() / 2)
+    white = torch.randn(len(grey), 1, 1, height, width, generator=generator, device=grey.device)
+    turn = torch.fft.rfft2(white)
+    turn = turn / turn.abs().clamp(min=1e-6)
+    factor = keep + turn * (1 - keep.square()).sqrt()
+    scrambled: Tensor = torch.fft.irfft2(torch.fft.rfft2(grey) * factor, s=(height, width))
+    return scrambled
+
+
+def _radius(grey: Tensor) -> Tensor:
+    """Spatial frequency of each place of a spectrum, (ky, kx) cycles per pixel."""
+    height, width = grey.shape[-2:]
+    ky = torch.fft.fftfreq(height, device=grey.device)[:, None]
+    return torch.hypot(ky, torch.fft.rfftfreq(width, device=grey.device).expand(height, -1))
+
+
 def _gains(grey: Tensor, randoms: Randoms) -> Tensor:
     """Random factors of spectra, (b, 1, 1, ky, kx): waves, low-pass, high-pass, blur along a line."""
     height, width = grey.shape[-2:]
     ky = torch.fft.fftfreq(height, device=grey.device)[:, None]
     kx = torch.fft.rfftfreq(width, device=grey.device)
-    radius = torch.hypot(ky, kx.expand(height, -1))
+    radius = _radius(grey)
     level = torch.zeros(len(grey), 1, 1, height, len(kx), device=grey.device)
     waves = _draw(randoms, lambda r: tuple(r.normal(0, 0.35, 4) / np.sqrt((1, 2, 3, 4))))
     for number, wave in enumerate(waves, 1):
