@@ -115,22 +115,6 @@ def test_volumes_open_in_place_and_lazily(tomogram: Path, tmp_path: Path) -> Non
         assert read_layers(str(mask))[0][2] == "labels"
 
 
-@pytest.mark.parametrize("suffix", [".mrc", ".zarr"])
-def test_labels_are_saved_in_place(tomogram: Path, tmp_path: Path, suffix: str) -> None:
-    from etsam.napari.files import SOURCE, write_layer
-    from etsam.volume import open_tomogram
-
-    labels = np.random.default_rng(1).integers(0, 300, SHAPE)
-    meta = {"scale": (SPACING,) * 3, "translate": ORIGIN, "metadata": {SOURCE: str(tomogram)}}
-    (path,) = write_layer(str(tmp_path / f"out{suffix}"), labels, meta)
-    with open_tomogram(path) as back:
-        assert back.dtype == np.int16 and back.origin == ORIGIN
-        assert back.voxel_spacing == pytest.approx((SPACING,) * 3)
-        np.testing.assert_array_equal(back.read_slices(0, SHAPE[0]), labels)
-    with pytest.raises(ValueError, match="32767"):
-        write_layer(str(tmp_path / "many.mrc"), labels * 200, meta)
-
-
 def test_segment_threshold_save_and_cancel(panel: Any, tmp_path: Path) -> None:
     assert panel.layer_box.currentText() == "TS_1"
     assert wait(panel, panel.start), panel.message.text()

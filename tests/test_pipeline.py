@@ -99,6 +99,19 @@ def test_stage_1_may_track_every_third_slice(spacing: float, tracked: int) -> No
     assert np.allclose(next(run_stage(first)), dense[0], atol=0.01)
 
 
+@pytest.mark.parametrize(("step", "prompted"), [(1, [0, 5, 10]), (3, [0, 6, 11]), (4, [0, 8, 11])])
+def test_prompts_keep_their_distance_where_slices_are_left_out(
+    step: int, prompted: list[int]
+) -> None:
+    """A prompt goes to the next slice that is tracked."""
+    stage = tiny_stages(FrameSpec(offsets=(0,)))[0]
+    volume = Volume(Watched((12, 64, 64)))
+    run = StageRun(stage, volume, "grid", interval=5, step=step)
+    answers = dict(zip(run.slices(), run_stage(run), strict=True))
+    same = [z for z, answer in answers.items() if np.array_equal(answer, answers[0])]
+    assert same == prompted
+
+
 @pytest.mark.parametrize("doubt", [0.0, 0.02])
 def test_stage_2_may_doubt_stage_1_so_far(doubt: float) -> None:
     """Its memory goes on with what it said itself."""

@@ -270,7 +270,8 @@ def test_command_line_refuses_what_does_not_fit(run: Run, folder: Path, tmp_path
     with mrcfile.mmap(blank / "t0_membrane.mrc", "r+") as mrc:
         mrc.data[:] = -1
     for given, said in (
-        ((), "nothing to train on"),
+        ((), "nothing to train on as it stands"),
+        (("--simulate", 0.5), "nothing to train on with --simulate 0.5 alone"),
         ((folder, "--weight", 1, "--weight", 2), "2 --weight for 1 folders"),
         ((blank,), "not a voxel of 1 masks is annotated"),
         ((folder, "--start", "nonesuch"), "no model 'nonesuch'"),

@@ -18,9 +18,9 @@ from typing import TypeVar
 
 from etsam.options import MIN_TILE, SegmentOptions
 
-OUT_OF_MEMORY = (  # as torch, oneDNN and the C++ library say it
+OUT_OF_MEMORY = (  # as torch, oneDNN, CUDA and the C++ library say it
     *("out of memory", "can't allocate memory", "not enough memory", "bad_alloc"),
-    *("could not create a primitive", "could not create a memory"),
+    *("could not create a primitive", "could not create a memory", "ALLOC_FAILED"),
 )
 LESS_MEMORY = "try --split-processing, --dtype bfloat16, --device cpu, or a larger machine"
 NOT_FOR_USERS = re.compile(r"\[enforce fail[^\]]*\]\s*(err == 0\.)?\s*|\s*Error code \d.*")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import json
 import math
 import os
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +35,10 @@ CHUNK = (16, 256, 256)  # as written: few slices wait in memory, viewers still r
 OPEN_SLABS = 4  # unfinished layers of chunks kept in memory when slices come out of order
 LAYER_IN_MEMORY = 64 << 20  # bytes of decoded chunks kept in memory, more go to a temporary file
 CHUNK_LIMIT = 4 << 30  # bytes; one decoded chunk must fit in memory
+REMOVALS = 20
+NOT_THE_DATA = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN")
+"""How tensorstore's messages begin where a disk or a network fails."""
+FULL = {"no space left": errno.ENOSPC, "quota exceeded": errno.EDQUOT}
 METADATA_NAMES = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
 
 
@@ -192,9 +199,14 @@ class NgffSink:
             os.replace(self._partial, self._path)
 
     def discard(self) -> None:
-        """Remove the partial folder."""
+        """Remove the partial folder, also where a write that failed is still busy with other chunks."""
         self._slabs.clear()
-        remove(self._partial)
+        for _ in range(REMOVALS):
+            with suppress(OSError):  # a folder may fill again while it is emptied
+                remove(self._partial)
+            if not self._partial.exists():
+                return
+            time.sleep(0.1)
 
     def _flush(self, layer: int) -> None:
         """Write the waiting slices of a layer, runs of neighbours at once."""
@@ -206,7 +218,7 @@ class NgffSink:
             try:
                 self._store[first + start : first + stop].write(slab[start:stop]).result()
             except ValueError as error:
-                raise OSError(f"{self._path} cannot be written: {_reason(error)}") from error
+                raise _failed(f"{self._path} cannot be written", error) from error
 
 
 def _open_array(image: NgffImage) -> tensorstore.TensorStore:
@@ -306,7 +318,16 @@ def _read(view: tensorstore.TensorStore, path: Path) -> np.ndarray:
     try:
         return view.read().result()
     except (ValueError, NotImplementedError) as error:
+        if str(error).startswith(NOT_THE_DATA):
+            raise _failed(f"{path} cannot be read", error) from error
         raise ValueError(f"{path} is damaged: {_reason(error)}") from error
+
+
+def _failed(what: str, error: Exception) -> OSError:
+    """What tensorstore says of a disk, with the number that the system's own errors have."""
+    text = str(error).lower()
+    number = next((code for words, code in FULL.items() if words in text), errno.EIO)
+    return OSError(number, f"{what}: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:

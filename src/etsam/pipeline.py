@@ -328,12 +328,13 @@ def _track_region(run: StageRun, frames: FrameSource, bank: MemoryBank, start: i
     previous = frames.feedback
     prompts = make_prompts(
         run.prompt,
-        len(slices),
+        slices[-1] + 1,
         frames.geometry,
         interval=run.interval,
-        previous=None if previous is None else lambda i: read_plane(previous, slices[i]),
+        previous=None if previous is None else lambda z: read_plane(previous, z),
     )
-    plan = schedule(len(slices), prompts, run.lead_in)
+    tracked = {bisect_left(slices, z): mask for z, mask in prompts.items()}
+    plan = schedule(len(slices), tracked, run.lead_in)
     first = plan.step_after(bisect_left(slices, start) - 1)
     order = tuple(slices[i] for i in plan.slices)
     with Prefetched(ScheduledFrames(frames, order)) as ahead:

@@ -235,6 +235,9 @@ def work_folder(result: SegmentResult) -> Iterator[Path]:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
         lock.release()
+        if not keep:  # Windows keeps a folder whose lock is held
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def how_far(mask: Path) -> tuple[int, int] | None:
@@ -253,6 +256,8 @@ def worth_keeping(error: BaseException) -> bool:
     """Whether a later process may succeed where this one stopped."""
     if isinstance(error, OSError):
         return error.errno is not None and error.errno not in FULL_DISK
+    if isinstance(error, RuntimeError):
+        return "CUDA error" in str(error)
     return isinstance(error, KeyboardInterrupt | MemoryError)
 
 

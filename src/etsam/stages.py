@@ -66,8 +66,14 @@ def choose_dtype(name: str, device: torch.device, *, is_own: bool) -> torch.dtyp
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        fast = any(_processor_has(name) for name in ("avx512_bf16", "amx_tile"))
     return torch.bfloat16 if fast else torch.float32
+
+
+def _processor_has(name: str) -> bool:
+    """Whether torch knows that the processor has some instructions; it has no public name for it."""
+    asked = getattr(torch.cpu, f"_is_{name}_supported", None)
+    return asked is not None and bool(asked())
 
 
 def load_stages(options: SegmentOptions, progress: Progress | None = None) -> list[Stage]:

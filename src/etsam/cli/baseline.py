@@ -10,6 +10,7 @@ import click
 
 from etsam.cli.command import VerbCommand, check_output, run_each
 from etsam.cli.options import finite, overwrite_option
+from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 
 if TYPE_CHECKING:
@@ -21,24 +22,22 @@ METHODS = ("ridge", "membrain-seg", "tardis")
 
 
 @click.command(cls=VerbCommand, short_help="Segment with another method, to compare with.")
-@click.argument(
-    "tomograms", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TOMOGRAM..."
-)
+@click.argument("tomograms", nargs=-1, required=True, type=FilePath(), metavar="TOMOGRAM...")
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FilePath(file_okay=False),
     help="Folder for the results.  [default: beside the tomogram]",
 )
 @click.option("--method", type=click.Choice(METHODS), default=METHODS[0], show_default=True)
 @click.option(
     "--weights",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FilePath(dir_okay=False),
     help="Checkpoint of MemBrain-seg (needed) or TARDIS (else it fetches its own).",
 )
 @click.option(
     "--program",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FilePath(dir_okay=False),
     help="Command of the other program, as ENV/bin/membrain.  [default: from PATH]",
 )
 @click.option(

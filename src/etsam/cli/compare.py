@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from etsam.cli.command import VerbCommand
+from etsam.cli.paths import FilePath
 
 if TYPE_CHECKING:
     from etsam.compare import Comparisons
@@ -22,16 +22,14 @@ at_option = click.option(
 
 
 @click.command(cls=VerbCommand, short_help="Compare methods by their scores.")
-@click.argument(
-    "tables", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TABLE..."
-)
+@click.argument("tables", nargs=-1, required=True, type=FilePath(), metavar="TABLE...")
 @click.option("--metric", "metrics", multiple=True, help="[default: dice, iou, precision, recall]")
 @click.option("--method", "methods", multiple=True, help="[default: all, in the table's order]")
 @at_option
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FilePath(dir_okay=False),
     help="Write the tests too, .csv or .json.",
 )
 def compare(params: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import click
 
 from etsam.cli.command import EXIT_FAILED, VerbCommand, one_line, report_error, report_warning
 from etsam.cli.options import overwrite_option
+from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 
 if TYPE_CHECKING:
@@ -23,9 +24,7 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 
 @click.command(cls=VerbCommand, short_help="Fetch the paper's data, portal runs, DOIs.")
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder for the files."
-)
+@click.option("-o", "--output", type=FilePath(file_okay=False), help="Folder for the files.")
 @click.option("--list", "list_only", is_flag=True, help="List the sets, or the runs of SOURCES.")
 @click.option("--dry-run", is_flag=True, help="Say which files there are and how large; no more.")
 @click.option(

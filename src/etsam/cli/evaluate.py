@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from etsam.cli.command import EXIT_FAILED, EXPECTED_ERRORS, VerbCommand, report_error
 from etsam.cli.options import finite
+from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 
 if TYPE_CHECKING:
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=VerbCommand, short_help="Score predictions against ground truth.")
-@click.argument("predictions", nargs=-1, type=click.Path(path_type=Path), metavar="PREDICTION...")
+@click.argument("predictions", nargs=-1, type=FilePath(), metavar="PREDICTION...")
 @click.option(
     "-t",
     "--truth",
     "truths",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="Ground truth: a volume, or a folder of RUN_membrane.mrc, RUN_target_mask.mrc, ...",
 )
 @click.option(
     "--pairs",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FilePath(dir_okay=False),
     help="Instead: CSV of prediction, truth[, dataset, run, method, stage].",
 )
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FilePath(dir_okay=False),
     help="Table, .csv or .json.  [default: CSV on stdout]",
 )
-@click.option("--curves", type=click.Path(path_type=Path), help="Table of precision over recall.")
+@click.option("--curves", type=FilePath(), help="Table of precision over recall.")
 @click.option("--threshold", "thresholds", type=float, multiple=True, help="Several may be given.")
 @click.option(
     "--sweep",

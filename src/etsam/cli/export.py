@@ -9,6 +9,7 @@ import click
 
 from etsam.cli.command import VerbCommand, check_output, refuse_same_targets, run_each
 from etsam.cli.options import finite, overwrite_option
+from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 from etsam.options import LOGIT_THRESHOLD
 
@@ -29,9 +30,7 @@ FORMATS = [
 
 
 @click.command(cls=VerbCommand, short_help="Meshes, labels and points for other programs.")
-@click.argument(
-    "masks", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MASK..."
-)
+@click.argument("masks", nargs=-1, required=True, type=FilePath(), metavar="MASK...")
 @click.option(
     "--as",
     "formats",
@@ -41,7 +40,7 @@ FORMATS = [
     show_default=True,
     help="What to write; give it several times.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder.")
+@click.option("-o", "--output", type=FilePath(file_okay=False), help="Folder.")
 @click.option(
     "--logit-threshold",
     "threshold",
@@ -75,7 +74,7 @@ FORMATS = [
 )
 @click.option(
     "--tomogram",
-    type=click.Path(path_type=Path, exists=True),
+    type=FilePath(exists=True),
     help="The tomogram itself, for the ChimeraX script and surface_morphometrics.",
 )
 @click.option(

@@ -12,6 +12,7 @@ import click
 from etsam.cli.command import VerbCommand
 from etsam.cli.compare import at_option, parse_thresholds
 from etsam.cli.options import finite
+from etsam.cli.paths import FilePath
 
 FORMATS = ("pdf", "png", "svg")
 USUAL_FORMATS = ("pdf", "png")
@@ -50,7 +51,7 @@ def output_option(name: str) -> Callable[..., Any]:
     return click.option(
         "-o",
         "--output",
-        type=click.Path(path_type=Path),
+        type=FilePath(),
         default=Path("figures") / name,
         show_default=True,
         callback=named,
@@ -64,15 +65,13 @@ def figures() -> None:
 
 
 @figures.command(cls=VerbCommand)
-@click.argument(
-    "tables", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TABLE..."
-)
-@click.option("--curves", multiple=True, type=click.Path(path_type=Path), help="Also PR curves.")
+@click.argument("tables", nargs=-1, required=True, type=FilePath(), metavar="TABLE...")
+@click.option("--curves", multiple=True, type=FilePath(), help="Also PR curves.")
 @click.option("--metric", "metrics", multiple=True, help="[default: what the table has]")
 @click.option("--method", "methods", multiple=True, help="[default: all, in the table's order]")
 @at_option
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("figures"),
+    "-o", "--output", type=FilePath(file_okay=False), default=Path("figures"),
     show_default=True, help="Folder.",
 )  # fmt: skip
 @format_option
@@ -95,8 +94,8 @@ def scores(params: dict[str, Any]) -> None:
 
 
 @figures.command(cls=VerbCommand)
-@click.argument("tomogram", type=click.Path(path_type=Path))
-@click.option("-t", "--truth", type=click.Path(path_type=Path))
+@click.argument("tomogram", type=FilePath())
+@click.option("-t", "--truth", type=FilePath())
 @masks_option
 @slices_option
 @spacing_option
@@ -121,9 +120,9 @@ def slices(params: dict[str, Any]) -> None:
 
 
 @figures.command(cls=VerbCommand)
-@click.argument("tomogram", type=click.Path(path_type=Path))
-@click.argument("before", type=click.Path(path_type=Path))
-@click.argument("after", type=click.Path(path_type=Path))
+@click.argument("tomogram", type=FilePath())
+@click.argument("before", type=FilePath())
+@click.argument("after", type=FilePath())
 @slices_option
 @spacing_option
 @output_option("cleaning")
@@ -146,7 +145,7 @@ def cleaning(params: dict[str, Any]) -> None:
 
 
 @figures.command(cls=VerbCommand)
-@click.argument("truth", type=click.Path(path_type=Path))
+@click.argument("truth", type=FilePath())
 @masks_option
 @click.option("--elevation", type=float, default=30.0, show_default=True, callback=finite)
 @click.option("--azimuth", type=float, default=-60.0, show_default=True, callback=finite)
@@ -173,9 +172,7 @@ def surfaces(params: dict[str, Any]) -> None:
 
 
 @figures.command(cls=VerbCommand)
-@click.argument(
-    "places", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FOLDER|TABLE..."
-)
+@click.argument("places", nargs=-1, required=True, type=FilePath(), metavar="FOLDER|TABLE...")
 @click.option("--method", "methods", multiple=True, help="[default: all, in the order found]")
 @output_option("costs")
 @format_option
@@ -189,7 +186,7 @@ def costs(params: dict[str, Any]) -> None:
 
 
 @figures.command(cls=VerbCommand)
-@click.argument("table", type=click.Path(path_type=Path))
+@click.argument("table", type=FilePath())
 @click.option("--before", required=True, metavar="METHOD[@THRESHOLD]")
 @click.option("--after", required=True, metavar="METHOD[@THRESHOLD]")
 @click.option("--metric", "metrics", multiple=True, help="[default: Dice, IoU, precision, recall]")
@@ -208,7 +205,7 @@ def change(params: dict[str, Any]) -> None:
 
 
 @figures.command(cls=VerbCommand)
-@click.argument("table", type=click.Path(path_type=Path))
+@click.argument("table", type=FilePath())
 @click.option("--metric", "metrics", multiple=True, default=("dice",), show_default=True)
 @output_option("ablation")
 @format_option

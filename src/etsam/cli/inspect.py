@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etsam.cli.command import VerbCommand, run_each
+from etsam.cli.paths import FilePath
 from etsam.cli.progress import duration
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ def _thickness(found: Inspection) -> str:
 
 
 @click.command(cls=VerbCommand, short_help="Check that two volumes lie in the same place.")
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
+@click.argument("first", type=FilePath())
+@click.argument("second", type=FilePath())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(params: dict[str, Any]) -> int:
     """Compare the geometry of FIRST and SECOND, such as a tomogram and its mask, field by field.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
+
+from etsam.cli.paths import FilePath
 
 Command = Callable[..., Any]
 
@@ -73,7 +74,7 @@ def batch_options(command: Command) -> Command:
         ),
         click.option(
             "--manifest",
-            type=click.Path(path_type=Path, dir_okay=False),
+            type=FilePath(dir_okay=False),
             help="Record of the batch.  [default: etsam_manifest.jsonl in the results' folder]",
         ),
         click.option(
@@ -88,7 +89,7 @@ def batch_options(command: Command) -> Command:
         ),
         click.option(
             "--engine-options",
-            type=click.Path(path_type=Path, dir_okay=False),
+            type=FilePath(dir_okay=False),
             metavar="TOML",
             help="Queue, memory, walltime and so on of the jobs.",
         ),

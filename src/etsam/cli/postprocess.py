@@ -10,17 +10,16 @@ import click
 
 from etsam.cli.command import VerbCommand, check_output, refuse_same_targets, run_each
 from etsam.cli.options import cleaning_options, overwrite_option
+from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 
 
 @click.command(cls=VerbCommand, short_help="Clean membrane masks.")
-@click.argument(
-    "masks", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MASK..."
-)
+@click.argument("masks", nargs=-1, required=True, type=FilePath(), metavar="MASK...")
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="Existing folder for the results, or the result's file.  [default: beside the mask]",
 )
 @click.option(

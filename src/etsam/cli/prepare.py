@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -17,6 +16,7 @@ from etsam.cli.command import (
     report_warning,
 )
 from etsam.cli.options import overwrite_option
+from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 from etsam.options import Normalisation
 
@@ -28,23 +28,23 @@ SHOWN = 10  # components listed on stderr
 
 
 @click.command(cls=VerbCommand, short_help="Make pairs to train on and to score against.")
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("inputs", nargs=-1, required=True, type=FilePath())
 @click.option(
     "-o",
     "--output",
     required=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FilePath(file_okay=False),
     help="Folder for NAME and NAME_membrane.",
 )
 @click.option(
-    "--annotation", "annotations", multiple=True, type=click.Path(path_type=Path),
+    "--annotation", "annotations", multiple=True, type=FilePath(),
     help="Mask of the one tomogram that is given; several are joined.",
 )  # fmt: skip
 @click.option(
     "--values", default="", metavar="1,3", help="Labels that are membrane.  [default: all]"
 )
 @click.option(
-    "--limit", type=click.Path(path_type=Path),
+    "--limit", type=FilePath(),
     help="Region where annotations count: a volume, or a folder of NAME_limit.",
 )  # fmt: skip
 @click.option("--box", metavar="Z:Z,Y:Y,X:X", help="The same as a box, in voxels, ends left out.")
@@ -65,7 +65,7 @@ SHOWN = 10  # components listed on stderr
 @click.option("--keep", default="", metavar="1,2", help="Only these components; 1 the largest.")
 @click.option("--drop", default="", metavar="4,7", help="Not these components.")
 @click.option(
-    "--choices", type=click.Path(path_type=Path, dir_okay=False),
+    "--choices", type=FilePath(dir_okay=False),
     help="CSV with columns name, keep, drop, for several tomograms.",
 )  # fmt: skip
 @click.option("--components", is_flag=True, help="Write their numbers too: NAME_components.")

@@ -9,24 +9,23 @@ import click
 
 from etsam.cli.command import VerbCommand, refuse_same_targets, run_each
 from etsam.cli.options import finite, overwrite_option
+from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 
 
 @click.command(cls=VerbCommand, short_help="A page to look at, for one tomogram or many.")
-@click.argument(
-    "tomograms", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TOMOGRAM..."
-)
+@click.argument("tomograms", nargs=-1, required=True, type=FilePath(), metavar="TOMOGRAM...")
 @click.option(
     "--results",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FilePath(file_okay=False),
     help="Folder of the masks and logits.  [default: beside the tomogram]",
 )
-@click.option("--mask", type=click.Path(path_type=Path), help="A mask of another name.")
-@click.option("--logits", type=click.Path(path_type=Path), help="Logits of another name.")
+@click.option("--mask", type=FilePath(), help="A mask of another name.")
+@click.option("--logits", type=FilePath(), help="Logits of another name.")
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FilePath(file_okay=False),
     help="Folder for the pages.  [default: beside the tomogram]",
 )
 @click.option(

@@ -12,6 +12,7 @@ import click
 
 from etsam.cli.command import VerbCommand, check_output
 from etsam.cli.options import batch_options, finite, min_slices_option, overwrite_option
+from etsam.cli.paths import FilePath
 from etsam.options import LOGIT_THRESHOLD, MAX_TILE, MIN_TILE, Normalisation, PromptKind
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ NO_FOLDERS = (
     "--output",
     "--output-dir",
     "output",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="Folder for the results, or the mask's file.  [default: beside the tomogram]",
 )
 @overwrite_option
@@ -51,8 +52,8 @@ NO_FOLDERS = (
     metavar="NAME|FOLDER",
     help="compact, etsam-v1, or a folder with a stage1 and a stage2 checkpoint.",
 )
-@click.option("--stage1-checkpoint", type=click.Path(path_type=Path), help="Instead of --model.")
-@click.option("--stage2-checkpoint", type=click.Path(path_type=Path), help="Instead of --model.")
+@click.option("--stage1-checkpoint", type=FilePath(), help="Instead of --model.")
+@click.option("--stage2-checkpoint", type=FilePath(), help="Instead of --model.")
 @click.option(
     "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda:N, mps."
 )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from etsam.cli.command import VerbCommand
 from etsam.cli.options import finite, overwrite_option, parse_triple
+from etsam.cli.paths import FilePath
 
 MAX_SEEDS = 1_000_000
 PRESETS = ["any", "vesicles", "organelle", "cell", "virus", "polnet", "empty"]
 
 
 @click.command(cls=VerbCommand, short_help="Make tomograms with exact masks.")
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=FilePath(file_okay=False))
 @click.option("--seeds", default="0", show_default=True, help="One, or FIRST:LAST without LAST.")
 @click.option("--shape", default="64,256,256", show_default=True, help="Z,Y,X in voxels.")
 @click.option("--preset", type=click.Choice(PRESETS), default="any", show_default=True)
@@ -31,7 +31,7 @@ PRESETS = ["any", "vesicles", "organelle", "cell", "virus", "polnet", "empty"]
 @click.option("--suite", is_flag=True, help="The held-out suite instead; never train on it.")
 @click.option(
     "--shapes",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=FilePath(file_okay=False, exists=True),
     help="Folder of segmentations (.npz) for the suite's real shapes.",
 )
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etsam.cli.command import VerbCommand
+from etsam.cli.paths import FilePath
 from etsam.cli.progress import duration
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=VerbCommand, short_help="Say what a batch has done.")
-@click.argument("place", default=".", type=click.Path(path_type=Path), metavar="[FOLDER|MANIFEST]")
+@click.argument("place", default=".", type=FilePath(), metavar="[FOLDER|MANIFEST]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--failed", is_flag=True, help="Only tomograms that failed or were interrupted.")
 def status(params: dict[str, Any]) -> int:

@@ -10,6 +10,7 @@ import click
 
 from etsam.cli.command import VerbCommand
 from etsam.cli.options import finite, parse_triple
+from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 from etsam.cli.simulate import PRESETS
 
@@ -18,14 +19,12 @@ if TYPE_CHECKING:
     from etsam.train import Fresh, TrainOptions
     from etsam.training.parallel import Team
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
+FOLDER = FilePath(file_okay=False)
 
 
 @click.command(cls=VerbCommand, short_help="Train or fine-tune a stage.")
 @click.argument("data", nargs=-1, type=FOLDER)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the run."
-)
+@click.option("-o", "--output", type=FilePath(), required=True, help="Folder of the run.")
 @click.option("--stage", type=click.IntRange(1, 2), default=1, show_default=True)
 @click.option(
     "--validation",
@@ -39,7 +38,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 )
 @click.option(
     "--stage1-checkpoint",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="For --stage 2: run this stage 1 over the data first, where its logits are missing.",
 )
 @click.option(
@@ -123,8 +122,9 @@ def _options(params: dict[str, Any]) -> TrainOptions:
         raise ValueError(
             f"{len(weights)} --weight for {len(params['data'])} folders: give one for each"
         )
-    if not params["data"] and not params["share"]:
-        raise ValueError("nothing to train on: name folders of pairs, or use --simulate 1")
+    if not params["data"] and params["share"] < 1:
+        given = f"with --simulate {params['share']:g} alone" if params["share"] else "as it stands"
+        raise ValueError(f"nothing to train on {given}: name folders of pairs, or use --simulate 1")
 
     from dataclasses import replace
 

@@ -89,8 +89,8 @@ def _layer(path: Path) -> LayerData:
     return lazy, metadata, "image"
 
 
-def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
-    """Write a layer as MRC or OME-Zarr: labels as int8 or int16, images as float32.
+def write_labels(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Write a labels layer as MRC or OME-Zarr: int8 where the labels fit, otherwise int16.
 
     The header of the volume it came from is kept, otherwise scale and translate become spacing and origin.
 
@@ -99,15 +99,36 @@ def write_layer(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     ValueError
         If it is not a volume, or its labels do not fit 16 bits.
     """
-    array = data[0] if isinstance(data, list | tuple) else data
+    array = _finest(data)
     like = layer_volume(array, meta)
-    kind = np.dtype(array.dtype).kind
-    dtype: OutputType = "float32"
-    if kind in "iub":
-        highest = max(int(np.asarray(plane).max()) for plane in array)
-        if highest > np.iinfo(np.int16).max:
-            raise ValueError(f"labels reach {highest}: at most 32767 fit, merge or drop some")
-        dtype = "int8" if highest <= 127 else "int16"
+    ends = [(int(np.min(plane)), int(np.max(plane))) for plane in map(np.asarray, array)]
+    lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
+    if not -32768 <= lowest <= highest <= 32767:
+        raise ValueError(
+            f"labels run from {lowest} to {highest}: -32768 to 32767 fit, merge or drop some"
+        )
+    dtype: OutputType = "int8" if lowest >= -128 and highest <= 127 else "int16"
+    return _write(path, array, like, dtype)
+
+
+def write_image(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Write an image layer as MRC or OME-Zarr, float32, with its geometry as `write_labels` does.
+
+    Raises
+    ------
+    ValueError
+        If it is not a volume.
+    """
+    array = _finest(data)
+    return _write(path, array, layer_volume(array, meta), "float32")
+
+
+def _finest(data: Any) -> Any:
+    """The array of a layer, the finest of several."""
+    return data[0] if isinstance(data, list | tuple) else data
+
+
+def _write(path: str, array: Any, like: Tomogram, dtype: OutputType) -> list[str]:
     with like, create_volume(path, like, dtype=dtype, label="etsam napari") as writer:
         for z in range(like.shape[0]):
             writer.write_slice(z, np.asarray(array[z]))

@@ -26,7 +26,7 @@ from qtpy.QtWidgets import (
 from etsam.frame import Frame
 from etsam.instances import separate_membranes
 from etsam.membrane import Membrane, quantised
-from etsam.napari.files import SOURCE, layer_volume, write_layer
+from etsam.napari.files import SOURCE, layer_volume, write_labels
 from etsam.napari.work import CancelledError, Run, logit_slices
 from etsam.options import LOGIT_THRESHOLD, SegmentOptions
 from etsam.postprocess import clean_mask
@@ -182,7 +182,7 @@ class SegmentPanel(QWidget):  # type: ignore[misc]
         """Save the mask with the tomogram's geometry."""
         assert self.mask is not None
         try:
-            write_layer(path, self.mask.data, self.meta)
+            write_labels(path, self.mask.data, self.meta)
         except (ValueError, OSError) as error:
             self.message.setText(f"Not saved: {error}")
         else:

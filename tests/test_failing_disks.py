@@ -1,0 +1,57 @@
+"""Disks that fail under Zarr: errors with the system's numbers, by which runs keep what they have."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import etsam.ngff
+from etsam.results import worth_keeping
+from etsam.volume import create_volume, open_tomogram, tomogram_from_array
+from test_ngff import voxels, write
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_a_disk_that_fails_is_no_damage_and_has_a_number(tmp_path: Path) -> None:
+    """So that a run keeps what it has, as with MRC (`worth_keeping`)."""
+    write(tmp_path / "a.zarr", voxels(), list(range(37)), "0.5", "float32")
+    chunk = tmp_path / "a.zarr/0/c/1/0/0"
+    chunk.unlink()
+    chunk.symlink_to(chunk)  # the system opens no such link
+    with (
+        open_tomogram(tmp_path / "a.zarr") as tomogram,
+        pytest.raises(OSError, match="cannot be read") as caught,
+    ):
+        tomogram.read_slice(20)
+    assert caught.value.errno == errno.EIO and worth_keeping(caught.value)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_a_write_that_fails_has_a_number(tmp_path: Path, version: str) -> None:
+    array = tomogram_from_array(voxels())
+    array.info = replace(array.info, ngff_version=version)
+    with (
+        pytest.raises(OSError, match="cannot be written") as caught,
+        create_volume(tmp_path / "a.zarr", array, dtype="float32", label="test") as writer,
+    ):
+        (level,) = tmp_path.glob("*/0")
+        shutil.rmtree(level)
+        level.write_text("a file where chunks should be")
+        for z in range(37):
+            writer.write_slice(z, voxels()[z])
+    assert caught.value.errno == errno.EIO and worth_keeping(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_full_disks_have_their_own_numbers() -> None:
+    for said, number in (
+        ("UNKNOWN: Failed to write: No space left on device", errno.ENOSPC),
+        ("UNKNOWN: Disk quota exceeded", errno.EDQUOT),
+    ):
+        failure = etsam.ngff._failed("a.zarr cannot be written", ValueError(said))
+        assert failure.errno == number and not worth_keeping(failure)

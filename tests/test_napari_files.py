@@ -1,0 +1,63 @@
+"""Layers as files: what the napari plugin writes, without napari."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+
+from etsam.napari import files
+from etsam.napari.files import SOURCE, write_image, write_labels
+from etsam.volume import open_tomogram
+
+SPACING = 10.0
+ORIGIN = (100.0, 200.0, 300.0)
+SHAPE = (12, 64, 64)
+
+
+@pytest.mark.parametrize("suffix", [".mrc", ".zarr"])
+def test_labels_are_saved_in_place(tmp_path: Path, suffix: str) -> None:
+    tomogram = tmp_path / "TS_1.mrc"
+    with mrcfile.new(tomogram) as mrc:
+        mrc.set_data(np.ones(SHAPE, np.float32))
+        mrc.voxel_size = SPACING
+        mrc.header.origin = tuple(reversed(ORIGIN))
+    labels = np.random.default_rng(1).integers(0, 300, SHAPE)
+    meta = {"scale": (SPACING,) * 3, "translate": ORIGIN, "metadata": {SOURCE: str(tomogram)}}
+    (path,) = write_labels(str(tmp_path / f"out{suffix}"), labels, meta)
+    with open_tomogram(path) as back:
+        assert back.dtype == np.int16 and back.origin == ORIGIN
+        assert back.voxel_spacing == pytest.approx((SPACING,) * 3)
+        np.testing.assert_array_equal(back.read_slices(0, SHAPE[0]), labels)
+    for many in (labels * 200, labels - 40_000):
+        with pytest.raises(ValueError, match="32767"):
+            write_labels(str(tmp_path / "many.mrc"), many, meta)
+    (path,) = write_labels(str(tmp_path / f"ignored{suffix}"), labels - 200, meta)
+    with open_tomogram(path) as back:
+        assert back.dtype == np.int16
+        np.testing.assert_array_equal(back.read_slices(0, SHAPE[0]), labels - 200)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float64])
+def test_images_are_saved_as_float32(tmp_path: Path, dtype: type) -> None:
+    """Whatever napari holds them as: integers are no labels there."""
+    info = np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else np.iinfo(np.int8)
+    image = np.random.default_rng(1).integers(info.min, info.max, SHAPE).astype(dtype)
+    (path,) = write_image(str(tmp_path / "out.mrc"), [image, image[:, ::2, ::2]], {})
+    with open_tomogram(path) as back:
+        assert back.dtype == np.float32
+        np.testing.assert_array_equal(back.read_slices(0, SHAPE[0]), image)
+
+
+def test_each_kind_of_layer_has_its_writer() -> None:
+    yaml = pytest.importorskip("yaml")
+    text = Path(files.__file__).with_name("napari.yaml").read_text(encoding="utf-8")
+    manifest = yaml.safe_load(text)["contributions"]
+    places = {command["id"]: command["python_name"] for command in manifest["commands"]}
+    writers = {w["layer_types"][0]: places[w["command"]] for w in manifest["writers"]}
+    assert writers == {
+        "labels": f"{files.__name__}:{write_labels.__name__}",
+        "image": f"{files.__name__}:{write_image.__name__}",
+    }
