@@ -7,10 +7,12 @@
 **Stage 2** (the default). The clips of `train_resident.py` that are cut from a few slices carry the
 stage-1 logits of the whole volume. Here slabs of one to four slices are volumes of their own, and stage 1
 tracks them as such. What is packed, ``compact_stage2.safetensors``, is the mean of the weights before and
-after (LOG.md). `--also` takes in folders that were prepared for earlier rounds. Two rounds made the
-bundled weights: the first as this script was at commit 678d104 (clips from files, rate 3e-4, `absent` 0.5,
-no `smooth`), the second as it was at 21b3eb2, on three folders: that of the first, `--unseen 20400 --count
-136`, and `--unseen 20600 --count 200 --slabs 0`; then `--steps 1400 --seed 53 --also` the other two.
+after (LOG.md). `--also` takes in folders that were prepared for earlier rounds. Three rounds made
+the bundled weights: the first as this script was at commit 678d104 (clips from files, rate 3e-4, `absent`
+0.5, no `smooth`), the second as it was at 21b3eb2 (slices as they are), on three folders:
+that of the first, `--unseen 20400 --count 136`, and `--unseen 20600 --count 200 --slabs 0`; then `--steps
+1400 --seed 53 --also` the other two. The third on the same three, tracked anew by the stage 1 of today:
+`--steps 1050 --seed 97`.
 
 **Stage 1** learns to do without the finest detail, which is noise in real tomograms and more than that in
 simulated ones: slices are blurred by `BLUR` pixels. On the same three folders, `--steps 700 --seed 71`.

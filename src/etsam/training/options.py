@@ -41,7 +41,7 @@ COMPACT = SAM2Config(
 )
 """The bundled network: fine mask stride (2), fifteen slices as channels, pooled memory."""
 COMPACT_SPEC = FrameSpec(
-    offsets=(-18, -12, -8, -5, -3, -2, -1, 0, 1, 2, 3, 5, 8, 12, 18), feedback_step=3, doubt=1.5
+    offsets=(-18, -12, -8, -5, -3, -2, -1, 0, 1, 2, 3, 5, 8, 12, 18), feedback_step=3, doubt=1.0
 )
 """Its frames: near neighbours show detail, far ones tell leaning membranes from noise."""
 COMPACT_LOSSES = LossWeights(focal=10.0, dice=2.0, spread=0.3, absent=1.0, focal_alpha=0.5)
