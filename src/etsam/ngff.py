@@ -9,8 +9,7 @@ import json
 import math
 import os
 import threading
-import time
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +34,6 @@ CHUNK = (16, 256, 256)  # as written: few slices wait in memory, viewers still r
 OPEN_SLABS = 4  # unfinished layers of chunks kept in memory when slices come out of order
 LAYER_IN_MEMORY = 64 << 20  # bytes of decoded chunks kept in memory, more go to a temporary file
 CHUNK_LIMIT = 4 << 30  # bytes; one decoded chunk must fit in memory
-REMOVALS = 20
 NOT_THE_DATA = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN")
 """How tensorstore's messages begin where a disk or a network fails."""
 FULL = {"no space left": errno.ENOSPC, "quota exceeded": errno.EDQUOT}
@@ -91,15 +89,6 @@ class NgffSource:
         if self._cache is not None:
             self._cache.close()
 
-    def _blocks(self) -> list[tuple[slice, slice]]:
-        """Return rows and columns of each chunk of a layer, in the order of the cache."""
-        _, height, width = self.info.shape
-        _, rows, columns = self._chunk
-        return [
-            (slice(y, min(y + rows, height)), slice(x, min(x + columns, width)))
-            for y, x in itertools.product(range(0, height, rows), range(0, width, columns))
-        ]
-
     def _load_layer(self, layer: int) -> None:
         """Decode the chunks of one layer into the cache, one after the other."""
         if layer == self._layer:
@@ -115,7 +104,7 @@ class NgffSource:
             else scratch_file(nbytes, f"reading {self._path}")
         )
         self._cache = RawFile(file, str(self._path))
-        for rows, columns in self._blocks():
+        for rows, columns in _columns(self.info.shape, self._chunk):
             block = _read(self._store[start:stop, rows, columns], self._path)
             self._cache.append(np.ascontiguousarray(block, self._dtype))
         self._layer = layer
@@ -128,7 +117,7 @@ class NgffSource:
         assert self._cache is not None and self._layer is not None
         start, stop = self._layer_bounds(self._layer)
         offset = 0
-        for rows, columns in self._blocks():
+        for rows, columns in _columns(self.info.shape, self._chunk):
             block = np.empty((rows.stop - rows.start, columns.stop - columns.start), self._dtype)
             self._cache.read_into(offset + plane * block.nbytes, block)
             target[rows, columns] = block
@@ -199,14 +188,9 @@ class NgffSink:
             os.replace(self._partial, self._path)
 
     def discard(self) -> None:
-        """Remove the partial folder, also where a write that failed is still busy with other chunks."""
+        """Remove the partial folder."""
         self._slabs.clear()
-        for _ in range(REMOVALS):
-            with suppress(OSError):  # a folder may fill again while it is emptied
-                remove(self._partial)
-            if not self._partial.exists():
-                return
-            time.sleep(0.1)
+        remove(self._partial)
 
     def _flush(self, layer: int) -> None:
         """Write the waiting slices of a layer, runs of neighbours at once."""
@@ -214,11 +198,36 @@ class NgffSink:
         first = layer * self._depth
         for _, run in itertools.groupby(enumerate(sorted(present)), lambda pair: pair[1] - pair[0]):
             places = [place for _, place in run]
-            start, stop = places[0], places[-1] + 1
+            self._write_chunks(first, slab, slice(places[0], places[-1] + 1))
+
+    def _write_chunks(self, first: int, slab: np.ndarray, places: slice) -> None:
+        """Write slices of a layer that begins at `first`, and wait for every chunk, also after a failure.
+
+        What still went on would make the partial folder anew while it is removed.
+        """
+        zs = slice(first + places.start, first + places.stop)
+        pending = [
+            self._store[zs, rows, columns].write(slab[places, rows, columns])
+            for rows, columns in _columns(self._info.shape, CHUNK)
+        ]
+        failures = []
+        for future in pending:
             try:
-                self._store[first + start : first + stop].write(slab[start:stop]).result()
+                future.result()
             except ValueError as error:
-                raise _failed(f"{self._path} cannot be written", error) from error
+                failures.append(error)
+        if failures:
+            raise _failed(f"{self._path} cannot be written", failures[0]) from failures[0]
+
+
+def _columns(shape: tuple[int, int, int], chunk: Sequence[int]) -> list[tuple[slice, slice]]:
+    """Rows and columns of each chunk of a layer of a volume, from the first row on."""
+    _, height, width = shape
+    _, rows, columns = chunk
+    return [
+        (slice(y, min(y + rows, height)), slice(x, min(x + columns, width)))
+        for y, x in itertools.product(range(0, height, rows), range(0, width, columns))
+    ]
 
 
 def _open_array(image: NgffImage) -> tensorstore.TensorStore:
