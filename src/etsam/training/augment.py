@@ -149,20 +149,23 @@ def _scramble(grey: Tensor, randoms: Randoms, generator: torch.Generator) -> Ten
     return scrambled
 
 
-def _radius(grey: Tensor) -> Tensor:
-    """Spatial frequency of each place of a spectrum, (ky, kx) cycles per pixel."""
+def _frequencies(grey: Tensor) -> tuple[Tensor, Tensor]:
+    """Spatial frequencies along y (ky, 1) and x (kx) of a spectrum, cycles per pixel."""
     height, width = grey.shape[-2:]
     ky = torch.fft.fftfreq(height, device=grey.device)[:, None]
-    return torch.hypot(ky, torch.fft.rfftfreq(width, device=grey.device).expand(height, -1))
+    return ky, torch.fft.rfftfreq(width, device=grey.device)
+
+
+def _radius(grey: Tensor) -> Tensor:
+    """Spatial frequency of each place of a spectrum, (ky, kx) cycles per pixel."""
+    return torch.hypot(*_frequencies(grey))
 
 
 def _gains(grey: Tensor, randoms: Randoms) -> Tensor:
     """Random factors of spectra, (b, 1, 1, ky, kx): waves, low-pass, high-pass, blur along a line."""
-    height, width = grey.shape[-2:]
-    ky = torch.fft.fftfreq(height, device=grey.device)[:, None]
-    kx = torch.fft.rfftfreq(width, device=grey.device)
-    radius = _radius(grey)
-    level = torch.zeros(len(grey), 1, 1, height, len(kx), device=grey.device)
+    ky, kx = _frequencies(grey)
+    radius = torch.hypot(ky, kx)
+    level = torch.zeros(len(grey), 1, 1, len(ky), len(kx), device=grey.device)
     waves = _draw(randoms, lambda r: tuple(r.normal(0, 0.35, 4) / np.sqrt((1, 2, 3, 4))))
     for number, wave in enumerate(waves, 1):
         level = level + _wide(wave, grey) * torch.cos(number * math.pi * radius / 0.71)
