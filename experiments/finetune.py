@@ -31,23 +31,30 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import torch
-from train_compact import FLAT, print_entry
-from train_resident import jobs, make
+from train_compact import FLAT, cluttered, drawn, print_entry
+from train_resident import GHOSTS, Job, jobs, make
 
 from etsam.dataset import find_pairs, logits_path
 from etsam.feedback import write_stage1_logits
-from etsam.frames import blurred
+from etsam.frames import FrameSpec, blurred
 from etsam.intensity import IntensityScaling, measure_intensity
-from etsam.sam2 import load_checkpoint, save_checkpoint
+from etsam.sam2 import SAM2, load_checkpoint, save_checkpoint
 from etsam.simulate import limit_threads
-from etsam.train import COMPACT_LOSSES, COMPACT_SPEC, Schedule, TrainOptions, train
+from etsam.train import (
+    COMPACT_LOSSES,
+    COMPACT_SPEC,
+    Schedule,
+    TrainOptions,
+    start_from,
+    train,
+)
 from etsam.training.resident import ResidentPairs, ResidentSampler
 from etsam.volume import open_tomogram
 
 UNSEEN = 20_000
 """Seeds lie so far beyond the first of stage 2."""
-SLABBED = 0.18
-"""Part of the clips that come from slabs."""
+SLABBED, WHOLE = 0.15, 0.35
+"""Parts of the clips that come from slabs and from deep volumes with whole organelles."""
 THICKNESSES = (1, 1, 1, 2, 4)
 LEAST = 4
 """Slices that a clip needs: thinner slabs repeat their last one, as windows over them do."""
@@ -57,6 +64,10 @@ THIN = 0.15
 """Part of the clips of stage 1 that are cut from a few slices."""
 PARTS = 8
 """Folders of whole volumes, so that several processes can track them."""
+DEEPEST, FIRST_WHOLE = (208, 256, 256), 3_200_000
+"""Shape and first seed of tomograms that hold organelles from pole to pole."""
+FAR = 27, 40
+"""Slices so far away tell stage 2 how a wall that it cannot see any more was closing."""
 
 
 def prepare(given: argparse.Namespace) -> None:
@@ -66,11 +77,32 @@ def prepare(given: argparse.Namespace) -> None:
     parts = [folder / f"part{number}" for number in range(PARTS)]
     work = [(parts[i % PARTS], *job[1:]) for i, job in enumerate(work)]
     with ProcessPoolExecutor(given.workers, initializer=limit_threads) as pool:
+        list(pool.map(make, whole(folder, given.whole)))
         for number, (path, *_) in enumerate(pool.map(make, work)):
             cut(path, folder / f"thin{number % PARTS}", given.slabs)
         track = partial(write_stage1_logits, checkpoint=given.stage1, device="cpu")
-        folders = [*parts, *sorted(folder.glob("thin?"))]
+        folders = [*parts, *sorted(folder.glob("thin?")), *sorted(folder.glob("whole?"))]
         list(pool.map(partial(track, step=COMPACT_SPEC.feedback_step), folders))
+
+
+def whole(folder: Path, count: int) -> list[Job]:
+    """What to simulate with whole organelles, whose walls are labelled where they lie nearly flat."""
+    listed = []
+    for seed in range(FIRST_WHOLE, FIRST_WHOLE + count):
+        random = np.random.default_rng(seed)
+        options = drawn(random, "organelle", (10, 15), (0.35, 1.1), (25, 46))
+        options = replace(
+            options,
+            blur=round(float(random.uniform(4, 19)), 1),
+            whole=int(random.integers(1, 4)),
+            lean=round(float(random.uniform(55, 80)), 1),
+            ghosts=GHOSTS,
+            fading=round(float(random.uniform(0.3, 0.9)), 2) if random.random() < 0.6 else 0.0,
+        )
+        if random.random() > 0.5:
+            _, options = cluttered((seed, options))
+        listed.append((folder / f"whole{seed % PARTS}", seed, options, DEEPEST, 1.0))
+    return listed
 
 
 def cut(path: Path, folder: Path, slabs: int) -> None:
@@ -95,7 +127,9 @@ def cut(path: Path, folder: Path, slabs: int) -> None:
 def load(folders: list[Path], stage: int) -> ResidentPairs:
     """What was prepared, in memory; each of several processes takes its part."""
     rank, ranks = (int(os.environ.get(name, old)) for name, old in (("RANK", 0), ("WORLD_SIZE", 1)))
-    shares = {"part": 1.0} if stage == 1 else {"part": 1 - SLABBED, "thin": SLABBED}
+    shares = {"part": 1.0}
+    if stage == 2:
+        shares = {"part": 1 - SLABBED - WHOLE, "thin": SLABBED, "whole": WHOLE}
     found = []
     for name, share in shares.items():
         places = [place for folder in folders for place in sorted(folder.glob(f"{name}?"))]
@@ -131,13 +165,18 @@ def settings(given: argparse.Namespace) -> TrainOptions:
     losses = replace(COMPACT_LOSSES, object_score=0.0)
     if given.stage == 2:
         losses = replace(losses, smooth=300.0)
+    spec = replace(COMPACT_SPEC, blur=BLUR[given.stage])
+    if given.stage == 2:
+        near = spec.offsets
+        spec = replace(spec, offsets=(*(-z for z in reversed(FAR)), *near, *FAR))
     return TrainOptions(
         given.folder,
         given.folder / f"stage{given.stage}",
         stage=given.stage,
         start=given.stage1 if given.stage == 1 else given.stage2,
         losses=losses,
-        spec=replace(COMPACT_SPEC, blur=BLUR[given.stage]),
+        spec=spec,
+        sizes=(192, 256),
         schedule=Schedule(given.steps, batch=8, learning_rate=4e-4, warmup=40, ema=0.996),
         frames=3,
         every=200,
@@ -155,6 +194,7 @@ def main() -> None:
     parser.add_argument("--shapes", type=Path, help="folder of the real segmentations")
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--count", type=int, default=168)
+    parser.add_argument("--whole", type=int, default=160, help="deep volumes of whole organelles")
     parser.add_argument("--slabs", type=int, default=4, help="cut from each simulated volume")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--unseen", type=int, default=UNSEEN, help="first tomogram, of stage 2's")
@@ -174,12 +214,15 @@ def main() -> None:
     after = train(options, print_entry, sampler)
     if os.environ.get("RANK", "0") == "0":
         assert options.start is not None
-        pack_mean(options.start, after, given.folder / f"compact_stage{given.stage}.safetensors")
+        target = given.folder / f"compact_stage{given.stage}.safetensors"
+        pack_mean(options.start, after, options.spec, target)
 
 
-def pack_mean(before: Path, after: Path, target: Path) -> None:
-    """Store the mean of two networks' weights in half precision."""
-    (first, _), (second, metadata) = (load_checkpoint(path) for path in (before, after))
+def pack_mean(before: Path, after: Path, spec: FrameSpec, target: Path) -> None:
+    """Store the mean of two networks' weights in half precision; both see what ``spec`` says."""
+    second, metadata = load_checkpoint(after)
+    first = SAM2(second.config)
+    start_from(first, before, spec)
     other = first.state_dict()
     with torch.no_grad():
         for name, tensor in second.state_dict().items():

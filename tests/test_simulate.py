@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import mrcfile
@@ -38,6 +39,18 @@ def test_presets(preset: str) -> None:
     assert set(np.unique(made.mask)) <= {-1, 0, 1}
     assert made.voxel_spacing == 12.0
     assert preset != "empty" or not made.mask.any()
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_whole_organelle_is_closed_and_nearly_as_deep_as_the_volume(seed: int) -> None:
+    depth = 48
+    options = SimulationOptions(preset="empty", voxel_spacing=12.0, whole=1, lean=90.0)
+    membrane = simulate(seed, (depth, 96, 96), options).mask == 1
+    slices = np.flatnonzero(membrane.any(axis=(1, 2)))
+    assert slices[-1] - slices[0] > 0.5 * depth
+    area = membrane.sum(axis=(1, 2))[slices[0] : slices[-1] + 1]
+    assert (area > 0).all(), "one wall from pole to pole"
+    assert not simulate(seed, (depth, 96, 96), replace(options, whole=0)).mask.any()
 
 
 def test_bright_membranes_are_dark_ones_inverted() -> None:

@@ -109,6 +109,19 @@ def add_large(scene: Scene, rng: np.random.Generator, slab: tuple[float, float])
     place(scene, shape, _wall(rng, 0.6, scene, radius), 60.0)
 
 
+def add_whole(scene: Scene, rng: np.random.Generator) -> None:
+    """Place a closed organelle nearly as deep as the field, both of its poles mostly in it."""
+    depth, *plane = scene.shape
+    axes = depth * float(rng.uniform(0.28, 0.5)) * np.array([1.0, *rng.uniform(0.85, 1.5, 2)])
+    middle = [depth * rng.normal(0.5, 0.08), *(n * rng.uniform(0.2, 0.8) for n in plane)]
+    angle = float(rng.uniform(0, np.pi))
+    rotation = np.eye(3)
+    rotation[1:, 1:] = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
+    bump = (float(rng.uniform(0.0, 0.08)), float(rng.uniform(0.6, 1.2)), rng)
+    shape = ellipsoid(np.array(middle), axes, rotation, bump)
+    place(scene, shape, _wall(rng, 0.9, scene, float(axes.min())), 60.0)
+
+
 def add_tubules(
     scene: Scene, rng: np.random.Generator, slab: tuple[float, float], count: int
 ) -> None:

@@ -31,7 +31,8 @@ class SimulationOptions:
 
     ``lean`` says from which lean [degrees] on membranes in the missing wedge are not labelled, and
     ``ghosts`` how far [Å] beyond a cut face the smeared rest of cut membranes is not labelled either.
-    ``fading`` is how much the sample's density falls where it is weakest, from 0 to 1.
+    ``fading`` is how much the sample's density falls where it is weakest, from 0 to 1. ``whole`` closed
+    organelles reach from near the bottom of the volume to near its top.
 
     Raises
     ------
@@ -50,6 +51,7 @@ class SimulationOptions:
     microtubules: int | None = None
     gold: int | None = None  # beads
     carbon: bool | None = None  # the edge of a carbon film
+    whole: int | None = None  # organelles, closed
     lean: float = LEAN
     ghosts: float = math.inf
     fading: float = 0.0
@@ -80,6 +82,7 @@ class Contents:
     vesicles: int = 0
     radii: tuple[float, float] = (150.0, 1500.0)  # Å
     large: int = 0
+    whole: int = 0  # closed, nearly as deep as the volume
     tubules: int = 0
     toroids: int = 0
     sheets: int = 0
@@ -238,7 +241,7 @@ def draw_contents(rng: np.random.Generator, preset: str) -> Contents:
 
 def _fixed(contents: Contents, options: SimulationOptions) -> Contents:
     """Contents with what the options fix of them."""
-    names = ("actin", "microtubules", "gold", "carbon")
+    names = ("actin", "microtubules", "gold", "carbon", "whole")
     given = {name: getattr(options, name) for name in names}
     return replace(contents, **{name: n for name, n in given.items() if n is not None})
 

@@ -69,6 +69,8 @@ def _add_membranes(
 ) -> None:
     if things.network:
         membranes.add_network(scene, rng)
+    for _ in range(things.whole):
+        membranes.add_whole(scene, rng)
     for _ in range(things.large):
         membranes.add_large(scene, rng, faces)
     for _ in range(things.sheets):

@@ -30,8 +30,9 @@ def initialise(model: SAM2) -> None:
 def start_from(model: SAM2, path: Path, spec: FrameSpec) -> None:
     """Take over another network's weights so that at first the answers are the same.
 
-    Input channels are matched by their z offset; those the other network has not seen start at 0,
-    and so does what a context stem, a way back down or a block that it has not got would add.
+    Input channels, grey values and after them logits, are matched by their z offset; those the other
+    network has not seen start at 0, and so does what a context stem, a way back down or a block that
+    it has not got would add.
 
     Raises
     ------
@@ -52,7 +53,9 @@ def start_from(model: SAM2, path: Path, spec: FrameSpec) -> None:
             elif given.ndim == 4 and given[:, 0].shape == tensor[:, 0].shape:
                 tensor.zero_()
                 places = [spec.offsets.index(z) for z in seen]
-                tensor[:, places] = given[:, : len(seen)].to(tensor)
+                places += [len(spec.offsets) + place for place in places]
+                places = [z for z in places[: given.shape[1]] if z < tensor.shape[1]]
+                tensor[:, places] = given[:, : len(places)].to(tensor)
             else:
                 raise ValueError(
                     f"{path} does not fit the network: {name} is {tuple(given.shape)}, "
