@@ -192,6 +192,19 @@ def test_two_predictions_of_a_kind_for_one_truth_are_refused(tmp_path: Path, run
     assert "are both of MemBrain-seg for" in err
 
 
+@pytest.mark.filterwarnings("ignore:.*scored against run TS_1, not TS_1_2")
+def test_a_mask_gives_way_to_scores_of_its_own_run_only(tmp_path: Path, run: Run) -> None:
+    labels, logits = labels_and_logits()
+    truth = write(tmp_path / "truth" / "TS_1_membrane.mrc", labels).parent
+    masks = write(tmp_path / "out" / "TS_1_membrane.mrc", (labels > 0).astype(np.int8)).parent
+    other = write(masks / "TS_1_2_membrane_logits.mrc", logits)
+    code, out, err = run("evaluate", masks, "-t", truth)
+    assert (code, out) == (1, "")
+    assert f"{other} and {masks / 'TS_1_membrane.mrc'} are both of ETSAM for" in err
+    own = other.rename(masks / "TS_1_membrane_logits.mrc")
+    assert [pair.prediction.path for pair in find_pairings([masks], [truth])] == [own]
+
+
 def test_a_sweep_of_probabilities_has_their_thresholds(tmp_path: Path, run: Run) -> None:
     """TARDIS stands beside us at its own 0.25, not at our logit."""
     labels, logits = labels_and_logits(4)

@@ -40,7 +40,7 @@ def find_pairings(
     """Pair files or folders of predictions with files or folders of truths, by name.
 
     In a folder of predictions only names that a program is known to give are taken, unless a
-    `method` is given; where there are scores, the mask made from them is left out. The dataset
+    `method` is given; where there are scores, the mask of the same run is left out. The dataset
     is the folder of the truth unless it is given; of pairs that `etsam prepare` made, dataset and run
     are those in its record.
 
@@ -62,7 +62,7 @@ def find_pairings(
         seen = replace(seen, method=method or seen.method, stage=stage or seen.stage)
         key = seen.method, seen.stage, truth, path.parent
         if key in taken:
-            if seen.kind == "mask" and recognise(taken[key]).kind != "mask":
+            if seen.kind == "mask" and _made_from(path, taken[key]):
                 continue
             raise ValueError(
                 f"{taken[key]} and {path} are both of {seen.method} for {truth}: leave one out, or "
@@ -73,6 +73,15 @@ def find_pairings(
         named = dataset or recorded.get("dataset") or truth.resolve().parent.name
         pairings.append(Pairing(seen, truth, named, recorded.get("run") or truth_name(truth)))
     return sorted(pairings, key=lambda pairing: (pairing.dataset, pairing.run))
+
+
+def _made_from(mask: Path, scores: Path) -> bool:
+    """Whether a mask is of the run whose scores these are; of a mask that tells no run its name decides."""
+    run = run_of(scores)
+    if run is None or recognise(scores).kind == "mask":
+        return False
+    own = run_of(mask)
+    return own == run or (own is None and _belongs(stem_of(mask), run))
 
 
 def _recorded(truth: Path) -> dict[str, str]:
