@@ -40,6 +40,20 @@ def test_labels_are_saved_in_place(tmp_path: Path, suffix: str) -> None:
         np.testing.assert_array_equal(back.read_slices(0, SHAPE[0]), labels - 200)
 
 
+def test_labels_stay_where_their_layer_lies(tmp_path: Path) -> None:
+    """Scale set by hand, over a header of unknown spacing whose start indices place it."""
+    tomogram = tmp_path / "TS_1.mrc"
+    with mrcfile.new(tomogram) as mrc:
+        mrc.set_data(np.ones(SHAPE, np.float32))
+        mrc.header.nxstart, mrc.header.nystart, mrc.header.nzstart = 1, -2, 3
+    places = {"scale": (SPACING,) * 3, "translate": (3.0, -2.0, 1.0)}
+    meta = {**places, "metadata": {SOURCE: str(tomogram)}}
+    (path,) = write_labels(str(tmp_path / "out.mrc"), np.ones(SHAPE, np.int8), meta)
+    with open_tomogram(path) as back:
+        assert back.voxel_spacing == pytest.approx((SPACING,) * 3)
+        assert back.origin == (3.0, -2.0, 1.0)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float64])
 def test_images_are_saved_as_float32(tmp_path: Path, dtype: type) -> None:
     """Whatever napari holds them as: integers are no labels there."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from etsam.arrays import ArraySource
 from etsam.mrc import MrcSink, MrcSource
+from etsam.mrc_header import with_spacing
 from etsam.ngff import NgffSink, NgffSource
 from etsam.storage import (
     SPACING_UNKNOWN,
@@ -204,7 +205,7 @@ class VolumeWriter:
 def open_tomogram(path: Path | str, *, voxel_spacing: float | None = None) -> Tomogram:
     """Open an MRC file (plain, gzip, bzip2) or an OME-Zarr folder, whatever its name.
 
-    `voxel_spacing` in Å takes the place of the header's, on all axes.
+    `voxel_spacing` in Å takes the place of the header's, on all axes, also for start indices.
 
     Raises
     ------
@@ -301,10 +302,10 @@ def _tomogram(source: SliceSource, path: Path | None, voxel_spacing: float | Non
     others = tuple(text for text in info.notes if not text.endswith(SPACING_UNKNOWN))
     if voxel_spacing is None and spacing is not None:
         note = f"voxel spacing {named:g} Å taken from the folder's name"
-        info = replace(info, voxel_spacing=spacing, notes=(*others, note))
+        info = replace(with_spacing(info, spacing), notes=(*others, note))
     if voxel_spacing is not None:
         try:
-            info = replace(info, voxel_spacing=check_spacing(voxel_spacing), notes=others)
+            info = replace(with_spacing(info, check_spacing(voxel_spacing)), notes=others)
         except ValueError:
             source.close()
             raise
