@@ -17,7 +17,7 @@ from etsam.export import FORMATS, ExportOptions, export_file
 from etsam.export.points import check_star_name, relion_angles
 from etsam.frame import Frame
 
-SHAPE = (40, 52, 60)
+SHAPE = (41, 52, 61)
 SPACING = (12.0, 10.0, 9.0)
 ORIGIN = (-500.0, 300.5, 1234.25)
 FRAME = Frame(SHAPE, SPACING, ORIGIN)
@@ -150,7 +150,7 @@ def test_points_lie_on_the_mid_surface_and_point_outwards(exported: Path) -> Non
         assert turned @ direction > math.cos(math.radians(3))
         assert row["rlnAngleTiltPrior"] == row["rlnAngleTilt"]
     centred = table[[f"rlnCenteredCoordinate{axis}Angst" for axis in "ZYX"]].to_numpy()
-    np.testing.assert_allclose(centred, (voxels - np.array(SHAPE) // 2) * SPACING, atol=0.02)
+    np.testing.assert_allclose(centred, (voxels - np.array(SHAPE) / 2) * SPACING, atol=0.02)
     assert set(table["rlnTomoName"]) == {"shell"}
 
 
