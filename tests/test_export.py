@@ -219,6 +219,12 @@ def test_copick_project(tmp_path: Path) -> None:
         "10.000_etsam_0_membrane.zarr",
         "10.000_etsam_0_membranes-multilabel.zarr",
     ]
+    for name in names:
+        (image,) = json.loads((run / "Segmentations" / name / ".zattrs").read_text())["multiscales"]
+        assert image["datasets"][0]["coordinateTransformations"] == [
+            {"type": "scale", "scale": [10.0] * 3},
+            {"type": "translation", "translation": [0.0] * 3},  # as the mesh
+        ]
     array = run / "Segmentations" / names[0] / "0"
     spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{array}/"}}
     np.testing.assert_array_equal(tensorstore.open(spec).result().read().result(), mask)

@@ -16,7 +16,7 @@ from etsam.frame import Frame
 from etsam.instances import Instances, separate_membranes
 from etsam.membrane import load_membrane
 from etsam.meshes import Mesh
-from etsam.volume import OutputType, Tomogram, create_volume
+from etsam.volume import OutputType, Tomogram, create_volume, tomogram_from_array
 
 MAX_MEMBRANES = 200
 """Membranes that get a file of their own: the largest ones."""
@@ -138,7 +138,7 @@ def write_copick(
     """Write a copick project with the mask, the membranes one by one, and the mesh of one run.
 
     `home` is where `folder` will lie in the end, as the config names it.
-    copick counts Å from the first voxel, so that the mesh is moved there from the MRC origin.
+    copick counts Å from the first voxel, so that mesh and segmentations are moved there from the MRC origin.
 
     Raises
     ------
@@ -153,13 +153,14 @@ def write_copick(
     place = folder / "ExperimentRuns" / run
     (place / "Segmentations").mkdir(parents=True)
     stem = f"{spacing[0]:.3f}_etsam_0"
+    grid = tomogram_from_array(instances.labels, voxel_spacing=float(spacing[0]))
     for name, data, dtype in (
         (f"{stem}_membrane.zarr", (instances.labels > 0).view(np.int8), "int8"),
         (f"{stem}_membranes-multilabel.zarr", instances.labels, "int16"),
     ):
         kind: OutputType = "int8" if dtype == "int8" else "int16"
         path = place / "Segmentations" / name
-        write_volume(path, data, like, dtype=kind, label="etsam export")
+        write_volume(path, data, grid, dtype=kind, label="etsam export")
     (place / "Meshes").mkdir()
     moved = Mesh(mesh.vertices - np.array(like.origin[::-1]), mesh.faces)
     write_mesh(place / "Meshes" / "etsam_0_membrane.glb", moved, "glb")
