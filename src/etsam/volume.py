@@ -55,6 +55,11 @@ class Tomogram:
         self.notes = info.notes
 
     @property
+    def stored(self) -> VolumeInfo:
+        """What the file says of itself, whatever spacing was given or told by its folder."""
+        return self._source.info
+
+    @property
     def replaced_voxels(self) -> int:
         """Number of NaN and infinite voxels replaced in the slices read so far."""
         return sum(self._replaced.values())

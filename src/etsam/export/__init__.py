@@ -71,6 +71,7 @@ class _Work:
 
     source: Path
     like: Tomogram
+    tomogram: Tomogram | None
     membrane: Membrane
     options: ExportOptions
     folder: Path
@@ -139,12 +140,13 @@ def export_file(
     if not membrane.mask.any():
         raise ValueError(f"{source} holds no membrane: there is nothing to export")
     with closing(open_tomogram(source, voxel_spacing=options.voxel_spacing)) as like:
+        tomogram = None
         if options.tomogram is not None:
             with closing(open_tomogram(options.tomogram)) as tomogram:
                 check_shapes((str(options.tomogram), tomogram), (str(source), like))
         home.mkdir(parents=True, exist_ok=True)
         with _staged(home, stem_of(source)) as folder:
-            work = _Work(source, like, membrane, options, folder)
+            work = _Work(source, like, tomogram, membrane, options, folder)
             if "points" in options.formats:  # before anything takes its time
                 check_star_name(work.tomogram_stem)
                 check_point_spacing(options.point_spacing, membrane.frame)
@@ -218,7 +220,7 @@ def _export_chimerax(target: Path, work: _Work, home: Path) -> None:
     shown += ["labels"] if "labels" in work.options.formats else []
     level = 0.5 if work.membrane.field is None else work.options.threshold
     others = [home / _name(kind, work.source) for kind in shown]
-    layouts.write_chimerax(target, (work.source, level), work.options.tomogram, others)
+    layouts.write_chimerax(target, work.membrane.frame, (work.like, level), work.tomogram, others)
 
 
 @contextmanager
