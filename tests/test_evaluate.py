@@ -14,10 +14,10 @@ import pytest
 import tifffile
 
 from etsam.evaluate import SWEEP, EvaluateOptions, curve_rows, evaluate
-from etsam.pairing import Pairing, find_pairings, match
+from etsam.pairing import Pairing, find_pairings, match, read_pairings
 from etsam.predictions import Prediction, open_prediction, recognise, score_kind
 from etsam.tables import read_table, variants
-from etsam.volume import open_tomogram
+from etsam.volume import create_volume, open_tomogram, tomogram_from_array
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -190,6 +190,27 @@ def test_two_predictions_of_a_kind_for_one_truth_are_refused(tmp_path: Path, run
     code, out, err = run("evaluate", tmp_path / "out", "-t", tmp_path / "truth")
     assert (code, out) == (1, "")
     assert "are both of MemBrain-seg for" in err
+
+
+def test_levels_of_zarrs_are_scored_as_the_whole(tmp_path: Path) -> None:
+    labels, _ = labels_and_logits()
+    for place in ("truth/a_membrane.zarr", "out/a_membrane.zarr"):
+        (tmp_path / place).parent.mkdir()
+        with (
+            tomogram_from_array(labels) as like,
+            create_volume(tmp_path / place, like, dtype="int8", label="test") as writer,
+        ):
+            for z, plane in enumerate(labels):
+                writer.write_slice(z, plane)
+    table = tmp_path / "pairs.csv"
+    table.write_text("prediction,truth\nout/a_membrane.zarr/0,truth/a_membrane.zarr/0\n")
+    for pair in (
+        *find_pairings(
+            [tmp_path / "out/a_membrane.zarr/0"], [tmp_path / "truth/a_membrane.zarr/0"]
+        ),
+        *read_pairings(table),
+    ):
+        assert (pair.dataset, pair.run, pair.prediction.method) == ("truth", "a", "ETSAM")
 
 
 @pytest.mark.filterwarnings("ignore:.*scored against run TS_1, not TS_1_2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ import mrcfile
 import numpy as np
 import pytest
 
-from etsam.batch import BatchPlan, Outcome, run_batch
+from etsam.batch import BatchPlan, Outcome, default_manifest, run_batch
 from etsam.options import SegmentOptions
 from etsam.postprocess import postprocess
 from etsam.results import Task, is_finished, refuse_edited
 from etsam.segmentation import segment_file
+from etsam.volume import create_volume, tomogram_from_array
 from test_cli import write_mrc
 from tiny_model import write_tiny_model
 
 SHAPE = (6, 24, 32)
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,39 @@ def test_no_json_of_an_earlier_cleaned_mask_stays(tomogram: Path, options: Segme
     assert cleaned.provenance.is_file()
     segment_file(tomogram, replace(options, post_process=True, overwrite=True))
     assert cleaned.path.is_file() and not cleaned.provenance.exists()
+
+
+def test_results_of_a_level_lie_beside_its_zarr(
+    run: Run, options: SegmentOptions, tmp_path: Path
+) -> None:
+    pytest.importorskip("fast_simplification")
+    data = np.random.default_rng(2).normal(size=SHAPE).astype(np.float32)
+    levels = [tmp_path / f"{name}.zarr" / "0" for name in "ab"]
+    for level in levels:
+        with (
+            tomogram_from_array(data, voxel_spacing=10.0) as like,
+            create_volume(level.parent, like, dtype="float32", label="test") as writer,
+        ):
+            for z, plane in enumerate(data):
+                writer.write_slice(z, plane)
+    asked = replace(options, logit_threshold=-1e3)
+    for level in levels:
+        assert segment_file(level, asked).mask == tmp_path / f"{level.parent.stem}_membrane.zarr"
+    inside = {path for path in tmp_path.rglob("*") if path.parent != tmp_path}
+    masks = [tmp_path / f"{name}_membrane.zarr" / "0" for name in "ab"]
+    code, _, err = run("report", *levels)
+    assert code == 0, err
+    code, _, err = run("export", *masks, "--as", "labels", "--as", "chimerax", "--components")
+    assert code == 0, err
+    assert default_manifest(levels, None).parent == tmp_path
+    assert {path for path in tmp_path.rglob("*") if path.parent != tmp_path} == inside
+    assert {path.name for path in tmp_path.glob("*")} == {
+        "index.html",
+        *(f"{name}{end}" for name in "ab" for end in (".zarr", "_report.html")),
+        *(f"{name}_membrane{end}" for name in "ab" for end in (".zarr", ".json", ".cxc")),
+        *(f"{name}_membrane_labels.{kind}" for name in "ab" for kind in ("mrc", "csv")),
+    }
+    assert resumed(levels[0], asked).entry.reused
 
 
 def test_a_link_that_leads_nowhere_stays(tomogram: Path, options: SegmentOptions) -> None:

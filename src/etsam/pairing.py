@@ -12,7 +12,7 @@ from pathlib import Path
 from etsam.layout import RECORD_ENDING
 from etsam.predictions import Prediction, recognise, run_of
 from etsam.tables import csv_records
-from etsam.volume import KNOWN_SUFFIXES, TIFF_SUFFIXES, stem_of
+from etsam.volume import KNOWN_SUFFIXES, TIFF_SUFFIXES, stem_of, whole_volume
 
 TRUTH_SUFFIX = re.compile(
     r"_(target_mask|partial_labels|ground_truth|membrane|labels?|mask|gt|truth)$", re.IGNORECASE
@@ -60,7 +60,7 @@ def find_pairings(
     for path, truth in sorted(matched, key=lambda pair: recognise(pair[0]).kind == "mask"):
         seen = recognise(path)
         seen = replace(seen, method=method or seen.method, stage=stage or seen.stage)
-        key = seen.method, seen.stage, truth, path.parent
+        key = seen.method, seen.stage, truth, whole_volume(path).parent
         if key in taken:
             if seen.kind == "mask" and _made_from(path, taken[key]):
                 continue
@@ -70,7 +70,7 @@ def find_pairings(
             )
         taken[key] = path
         recorded = _recorded(truth)
-        named = dataset or recorded.get("dataset") or truth.resolve().parent.name
+        named = dataset or recorded.get("dataset") or _folder_name(truth)
         pairings.append(Pairing(seen, truth, named, recorded.get("run") or truth_name(truth)))
     return sorted(pairings, key=lambda pairing: (pairing.dataset, pairing.run))
 
@@ -86,13 +86,17 @@ def _made_from(mask: Path, scores: Path) -> bool:
 
 def _recorded(truth: Path) -> dict[str, str]:
     """Dataset and run as `etsam prepare` noted them beside a truth; empty where it did not."""
-    path = truth.parent / f"{truth_name(truth)}{RECORD_ENDING}"
+    path = whole_volume(truth).parent / f"{truth_name(truth)}{RECORD_ENDING}"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     noted = record if isinstance(record, dict) else {}
     return {key: noted[key] for key in ("dataset", "run") if isinstance(noted.get(key), str)}
+
+
+def _folder_name(truth: Path) -> str:
+    return whole_volume(truth.resolve()).parent.name
 
 
 def read_pairings(path: Path) -> list[Pairing]:
@@ -119,7 +123,7 @@ def read_pairings(path: Path) -> list[Pairing]:
             method=record.get("method") or found.method,
             stage=record.get("stage") or found.stage,
         )
-        dataset = record.get("dataset") or truth.resolve().parent.name
+        dataset = record.get("dataset") or _folder_name(truth)
         pairings.append(Pairing(found, truth, dataset, record.get("run") or truth_name(truth)))
     if not pairings:
         raise ValueError(f"{path} names no pairs: expected rows of prediction, truth")
@@ -206,4 +210,4 @@ def _volumes_in(folder: Path) -> list[Path]:
 
 
 def _is_folder(path: Path) -> bool:
-    return path.is_dir() and path.suffix.lower() != ".zarr"
+    return path.is_dir() and whole_volume(path).suffix.lower() != ".zarr"

@@ -24,7 +24,7 @@ import numpy as np
 
 from etsam import __version__
 from etsam.storage import write_text
-from etsam.volume import Tomogram, stem_of
+from etsam.volume import Tomogram, stem_of, whole_volume
 
 SCHEMA = 1
 """Version of the keys; it grows when a key changes its meaning or goes."""
@@ -142,7 +142,7 @@ def weights_record(name: str, path: Path) -> dict[str, Any]:
 
 def record_path(volume: Path) -> Path:
     """Return where the JSON of a volume lies: beside it, with the same stem."""
-    return volume.with_name(f"{stem_of(volume)}.json")
+    return whole_volume(volume).with_name(f"{stem_of(volume)}.json")
 
 
 def write_json(path: Path | str, details: Mapping[str, Any]) -> None:

@@ -273,18 +273,27 @@ def output_path(source: Path | str, suffix: str, folder: Path | str | None = Non
 
     `TS_1_10.00Apx.mrc.gz` with `_membrane` gives `TS_1_10.00Apx_membrane.mrc`, beside the source or in `folder`.
     """
-    source = Path(source)
-    zarr = next(
-        (part for part in (source, *source.parents) if part.suffix.lower() == ".zarr"), None
-    )
-    source = zarr or source
+    source = whole_volume(Path(source))
     joined = suffix if suffix.startswith(("_", "-", ".")) else f"_{suffix}"
-    return Path(folder or source.parent) / f"{stem_of(source)}{joined}{'.zarr' if zarr else '.mrc'}"
+    kind = ".zarr" if source.suffix.lower() == ".zarr" else ".mrc"
+    return Path(folder or source.parent) / f"{stem_of(source)}{joined}{kind}"
+
+
+def whole_volume(path: Path) -> Path:
+    """Return the OME-Zarr folder that a level inside of it is of; any other volume is whole itself.
+
+    Results lie beside the whole volume, never inside of it, and are named after it.
+    """
+    if KNOWN_SUFFIXES.search(path.name):
+        return path
+    here = path.absolute()
+    above = (*path.parents, here, *here.parents)
+    return next((folder for folder in above if folder.suffix.lower() == ".zarr"), path)
 
 
 def stem_of(path: str | Path) -> str:
-    """Return a volume's name without the suffix of its format, also that of a TIFF."""
-    path = Path(path)
+    """Return a volume's name without the suffix of its format, also that of a TIFF; a level's is its Zarr's."""
+    path = whole_volume(Path(path))
     if path.suffix.lower() in TIFF_SUFFIXES:
         return path.stem
     return KNOWN_SUFFIXES.sub("", path.name) or path.name

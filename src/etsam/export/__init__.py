@@ -25,7 +25,7 @@ from etsam.meshes import MAX_FACES, Mesh, surface_mesh
 from etsam.midsurface import MidSurface, mid_surface, thickness
 from etsam.options import LOGIT_THRESHOLD
 from etsam.overlay import check_shapes
-from etsam.volume import Tomogram, open_tomogram, stem_of
+from etsam.volume import Tomogram, open_tomogram, stem_of, whole_volume
 
 FORMATS = (
     *MESH_FORMATS,
@@ -130,7 +130,7 @@ def export_file(
     """
     options = options or ExportOptions()
     source = Path(path)
-    home = Path(options.output or source.parent)
+    home = _home(source, options)
     for target in result_paths(source, options):
         if target.exists() and not options.overwrite:
             raise FileExistsError(f"{target} is there already: give --overwrite or another -o")
@@ -159,11 +159,16 @@ def export_file(
 
 def result_paths(source: Path, options: ExportOptions) -> list[Path]:
     """Return the files and folders that exporting a mask makes."""
-    home = options.output or source.parent
+    home = _home(source, options)
     paths = [home / _name(kind, source) for kind in options.formats]
     if "labels" in options.formats:
         paths.append((home / _name("labels", source)).with_suffix(".csv"))
     return paths
+
+
+def _home(source: Path, options: ExportOptions) -> Path:
+    """Folder of what a mask is exported to."""
+    return Path(options.output or whole_volume(source).parent)
 
 
 def _name(kind: str, source: Path) -> str:
