@@ -280,6 +280,24 @@ def test_cleaning_shows_what_was_removed(
     assert "expected some of 0 to 3" in run("figures", "cleaning", *paths, "-z", 4)[2]
 
 
+@pytest.mark.parametrize(
+    ("depth", "shown"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (8, [2, 4, 6])]
+)
+def test_thin_volumes_show_the_slices_they_have(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, depth: int, shown: list[int]
+) -> None:
+    data = np.random.default_rng(0).random((depth, 12, 16)).astype(np.float32)
+    tomogram = write_volume(tmp_path / "t.mrc", data)
+    mask = write_volume(tmp_path / "m.mrc", (data > 0.5).astype(np.int8))
+    drawn = []
+    monkeypatch.setattr("etsam.figures.save", lambda figure, *_: drawn.append(figure) or [])
+    for args in (("slices", tomogram, "-m", mask), ("cleaning", tomogram, mask, mask)):
+        code, _, err = run("figures", *args)
+        assert code == 0, err
+        texts = [text.get_text() for axes in drawn.pop().axes for text in axes.texts]
+        assert [text for text in texts if "=" in text] == [f"z = {z}" for z in shown]
+
+
 def test_volumes_that_do_not_fit_are_refused(tmp_path: Path, run: Run) -> None:
     random = np.random.default_rng(0)
     data = (random.random((4, 12, 16)) > 0.5).astype(np.int8)

@@ -120,7 +120,7 @@ def slice_figure(
         volume = _volume(stack, tomogram, voxel_spacing)
         held = None if truth is None else Reference(_volume(stack, truth, voxel_spacing))
         shown = [_opened(stack, *mask, voxel_spacing) for mask in masks]
-        drawn = slice_panels(volume, held, shown, tuple(slices) or _thirds(volume))
+        drawn = slice_panels(volume, held, shown, tuple(slices) or _quarters(volume))
     return save(drawn, output, formats)
 
 
@@ -147,7 +147,7 @@ def cleaning_figure(
         volume = _volume(stack, tomogram, voxel_spacing)
         before = _opened(stack, "before", masks[0], voxel_spacing)
         _, after, threshold = _opened(stack, "after", masks[1], voxel_spacing)
-        chosen = tuple(slices) or _thirds(volume)
+        chosen = tuple(slices) or _quarters(volume)
         drawn = slice_panels(volume, Reference(after, threshold), [before], chosen, CLEANED)
     return save(drawn, output, formats)
 
@@ -328,9 +328,9 @@ def _opened(
     return name, opened, usual if seen.threshold is None else seen.threshold
 
 
-def _thirds(volume: Tomogram) -> tuple[int, ...]:
-    """Return the slices at a quarter, half and three quarters of the depth."""
-    return tuple(round(volume.shape[0] * part) for part in (0.25, 0.5, 0.75))
+def _quarters(volume: Tomogram) -> tuple[int, ...]:
+    """Return the slices at a quarter, half and three quarters of the depth, each once."""
+    return tuple(sorted({int(volume.shape[0] * part) for part in (0.25, 0.5, 0.75)}))
 
 
 def _file_name(text: str) -> str:
