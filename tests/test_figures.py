@@ -63,6 +63,28 @@ def test_boxes_carry_the_marks_of_the_tests() -> None:
     assert legend_of(figure) == ["ours", "theirs", "same"]
 
 
+@pytest.mark.filterwarnings("default:dice|not tested")
+def test_pairs_with_too_few_tomograms_go_without_a_bracket(tmp_path: Path, run: Run) -> None:
+    rows = [row for row in scores() if row.method != "same" or row.run in ("r0", "r1")]
+    write_table(tmp_path / "t.csv", rows)
+    draw = ("figures", "scores", tmp_path / "t.csv", "--format", "svg", "-o", tmp_path)
+    code, out, err = run(*draw)
+    assert [Path(line).name for line in out.splitlines()] == ["boxes.svg", "bars_dice.svg"]
+    assert (code, err.count("not tested")) == (0, 1)
+    assert "warning: not tested (and 1 more): dice, ours and same: 2 pairs" in err
+    with pytest.warns(UserWarning, match="not tested"):
+        comparisons = compare(rows, skip_few=True)
+    axes = box_plots(variants(rows), comparisons).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["***"]
+    few = [row for row in rows if row.method != "theirs"]
+    with pytest.warns(UserWarning, match="left out|not tested"):
+        untested = box_plots(variants(few), compare(few, skip_few=True))
+        with pytest.raises(ValueError, match="ours and same: 2 pairs: a paired test needs 3"):
+            compare(few)
+    assert not untested.axes[0].texts
+    assert untested.get_figheight() < box_plots(variants(rows), comparisons).get_figheight()
+
+
 def test_bars_end_with_the_mean() -> None:
     rows = scores()
     axes = tomogram_bars(variants(rows), "dice").axes[0]

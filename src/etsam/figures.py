@@ -80,7 +80,9 @@ def figures(
         name for name in table if any(metric in table[name] for metric in metrics or ("dice",))
     ]
     if scored and len({row.tomogram for row in rows}) >= FEWEST:
-        comparisons = compare(rows, metrics=metrics, methods=scored, thresholds=thresholds)
+        comparisons = compare(
+            rows, metrics=metrics, methods=scored, thresholds=thresholds, skip_few=True
+        )
         files += save(box_plots(table, comparisons), folder / "boxes", formats)
     for metric in metrics or present:
         drawn = tomogram_bars(table, metric)
