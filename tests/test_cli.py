@@ -237,7 +237,7 @@ def test_progress_in_a_terminal_shows_rate_and_remaining_time() -> None:
     assert "2/4" in stream.getvalue()
 
 
-@pytest.mark.parametrize("verb", ["postprocess", "export", "report"])
+@pytest.mark.parametrize("verb", ["postprocess", "export", "report", "baseline"])
 def test_two_inputs_of_one_name_do_not_go_into_one_folder(
     run: Run, tmp_path: Path, verb: str
 ) -> None:
