@@ -251,3 +251,14 @@ def test_two_inputs_of_one_name_do_not_go_into_one_folder(
     code, _, err = run(verb, masks[0], masks[0], "--overwrite")
     assert code == 1
     assert_one_line(err, "would both become")
+
+
+@pytest.mark.parametrize("verb", ["segment", "postprocess", "baseline"])
+def test_an_mrc_and_a_zarr_of_one_name_do_not_share_a_json(
+    run: Run, tmp_path: Path, verb: str
+) -> None:
+    mrc = write_mrc(tmp_path / "m.mrc", np.zeros((8, 16, 16), np.int8))
+    (tmp_path / "m.zarr").mkdir()  # refused by its name already
+    code, out, err = run(verb, mrc, tmp_path / "m.zarr", "-o", tmp_path / "out", "--overwrite")
+    assert (code, out) == (1, "") and not list(tmp_path.glob("out/*"))
+    assert_one_line(err, "m.mrc and", "m.zarr would both become", ".json")

@@ -105,6 +105,22 @@ def test_a_mask_edited_since_is_not_replaced_by_resume(
     assert resumed(tomogram, options).error is None  # ours again
 
 
+def test_the_json_of_a_mask_of_another_format_is_not_its_own(
+    tomogram: Path, options: SegmentOptions
+) -> None:
+    record = segment_file(tomogram, options).provenance
+    before = record.read_bytes()
+    other = replace(options, output=tomogram.with_name("a_membrane.zarr"))
+    outcome = resumed(tomogram, other)
+    assert isinstance(outcome.error, FileExistsError)
+    assert "a_membrane.json is of another mask, not of a_membrane.zarr" in str(outcome.error)
+    assert record.read_bytes() == before and names(tomogram) == {"a_membrane.mrc", record.name}
+    tomogram.with_name("a_membrane.zarr").mkdir()
+    assert isinstance(resumed(tomogram, other).error, FileExistsError)
+    assert resumed(tomogram, replace(other, overwrite=True)).error is None
+    assert resumed(tomogram, other).entry.reused
+
+
 DAMAGES: list[tuple[str, Any]] = [
     *(("inputs", value) for value in (None, [], ["x"], [5], [{}], {"sha256": 1}, "x")),
     *(("weights", value) for value in (None, 5, [1], [{"name": "a"}], {"sha256": 1})),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from etsam.projects import (
     mask_in_folder,
     member_of,
 )
+from etsam.provenance import record_path
 from etsam.results import names_mask
 from etsam.storage import with_own_name
 from etsam.volume import KNOWN_SUFFIXES, stem_of
@@ -153,17 +153,22 @@ def choose_masks(
 def refuse_same_results(masks: dict[Path, Path]) -> None:
     """Refuse tomograms whose results would have the same name; `masks` by tomogram.
 
+    Masks that differ by their format only, TS_1_membrane.mrc and .zarr, would share JSON and preview.
+
     Raises
     ------
     ValueError
         Two tomograms share a result.
     """
-    mask, count = Counter(masks.values()).most_common(1)[0]
-    if count > 1:
-        first, second, *_ = (path for path, place in masks.items() if place == mask)
-        raise ValueError(
-            f"{first} and {second} would both become {mask}: segment them into two folders"
-        )
+    taken: dict[Path, Path] = {}
+    for path, mask in masks.items():
+        record = with_own_name(record_path(mask))
+        first = taken.setdefault(record, path)
+        if first != path:
+            shared = mask if mask == masks[first] else record
+            raise ValueError(
+                f"{first} and {path} would both become {shared}: segment them into two folders"
+            )
 
 
 def shard(paths: list[Path], text: str) -> list[Path]:

@@ -144,7 +144,7 @@ def _is_as_written(path: Path, earlier: Mapping[str, Any]) -> bool:
 
 
 def is_finished(result: SegmentResult, earlier: Mapping[str, Any], task: Task) -> bool:
-    """Whether all files are there, made from the same input, weights and parameters.
+    """Whether all files are there, and the JSON's, made from the same input, weights and parameters.
 
     An input of the same path, size and time is the same; otherwise its contents decide.
     """
@@ -154,6 +154,7 @@ def is_finished(result: SegmentResult, earlier: Mapping[str, Any], task: Task) -
         known = {key: before[key] for key in ("path", "bytes", "modified_ns", "sha256")}
         sound = 0 <= earlier["results"]["membrane_fraction"] <= 1
         same = earlier["request"] == task.request and sums == task.weights
+        same &= result.mask.name in earlier["outputs"]
     except (KeyError, TypeError, ValueError):
         return False
     if not (sound and same) or not all(path.exists() for path in result.paths()):
@@ -190,15 +191,23 @@ def refuse_edited(
     Raises
     ------
     FileExistsError
-        One has been changed or put there since.
+        One has been changed or put there since, or the JSON is that of a mask of another format.
     """
-    for path in () if overwrite else result.paths():
+    if overwrite:
+        return
+    for path in result.paths():
         there = path != result.provenance and os.path.lexists(path)
         if there and not _is_as_written(path, earlier or {}):
             raise FileExistsError(
                 f"{path} is not as etsam wrote it: give --overwrite to replace it, or another "
                 "--output"
             )
+    outputs = (earlier or {}).get("outputs")
+    if isinstance(outputs, dict) and outputs and result.mask.name not in outputs:
+        raise FileExistsError(
+            f"{result.provenance} is of another mask, not of {result.mask.name}: give --overwrite "
+            "to replace it, or another --output"
+        )
 
 
 @contextmanager

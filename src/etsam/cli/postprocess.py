@@ -38,10 +38,13 @@ def postprocess(params: dict[str, Any]) -> int:
     """
     from etsam.postprocess import SUFFIX, CleaningOptions
     from etsam.postprocess import postprocess as clean
+    from etsam.provenance import record_path
     from etsam.volume import output_path
 
     output = params["output"]
-    refuse_same_targets(params["masks"], lambda mask: output_path(mask, SUFFIX, output))
+    refuse_same_targets(
+        params["masks"], lambda mask: record_path(output_path(mask, SUFFIX, output))
+    )
     check_output(params["masks"], output)
 
     options = CleaningOptions(params["min_slices"], params["max_rung"], params["max_spur"])
