@@ -226,6 +226,11 @@ def test_runs_as_fetched_and_as_the_portal_has_them(tmp_path: Path) -> None:
     assert len(find_pairs(tmp_path)) == 1  # what was fetched can be trained on as it is
 
 
+def test_a_tilt_series_is_not_taken_for_the_tomogram(pair: Annotated) -> None:
+    shutil.copy(pair.tomogram, pair.tomogram.with_suffix(".ali"))
+    assert find_annotated(pair.tomogram.parent) == [pair]
+
+
 def test_evaluate_finds_the_truth_of_a_prediction(pair: Annotated, tmp_path: Path) -> None:
     prepare(pair, tmp_path / "out", PrepareOptions(components=True))
     masks = tmp_path / "masks"
