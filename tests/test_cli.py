@@ -61,6 +61,8 @@ def test_help_and_version(run: Run) -> None:
         ("segment", "a.mrc", "-o", "out.tif"),
         ("segment", "a.mrc", "-o", ""),
         ("postprocess", "a.mrc", "-o", ""),
+        ("postprocess", "a.mrc", "-o", "out.png"),
+        ("postprocess", "a.mrc", "-o", "/dev/null"),
         ("export", "a.mrc", "--output", ""),
         ("simulate", ""),
         ("train", "", "-o", "run"),
@@ -149,6 +151,8 @@ def test_postprocess_goes_on_after_a_failure(run: Run, tmp_path: Path) -> None:
     assert (code, out) == (1, "")
     assert "good_membrane_postprocessed.mrc" in err
     assert run("postprocess", good, "--overwrite")[0] == 0
+    folder = tmp_path / "new" / "cleaned"
+    assert run("postprocess", good, "-o", folder)[1] == f"{folder / result.name}\n"
 
 
 def test_simulate_writes_pairs(run: Run, tmp_path: Path) -> None:
