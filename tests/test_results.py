@@ -14,7 +14,7 @@ import pytest
 from etsam.batch import BatchPlan, Outcome, run_batch
 from etsam.options import SegmentOptions
 from etsam.postprocess import postprocess
-from etsam.results import Task, is_finished, refuse_edited
+from etsam.results import Task, is_finished, refuse_others
 from etsam.segmentation import segment_file
 from test_cli import write_mrc
 from tiny_model import write_tiny_model
@@ -140,7 +140,7 @@ def test_a_damaged_json_is_of_no_finished_result(tomogram: Path, options: Segmen
         assert not is_finished(result, details | {key: value}, task), (key, value)
     for outputs in (None, [], 5, {}, {"a_membrane.mrc": [1]}):
         with pytest.raises(FileExistsError, match="not as etsam wrote it"):
-            refuse_edited(result, details | {"outputs": outputs}, overwrite=False)
+            refuse_others(result, details | {"outputs": outputs}, overwrite=False)
     result.provenance.write_text(json.dumps(details | {"inputs": ["x"]}))
     entry = resumed(tomogram, options).entry
     assert entry.state == "done" and not entry.reused
