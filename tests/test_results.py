@@ -15,7 +15,7 @@ import pytest
 from etsam.batch import BatchPlan, Outcome, default_manifest, run_batch
 from etsam.options import SegmentOptions
 from etsam.postprocess import postprocess
-from etsam.results import Task, is_finished, refuse_edited
+from etsam.results import Task, is_finished, refuse_others
 from etsam.segmentation import segment_file
 from etsam.volume import create_volume, tomogram_from_array
 from test_cli import write_mrc
@@ -141,6 +141,22 @@ def test_a_mask_edited_since_is_not_replaced_by_resume(
     assert resumed(tomogram, options).error is None  # ours again
 
 
+def test_the_json_of_a_mask_of_another_format_is_not_its_own(
+    tomogram: Path, options: SegmentOptions
+) -> None:
+    record = segment_file(tomogram, options).provenance
+    before = record.read_bytes()
+    other = replace(options, output=tomogram.with_name("a_membrane.zarr"))
+    outcome = resumed(tomogram, other)
+    assert isinstance(outcome.error, FileExistsError)
+    assert "a_membrane.json is of another mask, not of a_membrane.zarr" in str(outcome.error)
+    assert record.read_bytes() == before and names(tomogram) == {"a_membrane.mrc", record.name}
+    tomogram.with_name("a_membrane.zarr").mkdir()
+    assert isinstance(resumed(tomogram, other).error, FileExistsError)
+    assert resumed(tomogram, replace(other, overwrite=True)).error is None
+    assert resumed(tomogram, other).entry.reused
+
+
 DAMAGES: list[tuple[str, Any]] = [
     *(("inputs", value) for value in (None, [], ["x"], [5], [{}], {"sha256": 1}, "x")),
     *(("weights", value) for value in (None, 5, [1], [{"name": "a"}], {"sha256": 1})),
@@ -160,7 +176,7 @@ def test_a_damaged_json_is_of_no_finished_result(tomogram: Path, options: Segmen
         assert not is_finished(result, details | {key: value}, task), (key, value)
     for outputs in (None, [], 5, {}, {"a_membrane.mrc": [1]}):
         with pytest.raises(FileExistsError, match="not as etsam wrote it"):
-            refuse_edited(result, details | {"outputs": outputs}, overwrite=False)
+            refuse_others(result, details | {"outputs": outputs}, overwrite=False)
     result.provenance.write_text(json.dumps(details | {"inputs": ["x"]}))
     entry = resumed(tomogram, options).entry
     assert entry.state == "done" and not entry.reused

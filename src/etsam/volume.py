@@ -30,6 +30,8 @@ OutputType = Literal["int8", "int16", "float32"]
 KNOWN_SUFFIXES = re.compile(
     r"(\.ome\.zarr|\.zarr|\.(mrc|mrcs|rec|map|st|ali|preali|ccp4)(\.gz|\.bz2)?)$", re.IGNORECASE
 )
+TILT_SERIES = re.compile(r"\.(st|ali|preali)(\.gz|\.bz2)?$", re.IGNORECASE)
+"""What IMOD calls tilt series, raw and aligned, which lie beside their tomograms."""
 TIFF_SUFFIXES = (".tif", ".tiff")
 SPACING_FOLDER = re.compile(r"VoxelSpacing(\d+(?:\.\d+)?)")  # copick's and the CryoET Data Portal's
 FOLDERS_ABOVE = 3  # the portal's lies so far above its tomograms
