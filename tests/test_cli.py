@@ -61,6 +61,8 @@ def test_help_and_version(run: Run) -> None:
         ("segment", "a.mrc", "-o", "out.tif"),
         ("segment", "a.mrc", "-o", ""),
         ("postprocess", "a.mrc", "-o", ""),
+        ("postprocess", "a.mrc", "-o", "out.png"),
+        ("postprocess", "a.mrc", "-o", "/dev/null"),
         ("export", "a.mrc", "--output", ""),
         ("simulate", ""),
         ("train", "", "-o", "run"),
@@ -149,6 +151,8 @@ def test_postprocess_goes_on_after_a_failure(run: Run, tmp_path: Path) -> None:
     assert (code, out) == (1, "")
     assert "good_membrane_postprocessed.mrc" in err
     assert run("postprocess", good, "--overwrite")[0] == 0
+    folder = tmp_path / "new" / "cleaned"
+    assert run("postprocess", good, "-o", folder)[1] == f"{folder / result.name}\n"
 
 
 def test_simulate_writes_pairs(run: Run, tmp_path: Path) -> None:
@@ -237,7 +241,7 @@ def test_progress_in_a_terminal_shows_rate_and_remaining_time() -> None:
     assert "2/4" in stream.getvalue()
 
 
-@pytest.mark.parametrize("verb", ["postprocess", "export", "report"])
+@pytest.mark.parametrize("verb", ["postprocess", "export", "report", "baseline"])
 def test_two_inputs_of_one_name_do_not_go_into_one_folder(
     run: Run, tmp_path: Path, verb: str
 ) -> None:
@@ -251,3 +255,14 @@ def test_two_inputs_of_one_name_do_not_go_into_one_folder(
     code, _, err = run(verb, masks[0], masks[0], "--overwrite")
     assert code == 1
     assert_one_line(err, "would both become")
+
+
+@pytest.mark.parametrize("verb", ["segment", "postprocess", "baseline"])
+def test_an_mrc_and_a_zarr_of_one_name_do_not_share_a_json(
+    run: Run, tmp_path: Path, verb: str
+) -> None:
+    mrc = write_mrc(tmp_path / "m.mrc", np.zeros((8, 16, 16), np.int8))
+    (tmp_path / "m.zarr").mkdir()  # refused by its name already
+    code, out, err = run(verb, mrc, tmp_path / "m.zarr", "-o", tmp_path / "out", "--overwrite")
+    assert (code, out) == (1, "") and not list(tmp_path.glob("out/*"))
+    assert_one_line(err, "m.mrc and", "m.zarr would both become", ".json")

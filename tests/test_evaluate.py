@@ -14,10 +14,10 @@ import pytest
 import tifffile
 
 from etsam.evaluate import SWEEP, EvaluateOptions, curve_rows, evaluate
-from etsam.pairing import Pairing, find_pairings, match
+from etsam.pairing import Pairing, find_pairings, match, read_pairings
 from etsam.predictions import Prediction, open_prediction, recognise, score_kind
 from etsam.tables import read_table, variants
-from etsam.volume import open_tomogram
+from etsam.volume import create_volume, open_tomogram, tomogram_from_array
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -190,6 +190,40 @@ def test_two_predictions_of_a_kind_for_one_truth_are_refused(tmp_path: Path, run
     code, out, err = run("evaluate", tmp_path / "out", "-t", tmp_path / "truth")
     assert (code, out) == (1, "")
     assert "are both of MemBrain-seg for" in err
+
+
+def test_levels_of_zarrs_are_scored_as_the_whole(tmp_path: Path) -> None:
+    labels, _ = labels_and_logits()
+    for place in ("truth/a_membrane.zarr", "out/a_membrane.zarr"):
+        (tmp_path / place).parent.mkdir()
+        with (
+            tomogram_from_array(labels) as like,
+            create_volume(tmp_path / place, like, dtype="int8", label="test") as writer,
+        ):
+            for z, plane in enumerate(labels):
+                writer.write_slice(z, plane)
+    table = tmp_path / "pairs.csv"
+    table.write_text("prediction,truth\nout/a_membrane.zarr/0,truth/a_membrane.zarr/0\n")
+    for pair in (
+        *find_pairings(
+            [tmp_path / "out/a_membrane.zarr/0"], [tmp_path / "truth/a_membrane.zarr/0"]
+        ),
+        *read_pairings(table),
+    ):
+        assert (pair.dataset, pair.run, pair.prediction.method) == ("truth", "a", "ETSAM")
+
+
+@pytest.mark.filterwarnings("ignore:.*scored against run TS_1, not TS_1_2")
+def test_a_mask_gives_way_to_scores_of_its_own_run_only(tmp_path: Path, run: Run) -> None:
+    labels, logits = labels_and_logits()
+    truth = write(tmp_path / "truth" / "TS_1_membrane.mrc", labels).parent
+    masks = write(tmp_path / "out" / "TS_1_membrane.mrc", (labels > 0).astype(np.int8)).parent
+    other = write(masks / "TS_1_2_membrane_logits.mrc", logits)
+    code, out, err = run("evaluate", masks, "-t", truth)
+    assert (code, out) == (1, "")
+    assert f"{other} and {masks / 'TS_1_membrane.mrc'} are both of ETSAM for" in err
+    own = other.rename(masks / "TS_1_membrane_logits.mrc")
+    assert [pair.prediction.path for pair in find_pairings([masks], [truth])] == [own]
 
 
 def test_a_sweep_of_probabilities_has_their_thresholds(tmp_path: Path, run: Run) -> None:

@@ -17,7 +17,7 @@ from etsam.export import FORMATS, ExportOptions, export_file
 from etsam.export.points import check_star_name, relion_angles
 from etsam.frame import Frame
 
-SHAPE = (40, 52, 60)
+SHAPE = (41, 52, 61)
 SPACING = (12.0, 10.0, 9.0)
 ORIGIN = (-500.0, 300.5, 1234.25)
 FRAME = Frame(SHAPE, SPACING, ORIGIN)
@@ -150,7 +150,7 @@ def test_points_lie_on_the_mid_surface_and_point_outwards(exported: Path) -> Non
         assert turned @ direction > math.cos(math.radians(3))
         assert row["rlnAngleTiltPrior"] == row["rlnAngleTilt"]
     centred = table[[f"rlnCenteredCoordinate{axis}Angst" for axis in "ZYX"]].to_numpy()
-    np.testing.assert_allclose(centred, (voxels - np.array(SHAPE) // 2) * SPACING, atol=0.02)
+    np.testing.assert_allclose(centred, (voxels - np.array(SHAPE) / 2) * SPACING, atol=0.02)
     assert set(table["rlnTomoName"]) == {"shell"}
 
 
@@ -203,6 +203,37 @@ def test_chimerax_script_opens_what_is_there(exported: Path) -> None:
     assert "level -0.25" in script
 
 
+def places_in_chimerax(script: str) -> dict[str, np.ndarray]:
+    """Voxel size and origin (2, xyz) of each volume, after the commands as ChimeraX carries them out."""
+    places: dict[str, np.ndarray] = {}
+    for path, number in re.findall(r'open "([^"]+\.mrc)" id (\d)', script):
+        with mrcfile.open(path, header_only=True) as mrc:
+            stored = [mrc.voxel_size.tolist(), mrc.header.origin.tolist()]
+        places[number] = np.array(stored, np.float64)
+    for number, key, text in re.findall(r"volume #(\d) (voxelSize|origin) (\S+)", script):
+        values = np.array(text.split(","), np.float64)
+        if key == "voxelSize":  # keeps the origin in voxels
+            places[number][1] *= values / places[number][0]
+        places[number][int(key == "origin")] = values
+    return places
+
+
+@pytest.mark.parametrize("cell", [1.0, 8.0, 10.0])
+def test_the_scene_lies_in_one_frame(tmp_path: Path, cell: float) -> None:
+    frame = Frame((30, 40, 40), (10.0,) * 3, ORIGIN)
+    centre = np.array([14.2, 20.1, 19.4])
+    ball = (distances(frame, centre) < 100).astype(np.int8)
+    mask = write(tmp_path / "a_membrane.mrc", ball, Frame(frame.shape, (cell,) * 3, ORIGIN))
+    tomogram = write(tmp_path / "a.mrc", ball, Frame(frame.shape, (9.0,) * 3))
+    export_file(mask, ExportOptions(voxel_spacing=10.0, tomogram=tomogram))
+    script = (tmp_path / "a_membrane.cxc").read_text()
+    for number, place in places_in_chimerax(script).items():
+        np.testing.assert_allclose(place, [frame.spacing, ORIGIN[::-1]], err_msg=number)
+    assert ("#2 origin" in script) == (cell != 10.0)
+    mesh = trimesh.load(tmp_path / "a_membrane.ply")
+    assert_sphere(np.asarray(mesh.vertices), frame.to_angstrom(centre[None])[0], 100.0, 1.0)
+
+
 def test_copick_project(tmp_path: Path) -> None:
     tensorstore = pytest.importorskip("tensorstore")
     frame = Frame((30, 40, 40), (10.0,) * 3, ORIGIN)
@@ -219,6 +250,12 @@ def test_copick_project(tmp_path: Path) -> None:
         "10.000_etsam_0_membrane.zarr",
         "10.000_etsam_0_membranes-multilabel.zarr",
     ]
+    for name in names:
+        (image,) = json.loads((run / "Segmentations" / name / ".zattrs").read_text())["multiscales"]
+        assert image["datasets"][0]["coordinateTransformations"] == [
+            {"type": "scale", "scale": [10.0] * 3},
+            {"type": "translation", "translation": [0.0] * 3},  # as the mesh
+        ]
     array = run / "Segmentations" / names[0] / "0"
     spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{array}/"}}
     np.testing.assert_array_equal(tensorstore.open(spec).result().read().result(), mask)

@@ -63,6 +63,28 @@ def test_boxes_carry_the_marks_of_the_tests() -> None:
     assert legend_of(figure) == ["ours", "theirs", "same"]
 
 
+@pytest.mark.filterwarnings("default:dice|not tested")
+def test_pairs_with_too_few_tomograms_go_without_a_bracket(tmp_path: Path, run: Run) -> None:
+    rows = [row for row in scores() if row.method != "same" or row.run in ("r0", "r1")]
+    write_table(tmp_path / "t.csv", rows)
+    draw = ("figures", "scores", tmp_path / "t.csv", "--format", "svg", "-o", tmp_path)
+    code, out, err = run(*draw)
+    assert [Path(line).name for line in out.splitlines()] == ["boxes.svg", "bars_dice.svg"]
+    assert (code, err.count("not tested")) == (0, 1)
+    assert "warning: not tested (and 1 more): dice, ours and same: 2 pairs" in err
+    with pytest.warns(UserWarning, match="not tested"):
+        comparisons = compare(rows, skip_few=True)
+    axes = box_plots(variants(rows), comparisons).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["***"]
+    few = [row for row in rows if row.method != "theirs"]
+    with pytest.warns(UserWarning, match="left out|not tested"):
+        untested = box_plots(variants(few), compare(few, skip_few=True))
+        with pytest.raises(ValueError, match="ours and same: 2 pairs: a paired test needs 3"):
+            compare(few)
+    assert not untested.axes[0].texts
+    assert untested.get_figheight() < box_plots(variants(rows), comparisons).get_figheight()
+
+
 def test_bars_end_with_the_mean() -> None:
     rows = scores()
     axes = tomogram_bars(variants(rows), "dice").axes[0]
@@ -278,6 +300,24 @@ def test_cleaning_shows_what_was_removed(
     assert code == 0, err
     assert (tmp_path / "c.png").stat().st_size > 1000
     assert "expected some of 0 to 3" in run("figures", "cleaning", *paths, "-z", 4)[2]
+
+
+@pytest.mark.parametrize(
+    ("depth", "shown"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (8, [2, 4, 6])]
+)
+def test_thin_volumes_show_the_slices_they_have(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, depth: int, shown: list[int]
+) -> None:
+    data = np.random.default_rng(0).random((depth, 12, 16)).astype(np.float32)
+    tomogram = write_volume(tmp_path / "t.mrc", data)
+    mask = write_volume(tmp_path / "m.mrc", (data > 0.5).astype(np.int8))
+    drawn = []
+    monkeypatch.setattr("etsam.figures.save", lambda figure, *_: drawn.append(figure) or [])
+    for args in (("slices", tomogram, "-m", mask), ("cleaning", tomogram, mask, mask)):
+        code, _, err = run("figures", *args)
+        assert code == 0, err
+        texts = [text.get_text() for axes in drawn.pop().axes for text in axes.texts]
+        assert [text for text in texts if "=" in text] == [f"z = {z}" for z in shown]
 
 
 def test_volumes_that_do_not_fit_are_refused(tmp_path: Path, run: Run) -> None:

@@ -104,6 +104,20 @@ def test_no_result_is_taken_for_a_tomogram(tmp_path: Path) -> None:
     assert list(find_tomograms([folder / "a_ridge.mrc"])) == [folder / "a_ridge.mrc"]
 
 
+def test_tilt_series_beside_tomograms_are_taken_only_by_name(
+    tmp_path: Path, tomograms: list[Path]
+) -> None:
+    folder = tomograms[0].parent
+    series = [folder / f"TS_0{end}" for end in (".st", ".ali", ".preali", ".ST", ".ali.gz")]
+    touch(*series)
+    assert list(find_tomograms([folder])) == tomograms
+    assert list(find_tomograms([folder / "TS_*"])) == tomograms
+    (tmp_path / "list.txt").write_text("data/TS_0.st\n")
+    assert list(find_tomograms([tmp_path / "list.txt", *series])) == series
+    with pytest.raises(FileNotFoundError, match=r"tilt series \(\.st, .* named themselves"):
+        find_tomograms([folder / "*.st"])
+
+
 def test_a_tomogram_named_in_two_ways_is_taken_once(tmp_path: Path, tomograms: list[Path]) -> None:
     link = tomograms[0].with_name("link.mrc")
     link.symlink_to(tomograms[0])

@@ -272,29 +272,29 @@ def test_illegal_axis_map_is_read_as_xyz(tmp_path):
         assert any("axis map" in note for note in tomogram.notes)
 
 
-def test_start_indices_give_the_origin_where_the_origin_fields_are_zero(tmp_path):
-    def change(header: np.ndarray) -> None:
-        header["nxstart"], header["nystart"], header["nzstart"] = 1, -2, 3
-
-    with open_tomogram(save(tmp_path / "a.mrc", voxels("i1"), change=change)) as tomogram:
-        assert tomogram.origin == (30.0, -20.0, 10.0)
-
-
-@pytest.mark.parametrize(("cell", "written"), [(0.0, 8.0), (1.0, 8.0), (10.0, 10.0)])
-def test_given_spacing_is_written_only_where_the_header_knows_none(tmp_path, cell, written):
+@pytest.mark.parametrize(
+    ("cell", "given", "used"),
+    [(10.0, None, 10.0), (1.0, None, None), (0.0, 8.0, 8.0), (1.0, 8.0, 8.0), (10.0, 8.0, 8.0)],
+)
+def test_spacing_used_places_start_indices_and_every_result(tmp_path, cell, given, used):
     def change(header: np.ndarray) -> None:
         header["cella"] = (7 * cell, 6 * cell, 5 * cell)
+        header["nxstart"], header["nystart"], header["nzstart"] = 1, -2, 3
 
     source = save(tmp_path / "a.mrc", voxels("i1"), change=change)
-    with open_tomogram(source, voxel_spacing=8.0) as tomogram:
-        assert tomogram.voxel_spacing == (8.0, 8.0, 8.0)
-        with create_volume(tmp_path / "b.mrc", tomogram, dtype="int8", label="etsam") as writer:
-            for z in range(5):
-                writer.write_slice(z, np.ones((6, 7)))
-    assert fields_of(tmp_path / "b.mrc")["cella"].tolist() == (
-        *(7 * written, 6 * written),
-        5 * written,
-    )
+    step = used or 1.0
+    with open_tomogram(source, voxel_spacing=given) as tomogram:
+        assert tomogram.voxel_spacing == (used and (used,) * 3)
+        assert tomogram.origin == (3 * step, -2 * step, step)
+        for name in ("b.mrc", "b.zarr"):
+            with create_volume(tmp_path / name, tomogram, dtype="int8", label="etsam") as writer:
+                for z in range(5):
+                    writer.write_slice(z, np.ones((6, 7)))
+            with open_tomogram(tmp_path / name) as result:
+                assert result.voxel_spacing == tomogram.voxel_spacing
+                assert result.origin == tomogram.origin
+    assert fields_of(tmp_path / "b.mrc")["cella"].tolist() == (7 * step, 6 * step, 5 * step)
+    assert fields_of(tmp_path / "b.mrc")["nystart"] == -2
 
 
 @pytest.mark.parametrize(("claimed", "kept"), [(0, 0), (3, 3), (10, 9), (-5, 0), (99, 9)])

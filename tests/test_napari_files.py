@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from etsam.napari import files
-from etsam.napari.files import SOURCE, write_image, write_labels
+from etsam.napari.files import SOURCE, read_layers, write_image, write_labels
 from etsam.volume import open_tomogram
 
 SPACING = 10.0
@@ -38,6 +38,34 @@ def test_labels_are_saved_in_place(tmp_path: Path, suffix: str) -> None:
     with open_tomogram(path) as back:
         assert back.dtype == np.int16
         np.testing.assert_array_equal(back.read_slices(0, SHAPE[0]), labels - 200)
+
+
+def test_labels_stay_where_their_layer_lies(tmp_path: Path) -> None:
+    """Scale set by hand, over a header of unknown spacing whose start indices place it."""
+    tomogram = tmp_path / "TS_1.mrc"
+    with mrcfile.new(tomogram) as mrc:
+        mrc.set_data(np.ones(SHAPE, np.float32))
+        mrc.header.nxstart, mrc.header.nystart, mrc.header.nzstart = 1, -2, 3
+    places = {"scale": (SPACING,) * 3, "translate": (3.0, -2.0, 1.0)}
+    meta = {**places, "metadata": {SOURCE: str(tomogram)}}
+    (path,) = write_labels(str(tmp_path / "out.mrc"), np.ones(SHAPE, np.int8), meta)
+    with open_tomogram(path) as back:
+        assert back.voxel_spacing == pytest.approx((SPACING,) * 3)
+        assert back.origin == (3.0, -2.0, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.uint16])
+def test_labels_come_back_as_they_were(tmp_path: Path, dtype: type) -> None:
+    """Also -1, not annotated."""
+    labels = np.random.default_rng(1).integers(max(-1, np.iinfo(dtype).min), 3, SHAPE, dtype)
+    before, after = tmp_path / "a_membrane.mrc", tmp_path / "b_membrane.mrc"
+    with mrcfile.new(before) as mrc:
+        mrc.set_data(labels)
+    ((data, meta, layer),) = read_layers(str(before))
+    assert layer == "labels"
+    write_labels(str(after), data, meta)
+    with open_tomogram(after) as back:
+        np.testing.assert_array_equal(back.read_slices(0, SHAPE[0]), labels)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float64])

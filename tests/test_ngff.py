@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import etsam.ngff
+from etsam.storage import SPACING_UNKNOWN
 from etsam.volume import create_volume, open_tomogram, tomogram_from_array
 
 SHAPE = (37, 40, 300)
@@ -206,6 +207,7 @@ def test_units_become_angstrom(tmp_path, unit, factor):
     "content",
     [
         {"axes": list("zyx"), "version": "0.3"},
+        {"axes": UNITS["axes"], "datasets": [{"path": "0"}]},
         {"axes": [{"name": axis, "type": "space"} for axis in "zyx"], "datasets": level([8.0] * 3)},
         {"axes": UNITS["axes"], "datasets": level([1.0] * 3)},
         {"axes": UNITS["axes"], "datasets": level([0.0] * 3)},
@@ -216,6 +218,7 @@ def test_units_become_angstrom(tmp_path, unit, factor):
 def test_spacing_without_length_or_sense_is_unknown(tmp_path, content):
     with open_tomogram(image(tmp_path / "a", voxels(), content)) as tomogram:
         assert tomogram.voxel_spacing is None
+        assert any(note.endswith(SPACING_UNKNOWN) for note in tomogram.notes)
         np.testing.assert_array_equal(tomogram.read_slice(1), voxels()[1])
 
 

@@ -145,7 +145,6 @@ def test_an_open_mask_stays_open_and_a_folder_may_be_the_output(
     tmp_path: Path, membranes: np.ndarray
 ) -> None:
     path = write(tmp_path / "mask.mrc", membranes)
-    (tmp_path / "out").mkdir()
     with open_tomogram(path) as mask:
         done = postprocess(mask, tmp_path / "out")
         assert np.array_equal(mask.read_slice(0), membranes[0])
@@ -153,6 +152,11 @@ def test_an_open_mask_stays_open_and_a_folder_may_be_the_output(
     with pytest.raises(FileExistsError, match="there already"):
         postprocess(path, tmp_path / "out")
     assert postprocess(path, tmp_path / "out", overwrite=True).summary == done.summary
+    with pytest.raises(ValueError, match="an output file"):
+        postprocess(tomogram_from_array(membranes), tmp_path / "none")
+    with pytest.raises(ValueError, match="not a mask"):
+        postprocess(write(tmp_path / "x.mrc", membranes * 2 + 1), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("name", ["clean.mrc", "clean.mrc.gz", "clean.zarr"])

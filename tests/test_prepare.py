@@ -14,9 +14,9 @@ from conftest import Run
 from etsam.annotations import CleaningOptions
 from etsam.dataset import find_pairs
 from etsam.intensity import measure_intensity
-from etsam.layout import Annotated, find_annotated
+from etsam.layout import Annotated, find_annotated, find_inputs
 from etsam.pairing import find_pairings
-from etsam.prepare import PrepareOptions, find_inputs, prepare, read_choices
+from etsam.prepare import PrepareOptions, prepare, read_choices
 from etsam.verify import overlays, verify
 from etsam.volume import create_volume, open_tomogram, tomogram_from_array
 
@@ -163,9 +163,19 @@ def test_resume_redoes_what_was_asked_otherwise_or_changed(pair: Annotated, tmp_
     assert done.details["results"]["voxels_before"] == 0
 
 
-def test_a_failure_leaves_no_record_and_no_half_file(pair: Annotated, tmp_path: Path) -> None:
+def test_a_failure_leaves_no_record_and_no_half_file(
+    pair: Annotated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("full")
+
     write_mrc(pair.masks[0], LABELS * np.float32(0.5))
     with pytest.raises(ValueError, match="is no annotation"):
+        prepare(pair, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    write_mrc(pair.masks[0], LABELS, start=-7)
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
+        patched.setattr("etsam.prepare._write_masks", full)
         prepare(pair, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
     write_mrc(pair.masks[0], LABELS[:5])
@@ -224,6 +234,11 @@ def test_runs_as_fetched_and_as_the_portal_has_them(tmp_path: Path) -> None:
     assert [tomogram.name for tomogram, _ in pairs] == ["10000_245.mrc", "10001_TS_1.mrc"]
     shutil.rmtree(tmp_path / "10001")
     assert len(find_pairs(tmp_path)) == 1  # what was fetched can be trained on as it is
+
+
+def test_a_tilt_series_is_not_taken_for_the_tomogram(pair: Annotated) -> None:
+    shutil.copy(pair.tomogram, pair.tomogram.with_suffix(".ali"))
+    assert find_annotated(pair.tomogram.parent) == [pair]
 
 
 def test_evaluate_finds_the_truth_of_a_prediction(pair: Annotated, tmp_path: Path) -> None:

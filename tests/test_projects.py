@@ -219,8 +219,12 @@ def test_the_spacing_of_a_folder_counts_only_where_the_file_has_none(tmp_path: P
         with open_tomogram(write_mrc(folder / f"{given}.mrc", volume(0), given)) as tomogram:
             assert tomogram.voxel_spacing == pytest.approx((wanted,) * 3)
             assert any("folder's name" in note for note in tomogram.notes) == (given == 1.0)
-    with open_tomogram(folder / "1.0.mrc", voxel_spacing=7.0) as tomogram:
-        assert tomogram.voxel_spacing == (7.0,) * 3
+    with mrcfile.open(folder / "1.0.mrc", "r+") as mrc:
+        mrc.header.nxstart = 100  # in voxels, of whatever size
+    for asked, wanted in ((None, 13.48), (7.0, 7.0)):
+        with open_tomogram(folder / "1.0.mrc", voxel_spacing=asked) as tomogram:
+            assert tomogram.voxel_spacing == (wanted,) * 3
+            assert tomogram.origin == pytest.approx((0, 0, 100 * wanted))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

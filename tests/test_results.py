@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ import mrcfile
 import numpy as np
 import pytest
 
-from etsam.batch import BatchPlan, Outcome, run_batch
+from etsam.batch import BatchPlan, Outcome, default_manifest, run_batch
 from etsam.options import SegmentOptions
 from etsam.postprocess import postprocess
-from etsam.results import Task, is_finished, refuse_edited
+from etsam.results import Task, is_finished, refuse_others
 from etsam.segmentation import segment_file
+from etsam.volume import create_volume, tomogram_from_array
 from test_cli import write_mrc
 from tiny_model import write_tiny_model
 
 SHAPE = (6, 24, 32)
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,39 @@ def test_no_json_of_an_earlier_cleaned_mask_stays(tomogram: Path, options: Segme
     assert cleaned.path.is_file() and not cleaned.provenance.exists()
 
 
+def test_results_of_a_level_lie_beside_its_zarr(
+    run: Run, options: SegmentOptions, tmp_path: Path
+) -> None:
+    pytest.importorskip("fast_simplification")
+    data = np.random.default_rng(2).normal(size=SHAPE).astype(np.float32)
+    levels = [tmp_path / f"{name}.zarr" / "0" for name in "ab"]
+    for level in levels:
+        with (
+            tomogram_from_array(data, voxel_spacing=10.0) as like,
+            create_volume(level.parent, like, dtype="float32", label="test") as writer,
+        ):
+            for z, plane in enumerate(data):
+                writer.write_slice(z, plane)
+    asked = replace(options, logit_threshold=-1e3)
+    for level in levels:
+        assert segment_file(level, asked).mask == tmp_path / f"{level.parent.stem}_membrane.zarr"
+    inside = {path for path in tmp_path.rglob("*") if path.parent != tmp_path}
+    masks = [tmp_path / f"{name}_membrane.zarr" / "0" for name in "ab"]
+    code, _, err = run("report", *levels)
+    assert code == 0, err
+    code, _, err = run("export", *masks, "--as", "labels", "--as", "chimerax", "--components")
+    assert code == 0, err
+    assert default_manifest(levels, None).parent == tmp_path
+    assert {path for path in tmp_path.rglob("*") if path.parent != tmp_path} == inside
+    assert {path.name for path in tmp_path.glob("*")} == {
+        "index.html",
+        *(f"{name}{end}" for name in "ab" for end in (".zarr", "_report.html")),
+        *(f"{name}_membrane{end}" for name in "ab" for end in (".zarr", ".json", ".cxc")),
+        *(f"{name}_membrane_labels.{kind}" for name in "ab" for kind in ("mrc", "csv")),
+    }
+    assert resumed(levels[0], asked).entry.reused
+
+
 def test_a_link_that_leads_nowhere_stays(tomogram: Path, options: SegmentOptions) -> None:
     """As one to an archive that is not mounted."""
     link = tomogram.with_name("a_membrane.mrc")
@@ -105,6 +141,22 @@ def test_a_mask_edited_since_is_not_replaced_by_resume(
     assert resumed(tomogram, options).error is None  # ours again
 
 
+def test_the_json_of_a_mask_of_another_format_is_not_its_own(
+    tomogram: Path, options: SegmentOptions
+) -> None:
+    record = segment_file(tomogram, options).provenance
+    before = record.read_bytes()
+    other = replace(options, output=tomogram.with_name("a_membrane.zarr"))
+    outcome = resumed(tomogram, other)
+    assert isinstance(outcome.error, FileExistsError)
+    assert "a_membrane.json is of another mask, not of a_membrane.zarr" in str(outcome.error)
+    assert record.read_bytes() == before and names(tomogram) == {"a_membrane.mrc", record.name}
+    tomogram.with_name("a_membrane.zarr").mkdir()
+    assert isinstance(resumed(tomogram, other).error, FileExistsError)
+    assert resumed(tomogram, replace(other, overwrite=True)).error is None
+    assert resumed(tomogram, other).entry.reused
+
+
 DAMAGES: list[tuple[str, Any]] = [
     *(("inputs", value) for value in (None, [], ["x"], [5], [{}], {"sha256": 1}, "x")),
     *(("weights", value) for value in (None, 5, [1], [{"name": "a"}], {"sha256": 1})),
@@ -124,7 +176,7 @@ def test_a_damaged_json_is_of_no_finished_result(tomogram: Path, options: Segmen
         assert not is_finished(result, details | {key: value}, task), (key, value)
     for outputs in (None, [], 5, {}, {"a_membrane.mrc": [1]}):
         with pytest.raises(FileExistsError, match="not as etsam wrote it"):
-            refuse_edited(result, details | {"outputs": outputs}, overwrite=False)
+            refuse_others(result, details | {"outputs": outputs}, overwrite=False)
     result.provenance.write_text(json.dumps(details | {"inputs": ["x"]}))
     entry = resumed(tomogram, options).entry
     assert entry.state == "done" and not entry.reused

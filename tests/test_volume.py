@@ -382,6 +382,7 @@ def test_a_place_where_nothing_can_be_written_is_said_at_once(tmp_path, name):
         ("d/a.1.zarr", None, "d/a.1_membrane.zarr"),
         ("d/a.ome.zarr", None, "d/a_membrane.zarr"),
         ("d/a.zarr/0", None, "d/a_membrane.zarr"),
+        ("d/a.zarr/b.mrc", None, "d/a.zarr/b_membrane.mrc"),
         ("d/a.zarr/0", "out", "out/a_membrane.zarr"),
     ],
 )

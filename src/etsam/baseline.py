@@ -84,7 +84,7 @@ def baseline(
         threshold = (
             RIDGE_THRESHOLD if isinstance(options, RidgeOptions) else options.program.threshold
         )
-    result = _names(path, None if output is None else Path(output), options, store_scores)
+    result = result_names(path, None if output is None else Path(output), options, store_scores)
     if not overwrite:
         _check_absent(result)
     with closing(open_tomogram(path, voxel_spacing=options.voxel_spacing)) as tomogram:
@@ -134,7 +134,7 @@ def _method(options: RidgeOptions | ProgramOptions) -> str:
     return "ridge" if isinstance(options, RidgeOptions) else options.program.name
 
 
-def _names(
+def result_names(
     path: Path | str, folder: Path | None, options: RidgeOptions | ProgramOptions, scores: bool
 ) -> BaselineResult:
     """Return the names of the results, which tell `etsam evaluate` whose they are."""

@@ -16,6 +16,7 @@ from etsam.options import SegmentOptions
 from etsam.provenance import peak_rss_mb, reset_peaks
 from etsam.results import names_mask, request_of, result_names
 from etsam.storage import with_own_name
+from etsam.volume import whole_volume
 
 if TYPE_CHECKING:
     from etsam.results import SegmentResult
@@ -118,7 +119,7 @@ def default_manifest(
     """
     if output is None:
         ends = [masks[path] if masks else path for path in paths]
-        folder = Path(os.path.commonpath([with_own_name(end).parent for end in ends]))
+        folder = Path(os.path.commonpath([with_own_name(whole_volume(end)).parent for end in ends]))
     else:
         folder = output.parent if names_mask(output) else output
     part = f".{shard.replace('/', 'of')}" if shard else ""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
 
-from etsam.statistics import PairedTest, Summary, paired_test, summarise
+from etsam.statistics import PairedTest, Summary, TooFewPairsError, paired_test, summarise
 from etsam.tables import Score, Series, variants
 
 METRICS = ("dice", "iou", "precision", "recall")
@@ -29,7 +29,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """All methods of a table: a summary of each metric, and a test of each pair."""
+    """All methods of a table: a summary of each metric, and a test of each pair that has one."""
 
     methods: tuple[str, ...]
     metrics: tuple[str, ...]
@@ -80,6 +80,7 @@ def compare(
     metrics: Sequence[str] = (),
     methods: Sequence[str] = (),
     thresholds: dict[str, float] | None = None,
+    skip_few: bool = False,
 ) -> Comparisons:
     """Compare the methods of a table, each pair on the tomograms that both have a score for.
 
@@ -94,11 +95,14 @@ def compare(
         Which (default: Dice, IoU, precision and recall; all methods in the table's order).
     thresholds
         method -> threshold, where a method has several.
+    skip_few
+        Pairs with fewer than three tomograms in common are not tested, and a warning says so,
+        instead of being refused.
 
     Raises
     ------
     ValueError
-        If a method or metric is not in the table, or there are fewer than three tomograms.
+        If a method or metric is not in the table, or a pair has fewer than three tomograms in common.
     """
     table = variants(rows, thresholds)
     chosen = tuple(methods) or tuple(table)
@@ -117,13 +121,31 @@ def compare(
         for metric in wanted
         for method in chosen
     }
-    pairs = list(combinations(chosen, 2))
-    tests = [
-        Comparison(metric, first, second, _test(table, metric, first, second, len(pairs)))
-        for metric in wanted
-        for first, second in pairs
-    ]
-    return Comparisons(chosen, wanted, summaries, tests)
+    return Comparisons(chosen, wanted, summaries, _tests(table, wanted, chosen, skip_few))
+
+
+def _tests(
+    table: dict[str, dict[str, Series]],
+    metrics: Sequence[str],
+    methods: Sequence[str],
+    skip_few: bool,
+) -> list[Comparison]:
+    """Test each pair of methods by each metric."""
+    pairs = list(combinations(methods, 2))
+    tests, untested = [], []
+    for metric, (first, second) in product(metrics, pairs):
+        try:
+            test = _test(table, metric, first, second, len(pairs))
+        except TooFewPairsError as error:
+            if not skip_few:
+                raise
+            untested.append(str(error))
+        else:
+            tests.append(Comparison(metric, first, second, test))
+    if untested:
+        others = f" (and {len(untested) - 1} more)" if len(untested) > 1 else ""
+        warnings.warn(f"not tested{others}: {untested[0]}", stacklevel=3)
+    return tests
 
 
 def _test(
@@ -137,11 +159,11 @@ def _test(
     if left_out:
         warnings.warn(
             f"{metric}, {first} and {second}: {left_out} tomograms without a score of both left out",
-            stacklevel=3,
+            stacklevel=4,
         )
     try:
         return paired_test(
             [ours[key] for key in both], [theirs[key] for key in both], comparisons=comparisons
         )
     except ValueError as error:
-        raise ValueError(f"{metric}, {first} and {second}: {error}") from error
+        raise type(error)(f"{metric}, {first} and {second}: {error}") from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from etsam.predictions import recognise
 from etsam.tables import Score, read_table
-from etsam.volume import stem_of
+from etsam.volume import stem_of, whole_volume
 
 COSTS = {"seconds": "seconds", "ram_mb": "peak_rss_mb", "vram_mb": "peak_vram_mb"}
 """Metrics in tables, and their keys in the JSON files (docs/provenance.md)."""
@@ -65,8 +65,9 @@ def _costs_of(path: Path) -> list[Score]:
         raise ValueError(
             f"{path} is no record that etsam wrote ({error}): make it again, or take it away"
         ) from error
+    dataset, run = whole_volume(source).parent.name, stem_of(source)
     return [
-        Score(source.parent.name, stem_of(source), seen.method, "final", None, metric, value)
+        Score(dataset, run, seen.method, "final", None, metric, value)
         for metric, value in costs.items()
     ]
 

@@ -17,7 +17,7 @@ from etsam.intensity import IntensityScaling, measure_intensity
 from etsam.layout import find_pairs as find_pairs  # who trains asks for pairs here
 from etsam.logits import LogitRange
 from etsam.metrics import IGNORE
-from etsam.volume import Tomogram, open_tomogram, stem_of, tomogram_from_array
+from etsam.volume import Tomogram, open_tomogram, stem_of, tomogram_from_array, whole_volume
 
 LOGITS_SUFFIX = "_stage1.npy"
 LOGIT_STEP = 5.0 / 127
@@ -28,7 +28,7 @@ OPEN_VOLUMES = 64
 
 def logits_path(tomogram: Path) -> Path:
     """Where the stage-1 logits of a training tomogram lie."""
-    return tomogram.with_name(stem_of(tomogram) + LOGITS_SUFFIX)
+    return whole_volume(tomogram).with_name(stem_of(tomogram) + LOGITS_SUFFIX)
 
 
 class SliceStore:

@@ -80,7 +80,9 @@ def figures(
         name for name in table if any(metric in table[name] for metric in metrics or ("dice",))
     ]
     if scored and len({row.tomogram for row in rows}) >= FEWEST:
-        comparisons = compare(rows, metrics=metrics, methods=scored, thresholds=thresholds)
+        comparisons = compare(
+            rows, metrics=metrics, methods=scored, thresholds=thresholds, skip_few=True
+        )
         files += save(box_plots(table, comparisons), folder / "boxes", formats)
     for metric in metrics or present:
         drawn = tomogram_bars(table, metric)
@@ -120,7 +122,7 @@ def slice_figure(
         volume = _volume(stack, tomogram, voxel_spacing)
         held = None if truth is None else Reference(_volume(stack, truth, voxel_spacing))
         shown = [_opened(stack, *mask, voxel_spacing) for mask in masks]
-        drawn = slice_panels(volume, held, shown, tuple(slices) or _thirds(volume))
+        drawn = slice_panels(volume, held, shown, tuple(slices) or _quarters(volume))
     return save(drawn, output, formats)
 
 
@@ -147,7 +149,7 @@ def cleaning_figure(
         volume = _volume(stack, tomogram, voxel_spacing)
         before = _opened(stack, "before", masks[0], voxel_spacing)
         _, after, threshold = _opened(stack, "after", masks[1], voxel_spacing)
-        chosen = tuple(slices) or _thirds(volume)
+        chosen = tuple(slices) or _quarters(volume)
         drawn = slice_panels(volume, Reference(after, threshold), [before], chosen, CLEANED)
     return save(drawn, output, formats)
 
@@ -328,9 +330,9 @@ def _opened(
     return name, opened, usual if seen.threshold is None else seen.threshold
 
 
-def _thirds(volume: Tomogram) -> tuple[int, ...]:
-    """Return the slices at a quarter, half and three quarters of the depth."""
-    return tuple(round(volume.shape[0] * part) for part in (0.25, 0.5, 0.75))
+def _quarters(volume: Tomogram) -> tuple[int, ...]:
+    """Return the slices at a quarter, half and three quarters of the depth, each once."""
+    return tuple(sorted({int(volume.shape[0] * part) for part in (0.25, 0.5, 0.75)}))
 
 
 def _file_name(text: str) -> str:

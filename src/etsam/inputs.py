@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,11 +18,13 @@ from etsam.projects import (
     mask_in_folder,
     member_of,
 )
+from etsam.provenance import record_path
 from etsam.results import names_mask
 from etsam.storage import with_own_name
-from etsam.volume import KNOWN_SUFFIXES, stem_of
+from etsam.volume import KNOWN_SUFFIXES, TILT_SERIES, stem_of
 
 LIST_SUFFIXES = (".txt", ".lst")
+LEFT_OUT = "results and tilt series (.st, .ali, .preali) are taken only where named themselves"
 OTHER_RESULTS = ("_logits", "_postprocessed", "_instances", "_membranes", "_components")
 """What we write beside a mask of any name; of other endings `etsam.predictions` and `pairing` know."""
 
@@ -32,10 +33,10 @@ def find_tomograms(names: Iterable[str | Path]) -> dict[Path, Member | None]:
     """Turn names into tomograms, each once, in the order given, and say what they are in a project.
 
     A folder stands for the MRC files and OME-Zarr folders right in it, without results (masks,
-    logits and labels, ours, other programs' or true ones, told by their names), or for the tomograms
+    logits and labels, ours, other programs' or true ones) and tilt series, told by their names, or for the tomograms
     of the copick project or the runs of the CryoET Data Portal that it holds; the JSON config of a
     copick project for its tomograms; a name with ``*``, ``?`` or ``[`` for what it matches (``**``
-    for folders at any depth), without results; a text file (.txt, .lst) for the names on its lines,
+    for folders at any depth), without these; a text file (.txt, .lst) for the names on its lines,
     relative to its folder, but for lines that start with ``#``. Anything else stands for itself, there or not,
     so that each tomogram fails on its own.
 
@@ -64,14 +65,14 @@ def _one(path: Path) -> dict[Path, Member | None]:
         return _in_list(path)
     if (path.is_file() and path.suffix.lower() == ".json") or is_copick(path):
         found = copick_tomograms(path)
-        return {path: member for path, member in found.items() if not _is_result(path)}
+        return {path: member for path, member in found.items() if not _is_no_tomogram(path)}
     if path.is_dir() and path.suffix.lower() != ".zarr" and not is_zarr(path):
         return _with_members(_in_folder(path))
     if not path.exists() and glob.has_magic(str(path)):
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        chosen = [match for match in matches if not _is_result(match)]
+        chosen = [match for match in matches if not _is_no_tomogram(match)]
         if not chosen:
-            raise FileNotFoundError(f"no tomogram matches {path}")
+            raise FileNotFoundError(f"no tomogram matches {path}: {LEFT_OUT}")
         return _with_members(chosen)
     return _with_members([path])
 
@@ -84,12 +85,13 @@ def _in_folder(folder: Path) -> list[Path]:
     found = [
         path
         for path in sorted(folder.iterdir())
-        if KNOWN_SUFFIXES.search(path.name) and not _is_result(path)
-    ] or [path for path in portal_tomograms(folder) if not _is_result(path)]
+        if KNOWN_SUFFIXES.search(path.name) and not _is_no_tomogram(path)
+    ] or [path for path in portal_tomograms(folder) if not _is_no_tomogram(path)]
     if not found:
         raise FileNotFoundError(
             f"{folder} holds no tomogram: expected MRC files (.mrc, .rec, .map, ...) or OME-Zarr "
-            "folders right in it, or runs of a copick project or of the CryoET Data Portal"
+            "folders right in it, or runs of a copick project or of the CryoET Data Portal; "
+            f"{LEFT_OUT}"
         )
     return found
 
@@ -109,11 +111,12 @@ def _in_list(path: Path) -> dict[Path, Member | None]:
     return find_tomograms(path.parent / name for name in names)
 
 
-def _is_result(path: Path) -> bool:
-    """Whether a file is hidden, or called as what a program makes of tomograms, or as their truth."""
+def _is_no_tomogram(path: Path) -> bool:
+    """Whether a file is hidden, or called as a tilt series, as what is made of tomograms, or as truth."""
     name = stem_of(path)
     return (
         name.startswith(".")
+        or TILT_SERIES.search(path.name) is not None
         or name.endswith(OTHER_RESULTS)
         or recognise(path).kind is not None
         or truth_name(path) != name
@@ -153,17 +156,22 @@ def choose_masks(
 def refuse_same_results(masks: dict[Path, Path]) -> None:
     """Refuse tomograms whose results would have the same name; `masks` by tomogram.
 
+    Masks that differ by their format only, TS_1_membrane.mrc and .zarr, would share JSON and preview.
+
     Raises
     ------
     ValueError
         Two tomograms share a result.
     """
-    mask, count = Counter(masks.values()).most_common(1)[0]
-    if count > 1:
-        first, second, *_ = (path for path, place in masks.items() if place == mask)
-        raise ValueError(
-            f"{first} and {second} would both become {mask}: segment them into two folders"
-        )
+    taken: dict[Path, Path] = {}
+    for path, mask in masks.items():
+        record = with_own_name(record_path(mask))
+        first = taken.setdefault(record, path)
+        if first != path:
+            shared = mask if mask == masks[first] else record
+            raise ValueError(
+                f"{first} and {path} would both become {shared}: segment them into two folders"
+            )
 
 
 def shard(paths: list[Path], text: str) -> list[Path]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from etsam.volume import KNOWN_SUFFIXES, stem_of
+from etsam.volume import KNOWN_SUFFIXES, TILT_SERIES, stem_of
 
 MASK_ENDING = "_membrane"
 RECORD_ENDING = "_prepared.json"  # how `etsam prepare` made a pair, beside it
@@ -65,6 +65,44 @@ def find_annotated(folder: Path) -> list[Annotated]:
     return _side_by_side(folder) or [*_portal(folder), *_fetched(folder)]
 
 
+def find_inputs(places: Iterable[Path], annotations: tuple[Path, ...] = ()) -> list[Annotated]:
+    """Turn what a user names into tomograms with masks: folders, or one tomogram with annotations.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        A folder holds no tomogram with a mask, two would have one name, or masks are not given.
+    """
+    found: list[Annotated] = []
+    for place in places:
+        if annotations or not place.is_dir() or KNOWN_SUFFIXES.search(place.name):
+            if not annotations and not place.exists():
+                raise FileNotFoundError(f"{place} does not exist: give folders, or one tomogram")
+            if not annotations:
+                raise ValueError(
+                    f"{place} is a volume: name its mask with --annotation, or a folder"
+                )
+            found.append(Annotated(stem_of(place), place, annotations))
+            continue
+        here = find_annotated(place)
+        if not here:
+            raise FileNotFoundError(
+                f"{place} holds no tomogram with a mask: expected NAME and NAME_membrane, or "
+                "DATASET/RUN as `etsam download` or the CryoET Data Portal lay them out"
+            )
+        found += here
+    if annotations and len(found) != 1:
+        raise ValueError(f"--annotation is of one tomogram, {len(found)} are given")
+    names: dict[str, Path] = {}
+    for pair in found:
+        if names.setdefault(pair.name, pair.tomogram) != pair.tomogram:
+            raise ValueError(
+                f"{names[pair.name]} and {pair.tomogram} would both be called {pair.name}: prepare "
+                "them into two folders"
+            )
+    return found
+
+
 def portal_tomograms(folder: Path) -> list[Path]:
     """List the tomograms of a run, a dataset or several datasets of the portal, in order."""
     return by_stem(path for up in ABOVE for path in folder.glob(up + PORTAL_TOMOGRAMS))
@@ -103,9 +141,9 @@ def _of_run(run: Path, tomogram: Path, masks: list[Path]) -> Annotated:
 
 
 def by_stem(paths: Iterable[Path]) -> list[Path]:
-    """Volumes, sorted; of one in several formats the MRC, which is read faster at random."""
+    """Volumes but tilt series, sorted; of one in several formats the MRC, which is read faster at random."""
     volumes: dict[Path, Path] = {}
     for path in sorted(paths, key=lambda p: (p.suffix == ".zarr", p.name)):
-        if KNOWN_SUFFIXES.search(path.name):
+        if KNOWN_SUFFIXES.search(path.name) and not TILT_SERIES.search(path.name):
             volumes.setdefault(path.parent / stem_of(path), path)
     return [volumes[stem] for stem in sorted(volumes)]

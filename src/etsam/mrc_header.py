@@ -6,7 +6,7 @@ Fields follow Cheng et al., J. Struct. Biol. 192 (2015) 146 (MRC2014) and IMOD's
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,8 @@ FOREIGN = {
 }
 MAX_LABELS = 10
 LABEL_CHARACTERS = 80
+CELL_ROUNDING = 1e-6  # relative difference of voxel spacings that a header's float32 explains
+ORIGIN_ROUNDING = 0.01  # Å
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,12 @@ def read_header(header: bytes, path: Path, size: int | None) -> tuple[DataLayout
             f"{path} is cut short: {shape[0]} x {shape[1]} x {shape[2]} voxels of mode {fields['mode']} "
             f"need {offset + data_bytes:,} bytes, it has {size:,}: copy it again"
         )
+    spacing = _header_spacing(fields, notes)
     info = VolumeInfo(
         shape=shape,
         dtype=dtype.newbyteorder("="),
-        voxel_spacing=_header_spacing(fields, notes),
-        origin=_header_origin(fields),
+        voxel_spacing=spacing,
+        origin=_header_origin(fields, spacing),
         mrc_header=header,
         header_order=order,
         notes=tuple(notes),
@@ -172,17 +175,26 @@ def _header_spacing(fields: np.ndarray, notes: list[str]) -> Zyx | None:
     return noted_spacing((spacing[0], spacing[1], spacing[2]), notes)
 
 
-def _header_origin(fields: np.ndarray) -> Zyx:
+def with_spacing(info: VolumeInfo, spacing: Zyx) -> VolumeInfo:
+    """Return `info` with another voxel spacing (zyx, Å), in which the start indices of an MRC header count."""
+    if info.mrc_header is None:
+        return replace(info, voxel_spacing=spacing)
+    fields = np.frombuffer(info.mrc_header, HEADER_DTYPE.newbyteorder(info.header_order))[0]
+    return replace(info, voxel_spacing=spacing, origin=_header_origin(fields, spacing))
+
+
+def _header_origin(fields: np.ndarray, spacing: Zyx | None) -> Zyx:
     """Return the position of the first voxel, zyx in Å for the stored axes.
 
-    As in ChimeraX, the origin fields count when one is not zero, otherwise the start indices times the spacing.
+    As in ChimeraX, the origin fields count when one is not zero, otherwise the start indices times the spacing,
+    or times 1 Å where that is unknown.
     """
     axes = axis_order(fields)
     origin = [float(fields["origin"]["xyz"[axis]]) for axis in axes]
     if not any(origin):
-        spacing = _header_spacing(fields, []) or (1.0, 1.0, 1.0)
         starts = [int(fields[name]) for name in ("nzstart", "nystart", "nxstart")]
-        origin = [start * step for start, step in zip(starts, spacing, strict=True)]
+        steps = spacing or (1.0, 1.0, 1.0)
+        origin = [start * step for start, step in zip(starts, steps, strict=True)]
     values = [value if np.isfinite(value) else 0.0 for value in origin]
     return (values[0], values[1], values[2])
 
@@ -192,8 +204,8 @@ def output_header(info: VolumeInfo, dtype: np.dtype, label: str) -> np.ndarray:
 
     From an MRC source every byte is kept but those that describe the voxels themselves (mode, statistics,
     IMOD's byte flags), the extended header (dropped: it describes the acquisition of the source), the machine
-    stamp (made right) and the labels (ours is added, the oldest dropped when there are ten). The cell is
-    written only where the source does not know its spacing and the user gave one.
+    stamp (made right) and the labels (ours is added, the oldest dropped when there are ten). Cell and origin are
+    written only where those of `info` are not the source's, as with a spacing that the user gave.
     """
     order = info.header_order
     source = info.mrc_header
@@ -202,8 +214,7 @@ def output_header(info: VolumeInfo, dtype: np.dtype, label: str) -> np.ndarray:
         _fill_geometry(fields, info)
     else:
         fields = np.frombuffer(bytearray(source), HEADER_DTYPE.newbyteorder(order)).reshape(())
-        if info.voxel_spacing is not None and _header_spacing(fields[()], []) is None:
-            _fill_cell(fields, info.voxel_spacing)
+        _move(fields, info)
         _clear_byte_flags(fields, order)
     fields["mode"] = {"int8": 0, "int16": 1, "float32": 2}[dtype.name]
     fields["nsymbt"] = 0
@@ -223,6 +234,19 @@ def _fill_geometry(fields: np.ndarray, info: VolumeInfo) -> None:
     fields["cellb"] = (90.0, 90.0, 90.0)
     fields["origin"] = info.origin[::-1]
     _fill_cell(fields, info.voxel_spacing or (1.0, 1.0, 1.0))
+
+
+def _move(fields: np.ndarray, info: VolumeInfo) -> None:
+    """Write what spacing and origin differ from those that the fields tell, so that they tell those of `info`."""
+    known, wanted = _header_spacing(fields[()], []), info.voxel_spacing
+    if wanted and not (known and np.allclose(known, wanted, rtol=CELL_ROUNDING, atol=0)):
+        _fill_cell(fields, wanted)
+        known = wanted
+    if not np.allclose(_header_origin(fields[()], known), info.origin, atol=ORIGIN_ROUNDING):
+        for axis, value in zip(axis_order(fields[()]), info.origin, strict=True):
+            fields["origin"]["xyz"[axis]] = value
+        for name in ("nzstart", "nystart", "nxstart"):  # would count where the origin is zero
+            fields[name] = 0
 
 
 def _fill_cell(fields: np.ndarray, spacing: Zyx) -> None:

@@ -177,6 +177,8 @@ def _level(group: Path, node: _Node, image: dict[str, Any], dataset: dict[str, A
     origin: Zyx = (0.0, 0.0, 0.0)
     if scale:
         spacing, origin = _in_angstrom(axes, units, scale, translation, notes)
+    else:
+        notes.append(f"no scale among the coordinateTransformations: {SPACING_UNKNOWN}")
     return NgffImage(array, node.zarr_format, axes, spacing, origin, tuple(notes))
 
 

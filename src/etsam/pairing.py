@@ -12,7 +12,7 @@ from pathlib import Path
 from etsam.layout import RECORD_ENDING
 from etsam.predictions import Prediction, recognise, run_of
 from etsam.tables import csv_records
-from etsam.volume import KNOWN_SUFFIXES, TIFF_SUFFIXES, stem_of
+from etsam.volume import KNOWN_SUFFIXES, TIFF_SUFFIXES, stem_of, whole_volume
 
 TRUTH_SUFFIX = re.compile(
     r"_(target_mask|partial_labels|ground_truth|membrane|labels?|mask|gt|truth)$", re.IGNORECASE
@@ -40,7 +40,7 @@ def find_pairings(
     """Pair files or folders of predictions with files or folders of truths, by name.
 
     In a folder of predictions only names that a program is known to give are taken, unless a
-    `method` is given; where there are scores, the mask made from them is left out. The dataset
+    `method` is given; where there are scores, the mask of the same run is left out. The dataset
     is the folder of the truth unless it is given; of pairs that `etsam prepare` made, dataset and run
     are those in its record.
 
@@ -60,9 +60,9 @@ def find_pairings(
     for path, truth in sorted(matched, key=lambda pair: recognise(pair[0]).kind == "mask"):
         seen = recognise(path)
         seen = replace(seen, method=method or seen.method, stage=stage or seen.stage)
-        key = seen.method, seen.stage, truth, path.parent
+        key = seen.method, seen.stage, truth, whole_volume(path).parent
         if key in taken:
-            if seen.kind == "mask" and recognise(taken[key]).kind != "mask":
+            if seen.kind == "mask" and _made_from(path, taken[key]):
                 continue
             raise ValueError(
                 f"{taken[key]} and {path} are both of {seen.method} for {truth}: leave one out, or "
@@ -70,20 +70,33 @@ def find_pairings(
             )
         taken[key] = path
         recorded = _recorded(truth)
-        named = dataset or recorded.get("dataset") or truth.resolve().parent.name
+        named = dataset or recorded.get("dataset") or _folder_name(truth)
         pairings.append(Pairing(seen, truth, named, recorded.get("run") or truth_name(truth)))
     return sorted(pairings, key=lambda pairing: (pairing.dataset, pairing.run))
 
 
+def _made_from(mask: Path, scores: Path) -> bool:
+    """Whether a mask is of the run whose scores these are; of a mask that tells no run its name decides."""
+    run = run_of(scores)
+    if run is None or recognise(scores).kind == "mask":
+        return False
+    own = run_of(mask)
+    return own == run or (own is None and _belongs(stem_of(mask), run))
+
+
 def _recorded(truth: Path) -> dict[str, str]:
     """Dataset and run as `etsam prepare` noted them beside a truth; empty where it did not."""
-    path = truth.parent / f"{truth_name(truth)}{RECORD_ENDING}"
+    path = whole_volume(truth).parent / f"{truth_name(truth)}{RECORD_ENDING}"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     noted = record if isinstance(record, dict) else {}
     return {key: noted[key] for key in ("dataset", "run") if isinstance(noted.get(key), str)}
+
+
+def _folder_name(truth: Path) -> str:
+    return whole_volume(truth.resolve()).parent.name
 
 
 def read_pairings(path: Path) -> list[Pairing]:
@@ -110,7 +123,7 @@ def read_pairings(path: Path) -> list[Pairing]:
             method=record.get("method") or found.method,
             stage=record.get("stage") or found.stage,
         )
-        dataset = record.get("dataset") or truth.resolve().parent.name
+        dataset = record.get("dataset") or _folder_name(truth)
         pairings.append(Pairing(found, truth, dataset, record.get("run") or truth_name(truth)))
     if not pairings:
         raise ValueError(f"{path} names no pairs: expected rows of prediction, truth")
@@ -197,4 +210,4 @@ def _volumes_in(folder: Path) -> list[Path]:
 
 
 def _is_folder(path: Path) -> bool:
-    return path.is_dir() and path.suffix.lower() != ".zarr"
+    return path.is_dir() and whole_volume(path).suffix.lower() != ".zarr"

@@ -60,7 +60,7 @@ def box_plots(
 
     Boxes span the quartiles, whiskers reach the last value within 1.5 times that; the diamond is
     the mean. Brackets carry the marks of `compare` (paper, Fig. 1b); there are none between more
-    than six methods. Metrics that do not go from 0 to 1 have an axis of their own.
+    than six methods, nor where a pair was not tested. Metrics that do not go from 0 to 1 have an axis of their own.
     """
     methods, metrics = comparisons.methods, comparisons.metrics
     series = {
@@ -68,7 +68,7 @@ def box_plots(
         for metric in metrics
     }
     values = {metric: np.concatenate(series[metric]) for metric in metrics}
-    rows = len(_bracket_rows(len(methods)))
+    rows = len(_bracket_rows(len(methods))) if comparisons.tests else 0
     if len(methods) > MOST_BRACKETED:
         warnings.warn(
             f"{len(methods)} methods: boxes without brackets; `etsam compare` has the tests",
@@ -280,13 +280,15 @@ def _draw_brackets(
     for row in _bracket_rows(len(methods)):
         for first, second in row:
             mark = comparisons.mark(metric, methods[first], methods[second])
+            if mark is None:
+                continue
             left, right = (place + (end - (len(methods) - 1) / 2) * step for end in (first, second))
             left, right = left + 0.05 * step, right - 0.05 * step
             top = height + 0.15 * row_height
             axes.plot([left, left, right, right], [height, top, top, height], "k-", lw=0.6)
             raised = mark == NOT_SIGNIFICANT
             axes.annotate(
-                mark or "",
+                mark,
                 ((left + right) / 2, top),
                 xytext=(0, 0.5 if raised else -2),
                 textcoords="offset points",

@@ -21,6 +21,7 @@ from etsam.components import Blobs, PackedMask, drop_thin, find_blobs
 from etsam.in_order import in_order
 from etsam.options import MIN_SLICES
 from etsam.provenance import Clock, input_record, provenance, record_path, write_json
+from etsam.results import names_mask
 from etsam.skeleton import clean_packed
 from etsam.volume import Tomogram, create_volume, open_tomogram, output_path
 
@@ -105,7 +106,8 @@ def postprocess(
     mask
         MRC file or OME-Zarr with 0 and one other value, or an open one (which stays open).
     output
-        File or existing folder (default `{stem}_postprocessed.mrc` beside the mask).
+        Folder, made if needed, or the result's name in .mrc or .zarr (default
+        `{stem}_postprocessed.mrc` beside the mask).
     options
         What is removed.
     overwrite
@@ -132,6 +134,7 @@ def postprocess(
         packed = _PackedBatches(source.shape, _batches(source))
         cleaned = _clean(packed, options, workers, progress)
         after = 0
+        target.parent.mkdir(parents=True, exist_ok=True)
         with create_volume(target, source, dtype="int8", label=options.label) as writer:
             for z, data in cleaned.slices():
                 writer.write_slice(z, data.view(np.int8))
@@ -285,12 +288,12 @@ def _details(
 
 def _targets(source: Tomogram, output: Path | str | None, overwrite: bool) -> tuple[Path, Path]:
     """Name the output and its JSON, and make sure that they may be written."""
-    if output is None or (Path(output).is_dir() and Path(output).suffix.lower() != ".zarr"):
-        if source.path is None:
-            raise ValueError("a mask from an array has no name: give an output file")
-        target = output_path(source.path, SUFFIX, None if output is None else Path(output))
-    else:
+    if output is not None and names_mask(Path(output)):
         target = Path(output)
+    elif source.path is None:
+        raise ValueError("a mask from an array has no name: give an output file")
+    else:
+        target = output_path(source.path, SUFFIX, output)
     if source.path is not None and target.resolve() == source.path.resolve():
         raise ValueError(f"{target} is the mask itself: give another output")
     record = record_path(target)

@@ -12,7 +12,14 @@ from typing import Literal
 import numpy as np
 
 from etsam.options import LOGIT_THRESHOLD
-from etsam.volume import TIFF_SUFFIXES, Tomogram, open_tomogram, stem_of, tomogram_from_array
+from etsam.volume import (
+    TIFF_SUFFIXES,
+    Tomogram,
+    open_tomogram,
+    stem_of,
+    tomogram_from_array,
+    whole_volume,
+)
 
 ScoreKind = Literal["mask", "logits", "probability"]
 
@@ -104,7 +111,7 @@ def recognise(path: Path) -> Prediction:
     for rule in CONVENTIONS:
         if rule.suffix.search(stem_of(path)):
             return Prediction(path, rule.method, rule.stage, rule.kind, rule.threshold, rule.clip)
-    return Prediction(path, path.parent.name or "prediction")
+    return Prediction(path, whole_volume(path).parent.name or "prediction")
 
 
 def run_of(path: Path) -> str | None:

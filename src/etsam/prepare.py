@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,10 +17,20 @@ import numpy as np
 
 from etsam.annotations import Cleaned, CleaningOptions, clean_annotation
 from etsam.intensity import measure_intensity
-from etsam.layout import MASK_ENDING, RECORD_ENDING, Annotated, find_annotated
+from etsam.layout import MASK_ENDING, RECORD_ENDING, Annotated
 from etsam.options import Normalisation
-from etsam.provenance import Clock, input_record, plain, provenance, write_json
-from etsam.storage import partial_name, remove, require_space, same_spacing
+from etsam.provenance import (
+    Clock,
+    earlier_record,
+    input_record,
+    is_as_written,
+    outputs_record,
+    plain,
+    provenance,
+    refuse_edited,
+    write_json,
+)
+from etsam.storage import place_files, require_space, same_spacing
 from etsam.tables import csv_records
 from etsam.volume import KNOWN_SUFFIXES, Tomogram, create_volume, open_tomogram, stem_of
 
@@ -48,7 +59,7 @@ class PrepareOptions:
     components
         Also write the number of each voxel's component, before any is dropped.
     resume, overwrite
-        Keep what is done; replace what is there.
+        Keep what is done, and replace what an earlier run wrote and nobody changed; replace all.
     """
 
     cleaning: CleaningOptions = field(default_factory=CleaningOptions)
@@ -82,6 +93,10 @@ class Prepared:
         """All files."""
         return [path for path in vars(self).values() if isinstance(path, Path)]
 
+    def volumes(self) -> list[Path]:
+        """All files but the record."""
+        return [path for path in self.paths() if path != self.record]
+
     def json(self) -> str:
         """One line of JSON with paths and details."""
         paths = {
@@ -102,14 +117,15 @@ def prepare(
 
     The mask is int8 (1 membrane, 0 not, -1 not annotated) with the tomogram's geometry, field by
     field. ``NAME_prepared.json`` says how it was made, of which dataset and run where that is
-    known, and that all is there.
+    known, and that all is there. A failure leaves what was there.
 
     Raises
     ------
     FileNotFoundError, ValueError
         A volume is not there, cannot be read, has another shape than the tomogram, or holds no labels.
     FileExistsError
-        A result is there and neither ``resume`` nor ``overwrite`` is set.
+        A result is there and neither ``resume`` nor ``overwrite`` is set, or with ``resume`` one is
+        not as an earlier run wrote it.
     """
     options, folder = options or PrepareOptions(), Path(folder)
     clock = Clock()
@@ -121,9 +137,10 @@ def prepare(
         inputs = [tomogram, *masks, *([region] if region is not None else [])]
         target = _names(pair, folder, options)
         task = _task(pair, inputs, options)
-        if options.resume and (earlier := _finished(target, task)):
+        earlier = earlier_record(target.record, "prepare")
+        if options.resume and earlier is not None and _is_finished(target, earlier, task):
             return replace(target, details=earlier, reused=True)
-        _refuse_existing(target, inputs, options)
+        _refuse_existing(target, inputs, options, earlier)
         _check_place(inputs)
         folder.mkdir(parents=True, exist_ok=True)
         cleaned = (
@@ -131,10 +148,11 @@ def prepare(
             if masks
             else None
         )
-        _drop_earlier(target, inputs)  # from here on the pair is not complete
-        _place_tomogram(tomogram, target.tomogram, options, progress)
+        place = Path(stack.enter_context(_hidden_folder(target)))
+        staged = _names(pair, place, options)
+        _copy_tomogram(tomogram, staged.tomogram, options, progress)
         if cleaned is not None:
-            _write_masks(cleaned, tomogram, target, progress)
+            _write_masks(cleaned, tomogram, staged, progress)
         details = provenance(
             "prepare",
             parameters=task["request"],
@@ -142,46 +160,11 @@ def prepare(
             inputs=task["inputs"],
             clock=clock,
         )
-        write_json(target.record, details | task["origin"])
+        details |= task["origin"] | {"outputs": outputs_record(staged.volumes())}
+        write_json(staged.record, details)
+        stale = _stale(target, inputs, earlier or {})
+        place_files(place, [target.record, *target.volumes()], stale)
     return replace(target, details=json.loads(target.record.read_bytes()))
-
-
-def find_inputs(places: Iterable[Path], annotations: tuple[Path, ...] = ()) -> list[Annotated]:
-    """Turn what a user names into tomograms with masks: folders, or one tomogram with annotations.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        A folder holds no tomogram with a mask, two would have one name, or masks are not given.
-    """
-    found: list[Annotated] = []
-    for place in places:
-        if annotations or not place.is_dir() or KNOWN_SUFFIXES.search(place.name):
-            if not annotations and not place.exists():
-                raise FileNotFoundError(f"{place} does not exist: give folders, or one tomogram")
-            if not annotations:
-                raise ValueError(
-                    f"{place} is a volume: name its mask with --annotation, or a folder"
-                )
-            found.append(Annotated(stem_of(place), place, annotations))
-            continue
-        here = find_annotated(place)
-        if not here:
-            raise FileNotFoundError(
-                f"{place} holds no tomogram with a mask: expected NAME and NAME_membrane, or "
-                "DATASET/RUN as `etsam download` or the CryoET Data Portal lay them out"
-            )
-        found += here
-    if annotations and len(found) != 1:
-        raise ValueError(f"--annotation is of one tomogram, {len(found)} are given")
-    names: dict[str, Path] = {}
-    for pair in found:
-        if names.setdefault(pair.name, pair.tomogram) != pair.tomogram:
-            raise ValueError(
-                f"{names[pair.name]} and {pair.tomogram} would both be called {pair.name}: prepare "
-                "them into two folders"
-            )
-    return found
 
 
 def read_choices(path: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -261,45 +244,59 @@ def _task(pair: Annotated, inputs: list[Tomogram], options: PrepareOptions) -> d
     }
 
 
-def _finished(target: Prepared, task: dict[str, Any]) -> dict[str, Any] | None:
-    """What the record of an earlier run says, if it made all of the same."""
-    try:
-        earlier = json.loads(target.record.read_bytes())
-        same = earlier["parameters"] == task["request"] and earlier["inputs"] == task["inputs"]
-        same &= {key: earlier[key] for key in ("dataset", "run") if key in earlier} == task[
-            "origin"
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return earlier if same and all(path.exists() for path in target.paths()) else None
+def _is_finished(target: Prepared, earlier: dict[str, Any], task: dict[str, Any]) -> bool:
+    """Whether an earlier run made all of the same."""
+    same = earlier.get("parameters") == task["request"] and earlier.get("inputs") == task["inputs"]
+    origin = {key: earlier[key] for key in ("dataset", "run") if key in earlier}
+    return same and origin == task["origin"] and all(path.exists() for path in target.paths())
 
 
-def _drop_earlier(target: Prepared, inputs: list[Tomogram]) -> None:
-    """Remove an earlier record, and the components it tells of where they are not made again."""
-    try:
-        has_components = json.loads(target.record.read_bytes())["parameters"]["components"] is True
-    except (OSError, ValueError, KeyError, TypeError):
-        has_components = False
-    for ending in (".mrc", ".zarr") if has_components else ():
-        path = target.record.with_name(f"{target.name}{COMPONENTS_ENDING}{ending}")
-        if path != target.components and path.resolve() not in _sources(inputs):
-            remove(path)
-    target.record.unlink(missing_ok=True)
+def _earlier_volumes(target: Prepared, earlier: dict[str, Any]) -> list[Path]:
+    """The volumes that the record of an earlier run tells of, by names that this tomogram may have."""
+    stems = [target.name + ending for ending in ("", MASK_ENDING, COMPONENTS_ENDING)]
+    outputs = earlier.get("outputs")
+    names = outputs if isinstance(outputs, dict) else {}
+    return [target.record.parent / Path(name).name for name in names if stem_of(name) in stems]
+
+
+def _stale(target: Prepared, inputs: list[Tomogram], earlier: dict[str, Any]) -> list[Path]:
+    """What an earlier run wrote, nobody has changed since, and this run does not write."""
+    found = [path for path in _earlier_volumes(target, earlier) if path not in target.paths()]
+    sources = _sources(inputs)
+    return [
+        path for path in found if path.resolve() not in sources and is_as_written(path, earlier)
+    ]
+
+
+def _hidden_folder(target: Prepared) -> tempfile.TemporaryDirectory[str]:
+    """Folder beside the results in which they are made, removed at the end."""
+    return tempfile.TemporaryDirectory(
+        prefix=f".{target.name}-", suffix=".partial", dir=target.record.parent
+    )
 
 
 def _sources(inputs: list[Tomogram]) -> set[Path]:
     return {volume.path.resolve() for volume in inputs if volume.path is not None}
 
 
-def _refuse_existing(target: Prepared, inputs: list[Tomogram], options: PrepareOptions) -> None:
+def _refuse_existing(
+    target: Prepared,
+    inputs: list[Tomogram],
+    options: PrepareOptions,
+    earlier: dict[str, Any] | None,
+) -> None:
+    """Keep inputs, and without `overwrite` what no earlier run wrote or somebody changed since."""
     sources = _sources(inputs)
     for path in target.paths():
         if path.exists() and path.resolve() in sources and not path.is_symlink():
             raise ValueError(f"{path} is an input: give another --output")
-        if path.exists() and not (options.overwrite or options.resume):
+        if os.path.lexists(path) and not (options.overwrite or options.resume):
             raise FileExistsError(
                 f"{path} is there already: give --resume, --overwrite or another --output"
             )
+    if not options.overwrite:
+        refuse_edited(target.paths() if earlier is None else target.volumes(), earlier or {})
+        refuse_edited(_earlier_volumes(target, earlier or {}), earlier or {})
 
 
 def _check_place(inputs: list[Tomogram]) -> None:
@@ -327,12 +324,12 @@ def _check_place(inputs: list[Tomogram]) -> None:
             )
 
 
-def _place_tomogram(
+def _copy_tomogram(
     tomogram: Tomogram, target: Path, options: PrepareOptions, progress: Progress | None
 ) -> None:
-    """Copy, link or scale a tomogram; it gets its name when complete."""
+    """Copy, link or scale a tomogram."""
     assert tomogram.path is not None
-    source, partial = tomogram.path, partial_name(target)
+    source = tomogram.path
     if options.normalise is not None:
         scaling = measure_intensity(tomogram, options.normalise)
         label = f"etsam prepare normalise={options.normalise}"
@@ -341,21 +338,13 @@ def _place_tomogram(
                 writer.write_slice(z, scaling.apply_to_array(tomogram.read_slice(z)))
                 if progress is not None:
                     progress("scale", z + 1, tomogram.shape[0])
-        return
-    try:
-        remove(partial)
-        if options.link:
-            partial.symlink_to(source.resolve())
-        elif source.is_dir():
-            shutil.copytree(source, partial)
-        else:
-            require_space(target.parent, source.stat().st_size, f"copying {source.name}")
-            shutil.copyfile(source, partial)
-        if target.is_dir() or target.is_symlink():
-            remove(target)
-        os.replace(partial, target)
-    finally:
-        remove(partial)
+    elif options.link:
+        target.symlink_to(source.resolve())
+    elif source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        require_space(target.parent, source.stat().st_size, f"copying {source.name}")
+        shutil.copyfile(source, target)
 
 
 def _write_masks(

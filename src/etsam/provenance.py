@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ import numpy as np
 
 from etsam import __version__
 from etsam.storage import write_text
-from etsam.volume import Tomogram, stem_of
+from etsam.volume import Tomogram, stem_of, whole_volume
 
 SCHEMA = 1
 """Version of the keys; it grows when a key changes its meaning or goes."""
@@ -142,7 +142,52 @@ def weights_record(name: str, path: Path) -> dict[str, Any]:
 
 def record_path(volume: Path) -> Path:
     """Return where the JSON of a volume lies: beside it, with the same stem."""
-    return volume.with_name(f"{stem_of(volume)}.json")
+    return whole_volume(volume).with_name(f"{stem_of(volume)}.json")
+
+
+def earlier_record(path: Path, command: str) -> dict[str, Any] | None:
+    """Return what a JSON says that an earlier run of a verb wrote; None where there is none."""
+    try:
+        details = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    ours = isinstance(details, dict) and details.get("command") == command
+    return details if ours else None
+
+
+def outputs_record(paths: Iterable[Path]) -> dict[str, Any]:
+    """Return bytes and time of the last change [ns] of the files of a result, by name."""
+    return {path.name: _state(path) for path in paths}
+
+
+def is_as_written(path: Path, earlier: Mapping[str, Any]) -> bool:
+    """Whether a file is there as the run that an earlier JSON is of has written it."""
+    outputs = earlier.get("outputs")
+    known = outputs.get(path.name) if isinstance(outputs, dict) else None
+    return os.path.lexists(path) and known == _state(path)
+
+
+def refuse_edited(paths: Iterable[Path], earlier: Mapping[str, Any]) -> None:
+    """Keep files that are not as the run that an earlier JSON is of has written them.
+
+    Raises
+    ------
+    FileExistsError
+        One has been changed or put there since.
+    """
+    for path in paths:
+        if os.path.lexists(path) and not is_as_written(path, earlier):
+            raise FileExistsError(
+                f"{path} is not as etsam wrote it: give --overwrite to replace it, or another "
+                "--output"
+            )
+
+
+def _state(path: Path) -> dict[str, int]:
+    """Bytes and time of a file, of all in a folder, or of a link itself."""
+    link = path.lstat() if path.is_symlink() else None
+    size, modified = size_and_time(path) if link is None else (link.st_size, link.st_mtime_ns)
+    return {"bytes": size, "modified_ns": modified}
 
 
 def write_json(path: Path | str, details: Mapping[str, Any]) -> None:

@@ -14,7 +14,15 @@ from typing import Any
 
 from etsam.options import SegmentOptions
 from etsam.projects import is_segmentation
-from etsam.provenance import plain, record_path, sha256, size_and_time
+from etsam.provenance import (
+    earlier_record,
+    is_as_written,
+    plain,
+    record_path,
+    refuse_edited,
+    sha256,
+)
+from etsam.storage import place_files
 from etsam.volume import KNOWN_SUFFIXES, output_path, stem_of
 
 NOT_IN_RESULT = (
@@ -51,6 +59,10 @@ class SegmentResult:
     def paths(self) -> list[Path]:
         """All files of the result."""
         return [path for path in vars(self).values() if isinstance(path, Path)]
+
+    def beside(self) -> list[Path]:
+        """All files but the JSON."""
+        return [path for path in self.paths() if path != self.provenance]
 
     def staged(self, folder: Path) -> SegmentResult:
         """The same file names in another folder."""
@@ -118,33 +130,11 @@ def request_of(options: SegmentOptions) -> dict[str, Any]:
 
 def earlier_result(result: SegmentResult) -> dict[str, Any] | None:
     """What the JSON of an earlier segmentation says; None where there is none of ours."""
-    try:
-        details = json.loads(result.provenance.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    ours = isinstance(details, dict) and details.get("command") == "segment"
-    return details if ours else None
-
-
-def outputs_record(staged: SegmentResult) -> dict[str, Any]:
-    """Bytes and time of the last change [ns] of each file beside the JSON, by name."""
-    return {path.name: _state(path) for path in staged.paths() if path != staged.provenance}
-
-
-def _state(path: Path) -> dict[str, int]:
-    size, modified = size_and_time(path)
-    return {"bytes": size, "modified_ns": modified}
-
-
-def _is_as_written(path: Path, earlier: Mapping[str, Any]) -> bool:
-    """Whether a file is there as the run that an earlier JSON is of has written it."""
-    outputs = earlier.get("outputs")
-    known = outputs.get(path.name) if isinstance(outputs, dict) else None
-    return path.exists() and known == _state(path)
+    return earlier_record(result.provenance, "segment")
 
 
 def is_finished(result: SegmentResult, earlier: Mapping[str, Any], task: Task) -> bool:
-    """Whether all files are there, made from the same input, weights and parameters.
+    """Whether all files are there, and the JSON's, made from the same input, weights and parameters.
 
     An input of the same path, size and time is the same; otherwise its contents decide.
     """
@@ -154,6 +144,7 @@ def is_finished(result: SegmentResult, earlier: Mapping[str, Any], task: Task) -
         known = {key: before[key] for key in ("path", "bytes", "modified_ns", "sha256")}
         sound = 0 <= earlier["results"]["membrane_fraction"] <= 1
         same = earlier["request"] == task.request and sums == task.weights
+        same &= result.mask.name in earlier["outputs"]
     except (KeyError, TypeError, ValueError):
         return False
     if not (sound and same) or not all(path.exists() for path in result.paths()):
@@ -182,23 +173,25 @@ def refuse_existing(result: SegmentResult, source: Path, *, replaceable: bool) -
             )
 
 
-def refuse_edited(
+def refuse_others(
     result: SegmentResult, earlier: Mapping[str, Any] | None, *, overwrite: bool
 ) -> None:
-    """Keep files under the results' names that are not as the earlier run wrote them.
+    """Keep files under the results' names that are not as the earlier run of this mask wrote them.
 
     Raises
     ------
     FileExistsError
-        One has been changed or put there since.
+        One has been changed or put there since, or the JSON is that of a mask of another format.
     """
-    for path in () if overwrite else result.paths():
-        there = path != result.provenance and os.path.lexists(path)
-        if there and not _is_as_written(path, earlier or {}):
-            raise FileExistsError(
-                f"{path} is not as etsam wrote it: give --overwrite to replace it, or another "
-                "--output"
-            )
+    if overwrite:
+        return
+    refuse_edited(result.beside(), earlier or {})
+    outputs = (earlier or {}).get("outputs")
+    if isinstance(outputs, dict) and outputs and result.mask.name not in outputs:
+        raise FileExistsError(
+            f"{result.provenance} is of another mask, not of {result.mask.name}: give --overwrite "
+            "to replace it, or another --output"
+        )
 
 
 @contextmanager
@@ -266,23 +259,14 @@ def _folder_of(mask: Path) -> Path:
 
 
 def _place(folder: Path, result: SegmentResult) -> None:
-    """Give the results their names.
-
-    What they replace goes first, and with it what the earlier run made and this one does not. The
-    old JSON goes last and the new one comes first, so that at no moment a JSON stands beside the
-    files of another run: whoever is killed in between leaves a result with files missing.
-    """
+    """Give the results their names; what the earlier run made and this one does not goes."""
     earlier = earlier_result(result) or {}
-    made = sorted(result.paths(), key=lambda path: path != result.provenance)
+    made = [result.provenance, *result.beside()]
     others = [path for path in _beside(result.mask) if path not in made]
-    stale = [path for path in others if _is_as_written(path, earlier)]
+    stale = [path for path in others if is_as_written(path, earlier)]
     if result.cleaned is not None:  # its own JSON, where `etsam postprocess` made the one before
         stale.append(record_path(result.cleaned))
-    for number, path in enumerate([*stale, *reversed(made)]):
-        with suppress(FileNotFoundError):
-            path.replace(folder / f"replaced{number}")
-    for path in made:
-        (folder / path.name).replace(path)
+    place_files(folder, made, stale)
 
 
 def clear_folder(folder: Path, keep: tuple[str, ...] = ()) -> None:

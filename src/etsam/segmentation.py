@@ -25,7 +25,7 @@ from etsam.memory import memory_errors, with_smaller_tiles
 from etsam.options import Normalisation, PromptKind, SegmentOptions
 from etsam.postprocess import CleaningOptions, postprocess
 from etsam.preview import save_preview
-from etsam.provenance import Clock, HashInBackground, input_record, write_json
+from etsam.provenance import Clock, HashInBackground, input_record, outputs_record, write_json
 from etsam.record import notes_on, segmentation_details, segmentation_label, told_of
 from etsam.results import (
     SegmentResult,
@@ -33,9 +33,8 @@ from etsam.results import (
     clear_folder,
     earlier_result,
     is_finished,
-    outputs_record,
-    refuse_edited,
     refuse_existing,
+    refuse_others,
     request_of,
     result_names,
     work_folder,
@@ -189,7 +188,7 @@ def segment_file(
         task = Task(input_record(tomogram), [s.sha256 for s in stages], request_of(options))
         if earlier is not None and ours and is_finished(result, earlier, task):
             return replace(result, details=earlier, reused=True)
-        refuse_edited(result, earlier, overwrite=options.overwrite)
+        refuse_others(result, earlier, overwrite=options.overwrite)
         with work_folder(result) as folder, HashInBackground(path) as hashed:
             refuse_existing(result, path, replaceable=options.overwrite or ours)  # made meanwhile
             staged = result.staged(folder)
@@ -204,7 +203,7 @@ def segment_file(
             notes = notes_on(tomogram, voxels)
             details = segmentation_details(tomogram, stages, options, voxels, cleaning, clock)
             details |= task.record(hashed.result()) | {"run": run or None}
-            details |= {"outputs": outputs_record(staged), "warnings": [*told, *notes]}
+            details |= {"outputs": outputs_record(staged.beside()), "warnings": [*told, *notes]}
             write_json(staged.provenance, details)
             result.details.update(details)
         for note in notes:

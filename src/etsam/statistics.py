@@ -23,6 +23,10 @@ ROUNDING = 1e-12  # spread of values (relative, where they are above 1) that onl
 Test = Literal["paired t", "Wilcoxon", "sign", "none"]
 
 
+class TooFewPairsError(ValueError):
+    """Two methods were scored on too few of the same tomograms for a test."""
+
+
 @dataclass(frozen=True)
 class Summary:
     """Mean, standard deviation (n - 1), and bootstrap interval of the mean at 95 %."""
@@ -106,12 +110,12 @@ def paired_test(first: ArrayLike, second: ArrayLike, *, comparisons: int = 1) ->
 
     Raises
     ------
-    ValueError
+    TooFewPairsError, ValueError
         If there are fewer than 3 pairs, or a score is not finite.
     """
     differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     if differences.size < FEWEST:
-        raise ValueError(
+        raise TooFewPairsError(
             f"{differences.size} pairs: a paired test needs {FEWEST} tomograms or more"
         )
     if not np.isfinite(differences).all():

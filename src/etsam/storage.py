@@ -9,7 +9,8 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, Protocol
@@ -170,6 +171,20 @@ def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def place_files(folder: Path, made: Sequence[Path], stale: Iterable[Path] = ()) -> None:
+    """Give the files of a hidden folder their names; the first of `made` is the JSON of the others.
+
+    What they replace goes first, into the folder, and with it what is `stale`. The old JSON goes last
+    and the new one comes first, so that at no moment a JSON stands beside the files of another run:
+    whoever is killed in between leaves a result with files missing.
+    """
+    for number, path in enumerate([*stale, *reversed(made)]):
+        with suppress(FileNotFoundError):
+            path.replace(folder / f"replaced{number}")
+    for path in made:
+        (folder / path.name).replace(path)
 
 
 def with_own_name(path: Path) -> Path:

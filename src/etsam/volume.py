@@ -12,6 +12,7 @@ import numpy as np
 
 from etsam.arrays import ArraySource
 from etsam.mrc import MrcSink, MrcSource
+from etsam.mrc_header import with_spacing
 from etsam.ngff import NgffSink, NgffSource
 from etsam.storage import (
     SPACING_UNKNOWN,
@@ -29,6 +30,8 @@ OutputType = Literal["int8", "int16", "float32"]
 KNOWN_SUFFIXES = re.compile(
     r"(\.ome\.zarr|\.zarr|\.(mrc|mrcs|rec|map|st|ali|preali|ccp4)(\.gz|\.bz2)?)$", re.IGNORECASE
 )
+TILT_SERIES = re.compile(r"\.(st|ali|preali)(\.gz|\.bz2)?$", re.IGNORECASE)
+"""What IMOD calls tilt series, raw and aligned, which lie beside their tomograms."""
 TIFF_SUFFIXES = (".tif", ".tiff")
 SPACING_FOLDER = re.compile(r"VoxelSpacing(\d+(?:\.\d+)?)")  # copick's and the CryoET Data Portal's
 FOLDERS_ABOVE = 3  # the portal's lies so far above its tomograms
@@ -52,6 +55,11 @@ class Tomogram:
         self.voxel_spacing: Zyx | None = info.voxel_spacing
         self.origin: Zyx = info.origin
         self.notes = info.notes
+
+    @property
+    def stored(self) -> VolumeInfo:
+        """What the file says of itself, whatever spacing was given or told by its folder."""
+        return self._source.info
 
     @property
     def replaced_voxels(self) -> int:
@@ -204,7 +212,7 @@ class VolumeWriter:
 def open_tomogram(path: Path | str, *, voxel_spacing: float | None = None) -> Tomogram:
     """Open an MRC file (plain, gzip, bzip2) or an OME-Zarr folder, whatever its name.
 
-    `voxel_spacing` in Å takes the place of the header's, on all axes.
+    `voxel_spacing` in Å takes the place of the header's, on all axes, also for start indices.
 
     Raises
     ------
@@ -267,18 +275,27 @@ def output_path(source: Path | str, suffix: str, folder: Path | str | None = Non
 
     `TS_1_10.00Apx.mrc.gz` with `_membrane` gives `TS_1_10.00Apx_membrane.mrc`, beside the source or in `folder`.
     """
-    source = Path(source)
-    zarr = next(
-        (part for part in (source, *source.parents) if part.suffix.lower() == ".zarr"), None
-    )
-    source = zarr or source
+    source = whole_volume(Path(source))
     joined = suffix if suffix.startswith(("_", "-", ".")) else f"_{suffix}"
-    return Path(folder or source.parent) / f"{stem_of(source)}{joined}{'.zarr' if zarr else '.mrc'}"
+    kind = ".zarr" if source.suffix.lower() == ".zarr" else ".mrc"
+    return Path(folder or source.parent) / f"{stem_of(source)}{joined}{kind}"
+
+
+def whole_volume(path: Path) -> Path:
+    """Return the OME-Zarr folder that a level inside of it is of; any other volume is whole itself.
+
+    Results lie beside the whole volume, never inside of it, and are named after it.
+    """
+    if KNOWN_SUFFIXES.search(path.name):
+        return path
+    here = path.absolute()
+    above = (*path.parents, here, *here.parents)
+    return next((folder for folder in above if folder.suffix.lower() == ".zarr"), path)
 
 
 def stem_of(path: str | Path) -> str:
-    """Return a volume's name without the suffix of its format, also that of a TIFF."""
-    path = Path(path)
+    """Return a volume's name without the suffix of its format, also that of a TIFF; a level's is its Zarr's."""
+    path = whole_volume(Path(path))
     if path.suffix.lower() in TIFF_SUFFIXES:
         return path.stem
     return KNOWN_SUFFIXES.sub("", path.name) or path.name
@@ -301,10 +318,10 @@ def _tomogram(source: SliceSource, path: Path | None, voxel_spacing: float | Non
     others = tuple(text for text in info.notes if not text.endswith(SPACING_UNKNOWN))
     if voxel_spacing is None and spacing is not None:
         note = f"voxel spacing {named:g} Å taken from the folder's name"
-        info = replace(info, voxel_spacing=spacing, notes=(*others, note))
+        info = replace(with_spacing(info, spacing), notes=(*others, note))
     if voxel_spacing is not None:
         try:
-            info = replace(info, voxel_spacing=check_spacing(voxel_spacing), notes=others)
+            info = replace(with_spacing(info, check_spacing(voxel_spacing)), notes=others)
         except ValueError:
             source.close()
             raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etsam.cli.command import VerbCommand, check_output, run_each
+from etsam.cli.command import VerbCommand, check_output, refuse_same_targets, run_each
 from etsam.cli.options import finite, overwrite_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
@@ -69,20 +69,23 @@ def baseline(params: dict[str, Any]) -> int:
     etsam baseline TS_001.mrc --method membrain-seg --weights MemBrain_seg_v10_alpha.ckpt
     etsam baseline TS_001.mrc --method tardis --program tardis/bin/tardis_mem --extra '--device cpu'
     """
-    check_output(params["tomograms"], params["output"])
-
     from etsam.baseline import baseline as run_baseline
+    from etsam.baseline import result_names
 
-    options = _options(params)
+    options, output, scores = _options(params), params["output"], params["store_logits"]
+    refuse_same_targets(
+        params["tomograms"], lambda path: result_names(path, output, options, scores).provenance
+    )
+    check_output(params["tomograms"], output)
 
     def run(path: Path) -> None:
         with StageProgress() as progress:
             result = run_baseline(
                 path,
-                params["output"],
+                output,
                 options=options,
                 threshold=params["threshold"],
-                store_scores=params["store_logits"],
+                store_scores=scores,
                 overwrite=params["overwrite"],
                 progress=progress,
             )

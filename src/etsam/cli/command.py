@@ -14,6 +14,10 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 HIDDEN = re.compile(r"\.([^/\\]+?)(?:\.\d+)?\.partial\b")
 """The name of a file or folder while it is written; users know it by the name it will have."""
+NO_FOLDERS = (
+    *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy", ".npz", ".h5", ".hdf", ".hdf5"),
+    *(".em", ".nii", ".txt", ".csv", ".json"),
+)
 EXPECTED_ERRORS = (ValueError, OSError, MemoryError, click.ClickException)
 
 
@@ -61,6 +65,24 @@ def one_line(error: BaseException | str) -> str:
     else:
         text = str(error)
     return " ".join(text.split()) or type(error).__name__
+
+
+def check_output_name(output: Path | None) -> None:
+    """Refuse a name that is neither a mask's nor can be meant as a folder, before one of it is made.
+
+    Raises
+    ------
+    click.UsageError
+        It is that of a file of another kind.
+    """
+    if output is None or output.is_dir():
+        return
+    from etsam.results import names_mask
+
+    if output.suffix.lower() in NO_FOLDERS or (output.exists() and not names_mask(output)):
+        raise click.UsageError(
+            f"--output {output}: give a folder, or a mask's name in .mrc or .zarr"
+        )
 
 
 def check_output(paths: Sequence[Path], output: Path | None) -> None:

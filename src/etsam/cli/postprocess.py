@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-from etsam.cli.command import VerbCommand, check_output, refuse_same_targets, run_each
+from etsam.cli.command import (
+    VerbCommand,
+    check_output,
+    check_output_name,
+    refuse_same_targets,
+    run_each,
+)
 from etsam.cli.options import cleaning_options, overwrite_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
@@ -20,7 +26,7 @@ from etsam.cli.progress import StageProgress
     "-o",
     "--output",
     type=FilePath(),
-    help="Existing folder for the results, or the result's file.  [default: beside the mask]",
+    help="Folder for the results, or the result's file.  [default: beside the mask]",
 )
 @click.option(
     "--workers",
@@ -38,10 +44,14 @@ def postprocess(params: dict[str, Any]) -> int:
     """
     from etsam.postprocess import SUFFIX, CleaningOptions
     from etsam.postprocess import postprocess as clean
+    from etsam.provenance import record_path
     from etsam.volume import output_path
 
     output = params["output"]
-    refuse_same_targets(params["masks"], lambda mask: output_path(mask, SUFFIX, output))
+    check_output_name(output)
+    refuse_same_targets(
+        params["masks"], lambda mask: record_path(output_path(mask, SUFFIX, output))
+    )
     check_output(params["masks"], output)
 
     options = CleaningOptions(params["min_slices"], params["max_rung"], params["max_spur"])

@@ -92,7 +92,8 @@ def prepare(params: dict[str, Any]) -> int:
     if choices is not None and (cleaning.keep or cleaning.drop):
         raise click.UsageError("--choices names the components: leave out --keep and --drop")
 
-    from etsam.prepare import PrepareOptions, find_inputs, read_choices
+    from etsam.layout import find_inputs
+    from etsam.prepare import PrepareOptions, read_choices
     from etsam.prepare import prepare as run_prepare
 
     pairs = find_inputs(params["inputs"], params["annotations"])

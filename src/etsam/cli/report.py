@@ -51,10 +51,11 @@ def report(params: dict[str, Any]) -> int:
 
     from etsam.report import ReportOptions, check_index, page_path, report_file, write_index
     from etsam.report.page import IndexRow
+    from etsam.volume import whole_volume
 
     options = ReportOptions(**{key: params[key] for key in params if key != "tomograms"})
     refuse_same_targets(tomograms, lambda path: page_path(path, options.output))
-    index_folder = options.output or tomograms[0].parent
+    index_folder = options.output or whole_volume(tomograms[0]).parent
     if len(tomograms) > 1:
         check_index(index_folder, overwrite=options.overwrite)
     rows: list[IndexRow] = []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from etsam.cli.command import VerbCommand, check_output
+from etsam.cli.command import VerbCommand, check_output, check_output_name
 from etsam.cli.options import batch_options, finite, min_slices_option, overwrite_option
 from etsam.cli.paths import FilePath
 from etsam.options import LOGIT_THRESHOLD, MAX_TILE, MIN_TILE, Normalisation, PromptKind
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from etsam.results import SegmentResult
 
 PROMPTS = get_args(PromptKind)[:4]  # the last one, none, is only a network's own
-
-NO_FOLDERS = (
-    *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy", ".npz", ".h5", ".hdf", ".hdf5"),
-    *(".em", ".nii", ".txt", ".csv", ".json"),
-)
 
 
 @click.command(cls=VerbCommand, short_help="Find the membranes of tomograms.")
@@ -186,11 +181,9 @@ def _inputs(params: dict[str, Any]) -> tuple[list[Path], dict[Path, Path]]:
     names = list(params["tomograms"])
     if params["sample"] == bool(names):
         raise click.UsageError("give tomograms or --sample, see `etsam segment --help`")
-    _check_output_name(params["output"], sample=params["sample"])
+    check_output_name(params["output"])
     if params["sample"]:
-        from etsam.cli.sample import write_sample
-
-        return [write_sample(params["output"] or Path.cwd())], {}
+        return [_sample(params["output"])], {}
     if params["copick"] and params["output"] is not None:
         raise click.UsageError("give --copick or --output, not both")
 
@@ -203,24 +196,20 @@ def _inputs(params: dict[str, Any]) -> tuple[list[Path], dict[Path, Path]]:
     return paths, choose_masks(chosen, params["output"], copick=params["copick"])
 
 
-def _check_output_name(output: Path | None, *, sample: bool) -> None:
-    """Refuse a name that cannot be meant as a folder, before one of that name is made.
+def _sample(output: Path | None) -> Path:
+    """Write the sample into the folder for its mask.
 
     Raises
     ------
     click.UsageError
-        It is that of a file of another kind, or, for the sample's files, that of a mask.
+        The name is that of a mask.
     """
+    from etsam.cli.sample import write_sample
     from etsam.results import names_mask
 
-    if output is None or output.is_dir():
-        return
-    if output.suffix.lower() in NO_FOLDERS:
-        raise click.UsageError(
-            f"--output {output}: give a folder, or a mask's name in .mrc or .zarr"
-        )
-    if sample and names_mask(output):
+    if output is not None and not output.is_dir() and names_mask(output):
         raise click.UsageError(f"--output {output} is no folder: the sample and its mask need one")
+    return write_sample(output or Path.cwd())
 
 
 def _options(params: dict[str, Any]) -> SegmentOptions:

@@ -25,7 +25,7 @@ from etsam.meshes import MAX_FACES, Mesh, surface_mesh
 from etsam.midsurface import MidSurface, mid_surface, thickness
 from etsam.options import LOGIT_THRESHOLD
 from etsam.overlay import check_shapes
-from etsam.volume import Tomogram, open_tomogram, stem_of
+from etsam.volume import Tomogram, open_tomogram, stem_of, whole_volume
 
 FORMATS = (
     *MESH_FORMATS,
@@ -71,6 +71,7 @@ class _Work:
 
     source: Path
     like: Tomogram
+    tomogram: Tomogram | None
     membrane: Membrane
     options: ExportOptions
     folder: Path
@@ -129,7 +130,7 @@ def export_file(
     """
     options = options or ExportOptions()
     source = Path(path)
-    home = Path(options.output or source.parent)
+    home = _home(source, options)
     for target in result_paths(source, options):
         if target.exists() and not options.overwrite:
             raise FileExistsError(f"{target} is there already: give --overwrite or another -o")
@@ -139,12 +140,13 @@ def export_file(
     if not membrane.mask.any():
         raise ValueError(f"{source} holds no membrane: there is nothing to export")
     with closing(open_tomogram(source, voxel_spacing=options.voxel_spacing)) as like:
+        tomogram = None
         if options.tomogram is not None:
             with closing(open_tomogram(options.tomogram)) as tomogram:
                 check_shapes((str(options.tomogram), tomogram), (str(source), like))
         home.mkdir(parents=True, exist_ok=True)
         with _staged(home, stem_of(source)) as folder:
-            work = _Work(source, like, membrane, options, folder)
+            work = _Work(source, like, tomogram, membrane, options, folder)
             if "points" in options.formats:  # before anything takes its time
                 check_star_name(work.tomogram_stem)
                 check_point_spacing(options.point_spacing, membrane.frame)
@@ -157,11 +159,16 @@ def export_file(
 
 def result_paths(source: Path, options: ExportOptions) -> list[Path]:
     """Return the files and folders that exporting a mask makes."""
-    home = options.output or source.parent
+    home = _home(source, options)
     paths = [home / _name(kind, source) for kind in options.formats]
     if "labels" in options.formats:
         paths.append((home / _name("labels", source)).with_suffix(".csv"))
     return paths
+
+
+def _home(source: Path, options: ExportOptions) -> Path:
+    """Folder of what a mask is exported to."""
+    return Path(options.output or whole_volume(source).parent)
 
 
 def _name(kind: str, source: Path) -> str:
@@ -218,7 +225,7 @@ def _export_chimerax(target: Path, work: _Work, home: Path) -> None:
     shown += ["labels"] if "labels" in work.options.formats else []
     level = 0.5 if work.membrane.field is None else work.options.threshold
     others = [home / _name(kind, work.source) for kind in shown]
-    layouts.write_chimerax(target, (work.source, level), work.options.tomogram, others)
+    layouts.write_chimerax(target, work.membrane.frame, (work.like, level), work.tomogram, others)
 
 
 @contextmanager

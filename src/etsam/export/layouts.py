@@ -16,7 +16,8 @@ from etsam.frame import Frame
 from etsam.instances import Instances, separate_membranes
 from etsam.membrane import load_membrane
 from etsam.meshes import Mesh
-from etsam.volume import OutputType, Tomogram, create_volume
+from etsam.storage import VolumeInfo
+from etsam.volume import OutputType, Tomogram, create_volume, tomogram_from_array
 
 MAX_MEMBRANES = 200
 """Membranes that get a file of their own: the largest ones."""
@@ -29,6 +30,7 @@ PALETTE = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#c
 MIN_VOXELS = 500
 """Smaller membranes get no label."""
 INSTANCES = "etsam membranes, 1 the largest"
+PLACE_TOLERANCE = 0.01  # voxels
 
 
 def write_volume(
@@ -138,7 +140,7 @@ def write_copick(
     """Write a copick project with the mask, the membranes one by one, and the mesh of one run.
 
     `home` is where `folder` will lie in the end, as the config names it.
-    copick counts Å from the first voxel, so that the mesh is moved there from the MRC origin.
+    copick counts Å from the first voxel, so that mesh and segmentations are moved there from the MRC origin.
 
     Raises
     ------
@@ -153,13 +155,14 @@ def write_copick(
     place = folder / "ExperimentRuns" / run
     (place / "Segmentations").mkdir(parents=True)
     stem = f"{spacing[0]:.3f}_etsam_0"
+    grid = tomogram_from_array(instances.labels, voxel_spacing=float(spacing[0]))
     for name, data, dtype in (
         (f"{stem}_membrane.zarr", (instances.labels > 0).view(np.int8), "int8"),
         (f"{stem}_membranes-multilabel.zarr", instances.labels, "int16"),
     ):
         kind: OutputType = "int8" if dtype == "int8" else "int16"
         path = place / "Segmentations" / name
-        write_volume(path, data, like, dtype=kind, label="etsam export")
+        write_volume(path, data, grid, dtype=kind, label="etsam export")
     (place / "Meshes").mkdir()
     moved = Mesh(mesh.vertices - np.array(like.origin[::-1]), mesh.faces)
     write_mesh(place / "Meshes" / "etsam_0_membrane.glb", moved, "glb")
@@ -179,13 +182,20 @@ def write_copick(
 
 
 def write_chimerax(
-    path: Path, mask: tuple[Path, float], tomogram: Path | None, others: Sequence[Path]
+    path: Path,
+    frame: Frame,
+    mask: tuple[Tomogram, float],
+    tomogram: Tomogram | None,
+    others: Sequence[Path],
 ) -> None:
-    """Write a ChimeraX script that opens a tomogram, a mask with its level, and meshes and labels in one frame."""
-    lines = ["# ChimeraX: open this file. The mask and meshes keep the tomogram's place."]
+    """Write a ChimeraX script that opens a tomogram, a mask with its level, and meshes and labels in one frame.
+
+    `others` lie in `frame` already; tomogram and mask are moved there where their files say another place.
+    """
+    lines = ["# ChimeraX: open this file. All lies in one frame, that of the meshes and labels."]
     if tomogram is not None:
-        lines += [f"open {_quoted(tomogram)} id 1", "volume #1 style image region all step 2"]
-    lines += [f"open {_quoted(mask[0])} id 2", f"volume #2 level {mask[1]:g} style surface step 1"]
+        lines += [*_opened(tomogram, 1, frame), "volume #1 style image region all step 2"]
+    lines += [*_opened(mask[0], 2, frame), f"volume #2 level {mask[1]:g} style surface step 1"]
     lines += ["hide #2 models"] if others else []
     for number, other in enumerate(others):
         lines.append(f"open {_quoted(other)} id {3 + number}")
@@ -195,6 +205,27 @@ def write_chimerax(
             lines.append(f"color #{3 + number} {PALETTE[number % len(PALETTE)]}")
     lines += ["lighting soft", "set bgColor white", "view"]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _opened(volume: Tomogram, number: int, frame: Frame) -> list[str]:
+    """Return the lines that open a volume in ChimeraX, in a frame; voxelSize comes first, as it scales the origin."""
+    assert volume.path is not None
+    lines = [f"open {_quoted(volume.path)} id {number}"]
+    if not _lies_in(volume.stored, frame):
+        for key, values in (("voxelSize", frame.spacing), ("origin", frame.origin)):
+            listed = ",".join(f"{value:.8g}" for value in reversed(values))
+            lines.append(f"volume #{number} {key} {listed}")
+    return lines
+
+
+def _lies_in(stored: VolumeInfo, frame: Frame) -> bool:
+    """Whether a file puts the first and the last voxel where the frame has them."""
+    if stored.voxel_spacing is None:
+        return False
+    ends = np.array([(0, 0, 0), frame.shape])
+    own = Frame(stored.shape, stored.voxel_spacing, stored.origin).to_angstrom(ends)
+    apart = np.abs(own - frame.to_angstrom(ends))
+    return bool(apart.max() <= PLACE_TOLERANCE * min(frame.spacing))
 
 
 def copick_name(text: str) -> str:

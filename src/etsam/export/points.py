@@ -141,7 +141,8 @@ def relion_angles(normals: NDArray[np.floating]) -> tuple[np.ndarray, np.ndarray
 def write_star(path: Path, points: OrientedPoints, frame: Frame, tomogram: str) -> None:
     """Write points for RELION 4 (voxels) and 5 (Å from the tomogram's centre).
 
-    Both count from the tomogram's first voxel, as RELION knows no MRC origin.
+    Both count from the tomogram's first voxel, as RELION knows no MRC origin; its centre is half the number of
+    voxels, also of an odd one (`ParticleSet::getParticleCoordDecenteredPixel`, RELION 5).
 
     Raises
     ------
@@ -156,7 +157,7 @@ def write_star(path: Path, points: OrientedPoints, frame: Frame, tomogram: str) 
         raise ValueError("writing STAR needs starfile: pip install 'etsam[export]'") from error
     tilt, psi = relion_angles(points.normals)
     columns: dict[str, object] = {"rlnTomoName": [tomogram] * len(points.points)}
-    centred = (points.points - np.array(frame.shape) // 2) * np.array(frame.spacing)
+    centred = (points.points - np.array(frame.shape) / 2) * np.array(frame.spacing)
     for axis, name in enumerate("ZYX"):
         columns[f"rlnCoordinate{name}"] = points.points[:, axis].round(3)
         columns[f"rlnCenteredCoordinate{name}Angst"] = centred[:, axis].round(3)

@@ -72,11 +72,11 @@ def _layer(path: Path) -> LayerData:
         "metadata": {SOURCE: str(path)},
     }
     if volume.dtype.kind in "iub" and LABEL_NAMES.search(stem_of(path)):
+        byte = np.int8 if volume.dtype.kind == "i" else np.uint8
         with volume:
-            kind = np.uint8 if volume.dtype.itemsize == 1 else np.int32
-            data = np.empty(volume.shape, kind)
+            data = np.empty(volume.shape, byte if volume.dtype.itemsize == 1 else np.int32)
             for z in range(volume.shape[0]):
-                data[z] = np.maximum(volume.read_slice(z), 0)
+                data[z] = volume.read_slice(z)
         return data, metadata, "labels"
     import dask.array
 

@@ -30,6 +30,7 @@ from etsam.napari.files import SOURCE, layer_volume, write_labels
 from etsam.napari.work import CancelledError, Run, logit_slices
 from etsam.options import LOGIT_THRESHOLD, SegmentOptions
 from etsam.postprocess import clean_mask
+from etsam.volume import whole_volume
 
 if TYPE_CHECKING:
     import napari
@@ -171,7 +172,7 @@ class SegmentPanel(QWidget):  # type: ignore[misc]
         if self.mask is None:
             return
         source = self.meta.get("metadata", {}).get(SOURCE)
-        folder = Path(source).parent if source else Path.cwd()
+        folder = whole_volume(Path(source)).parent if source else Path.cwd()
         name, _ = QFileDialog.getSaveFileName(
             self, "Save mask", str(folder / f"{self.mask.name}.mrc"), "Volumes (*.mrc *.zarr)"
         )

@@ -18,7 +18,7 @@ from etsam.report.pack import pack_mesh, pack_volume, thumbnail
 from etsam.report.page import INDEX_MARK, IndexRow, PageSource, index_html, page_html
 from etsam.report.recorded import read_recorded, recorded_parameters, recorded_threshold
 from etsam.storage import same_spacing, write_text
-from etsam.volume import Tomogram, open_tomogram, output_path, stem_of
+from etsam.volume import Tomogram, open_tomogram, output_path, stem_of, whole_volume
 
 SUFFIX = "_report.html"
 INDEX = "index.html"
@@ -81,7 +81,7 @@ def report_file(
         if measured.mesh is not None:
             mesh = pack_mesh(measured.mesh, measured.vertex_membranes)
         source = PageSource(
-            tomogram_path.name,
+            whole_volume(tomogram_path).name,
             frame,
             threshold,
             membrane.field is not None,
@@ -128,7 +128,7 @@ def check_index(folder: Path, *, overwrite: bool) -> Path:
 
 def page_path(tomogram: Path, output: Path | None) -> Path:
     """Return the name of a tomogram's page."""
-    return (output or tomogram.parent) / f"{stem_of(tomogram)}{SUFFIX}"
+    return (output or whole_volume(tomogram).parent) / f"{stem_of(tomogram)}{SUFFIX}"
 
 
 def _segmentation(
