@@ -244,6 +244,9 @@ def test_spec_survives_a_checkpoint_and_refuses_nonsense() -> None:
     for blur in (-0.1, 17.0, float("nan")):
         with pytest.raises(ValueError, match="expected 0 to 16 pixels"):
             FrameSpec(blur=blur)
+    for bias in (-5.1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="expected a logit from -5 to 5"):
+            FrameSpec(bias=bias)
 
 
 @pytest.mark.parametrize(("spacing", "deviation"), [(8.0, 1.5), (4.0, 3.0)])

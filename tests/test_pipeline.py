@@ -125,6 +125,27 @@ def test_stage_2_may_doubt_stage_1_so_far(doubt: float) -> None:
     np.testing.assert_allclose(restrained, np.maximum(free, first - doubt), atol=1e-4)
 
 
+def test_a_bias_moves_logits_and_nothing_else() -> None:
+    """The network remembers what it said itself."""
+    volume = Watched((6, 32, 32))
+    scaling = measure_intensity(volume, "robust")
+    plain, moved = (
+        replace(
+            plan_stage(
+                tiny_stages(FrameSpec(offsets=(-1, 0, 1), bias=bias))[0],
+                0,
+                Volume(volume),
+                OPTIONS,
+                1,
+            ),
+            scaling=scaling,
+        )
+        for bias in (0.0, -0.5)
+    )
+    before = list(run_stage(plain))
+    np.testing.assert_allclose(list(run_stage(moved)), np.subtract(before, 0.5), atol=1e-6)
+
+
 def test_each_stage_sees_the_volume_as_blurred_as_it_wants() -> None:
     """Grey values are scaled after that."""
     sharp = tiny_stages(FrameSpec(offsets=(-1, 0, 1)))[0]

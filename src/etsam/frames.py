@@ -59,6 +59,8 @@ class FrameSpec:
         interpolated between them.
     doubt
         Stage 2: by how much its logits may lie below those of stage 1; None for any (reference).
+    bias
+        Added to the logits, so that -0.25 is the threshold that separates best; 0 for none (reference).
     prompt
         What tracking starts from unless something else is asked for: None for the published models'
         ``grid_zero`` (stage 1) and ``zero`` (stage 2), ``none`` for an empty memory.
@@ -78,6 +80,7 @@ class FrameSpec:
     feedback_step: int = 1
     doubt: float | None = None
     blur: float = 0.0
+    bias: float = 0.0
 
     def __post_init__(self) -> None:
         mirrored = tuple(-offset for offset in reversed(self.offsets))
@@ -89,6 +92,10 @@ class FrameSpec:
             raise ValueError(f"spacings [{self.min_spacing}, {self.max_spacing}] Å are no range")
         if self.doubt is not None and not 0 <= self.doubt < math.inf:
             raise ValueError(f"doubt is {self.doubt}: expected a finite logit, 0 or more, or None")
+        if not -LOGIT_LIMIT <= self.bias <= LOGIT_LIMIT:
+            raise ValueError(
+                f"bias is {self.bias}: expected a logit from -{LOGIT_LIMIT:g} to {LOGIT_LIMIT:g}"
+            )
         if not 0 <= self.blur <= MAX_BLUR:
             raise ValueError(f"blur is {self.blur}: expected 0 to {MAX_BLUR:g} pixels")
 

@@ -269,6 +269,8 @@ def run_stage(run: StageRun, banks: list[MemoryBank] | None = None, start: int =
                 logits = np.zeros(shape, np.float32)
                 for region, weight, part in zip(regions, weights, parts, strict=True):
                     logits[region.box] += weight * region.mirror(part)
+            if run.stage.spec.bias:
+                logits = logits + np.float32(run.stage.spec.bias)
             if run.feedback is not None and run.stage.spec.doubt is not None:
                 logits = np.maximum(logits, run.feedback.read_slice(z) - run.stage.spec.doubt)
             yield logits
