@@ -301,7 +301,8 @@ def _keeps_planes(run: StageRun, regions: list[Region]) -> bool:
     kinds = 2 if run.feedback is not None and spec.fusion == "concat" else 1
     frames = [frame_geometry(spec, region.shape, spacing).frame_shape for region in regions]
     pixels = sum(height * width for height, width in frames)
-    return 4 * kinds * pixels * _window(run, regions[0].shape) <= PLANE_BYTES
+    voxel = 2 if len(spec.offsets) > 1 else 4  # bytes
+    return voxel * kinds * pixels * _window(run, regions[0].shape) <= PLANE_BYTES
 
 
 def _slices_to_keep(run: StageRun, shape: tuple[int, int]) -> int:
