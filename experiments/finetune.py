@@ -70,8 +70,8 @@ DEEPEST, FIRST_WHOLE = (208, 256, 256), 3_200_000
 """Shape and first seed of tomograms that hold organelles from pole to pole."""
 PART = {1: 0.5, 2: 0.75}
 """How far what is packed lies from the weights before to those after, by stage."""
-CALIBRATED = {"bias": -0.5, "doubt": 1.5}
-"""Of stage 2: its threshold, and what it may doubt of stage 1 in the logits that result."""
+BIAS, DOUBT = -0.5, 1.5
+"""Of stage 2 (`FrameSpec`): its threshold, and what it may doubt of stage 1 in the logits that result."""
 FAR = 27, 40
 """Slices so far away tell stage 2 how a wall that it cannot see any more was closing."""
 
@@ -237,7 +237,7 @@ def pack(options: TrainOptions, after: Path) -> None:
         for name, tensor in second.state_dict().items():
             tensor.copy_(torch.lerp(other[name].float(), tensor.float(), part))
     if options.stage == 2:
-        metadata["frame_spec"] = replace(spec, **CALIBRATED).to_dict()
+        metadata["frame_spec"] = replace(spec, bias=BIAS, doubt=DOUBT).to_dict()
     target = options.output.with_name(f"compact_stage{options.stage}.safetensors")
     save_checkpoint(target, second, metadata, half=True)
 
