@@ -34,7 +34,7 @@ import mrcfile
 import numpy as np
 import torch
 from train_compact import FLAT, cluttered, drawn, print_entry
-from train_resident import GHOSTS, Job, jobs, make
+from train_resident import GHOSTS, Job, drawn_blur, jobs, make
 
 from etsam.dataset import find_pairs, logits_path
 from etsam.feedback import write_stage1_logits
@@ -64,8 +64,10 @@ BLUR = {1: 0.8, 2: 1.0}
 """Pixels (`FrameSpec.blur`), by stage."""
 THIN = 0.15
 """Part of the clips of stage 1 that are cut from a few slices."""
+KINDS = ("part", "thin", "whole")
+"""Folders of volumes, of slabs and of deep volumes, numbered."""
 PARTS = 8
-"""Folders of whole volumes, so that several processes can track them."""
+"""Folders of each kind, so that several processes can track them."""
 DEEPEST, FIRST_WHOLE = (208, 256, 256), 3_200_000
 """Shape and first seed of tomograms that hold organelles from pole to pole."""
 PART = {1: 0.5, 2: 0.75}
@@ -87,7 +89,7 @@ def prepare(given: argparse.Namespace) -> None:
         for number, (path, *_) in enumerate(pool.map(make, work)):
             cut(path, folder / f"thin{number % PARTS}", given.slabs)
         track = partial(write_stage1_logits, checkpoint=given.stage1, device="cpu")
-        folders = [*parts, *sorted(folder.glob("thin?")), *sorted(folder.glob("whole?"))]
+        folders = [place for name in KINDS for place in sorted(folder.glob(f"{name}?"))]
         list(pool.map(partial(track, step=COMPACT_SPEC.feedback_step), folders))
 
 
@@ -99,7 +101,7 @@ def whole(folder: Path, count: int) -> list[Job]:
         options = drawn(random, "organelle", (10, 15), (0.35, 1.1), (25, 46))
         options = replace(
             options,
-            blur=round(float(random.uniform(4, 19)), 1),
+            blur=drawn_blur(random, 4, 19),
             whole=int(random.integers(1, 4)),
             lean=round(float(random.uniform(55, 80)), 1),
             ghosts=GHOSTS,
@@ -135,7 +137,7 @@ def load(folders: list[Path], stage: int) -> ResidentPairs:
     rank, ranks = (int(os.environ.get(name, old)) for name, old in (("RANK", 0), ("WORLD_SIZE", 1)))
     shares = {"part": 1.0}
     if stage == 2:
-        shares = {"part": 1 - SLABBED - WHOLE, "thin": SLABBED, "whole": WHOLE}
+        shares = dict(zip(KINDS, (1 - SLABBED - WHOLE, SLABBED, WHOLE), strict=True))
     found = []
     for name, share in shares.items():
         places = [place for folder in folders for place in sorted(folder.glob(f"{name}?"))]
@@ -169,12 +171,10 @@ def softened(
 def settings(given: argparse.Namespace) -> TrainOptions:
     """How the stage is trained."""
     losses = replace(COMPACT_LOSSES, object_score=0.0)
-    if given.stage == 2:
-        losses = replace(losses, smooth=300.0)
     spec = replace(COMPACT_SPEC, blur=BLUR[given.stage])
     if given.stage == 2:
-        near = spec.offsets
-        spec = replace(spec, offsets=(*(-z for z in reversed(FAR)), *near, *FAR))
+        losses = replace(losses, smooth=300.0)
+        spec = replace(spec, offsets=(*(-z for z in reversed(FAR)), *spec.offsets, *FAR))
     return TrainOptions(
         given.folder,
         given.folder / f"stage{given.stage}",

@@ -97,22 +97,22 @@ def _draw(kind: str, shapes: Path | None, random: np.random.Generator) -> Simula
     if kind == "any" or (kind == "soft" and random.random() < 0.4):
         spacing = round(float(np.exp(random.normal(np.log(11.5), 0.2)).clip(8, 16)), 1)
         options = replace(DARK, voxel_spacing=spacing)
-        return options if kind == "any" else replace(options, blur=_blur(random, 5, 19))
+        return options if kind == "any" else replace(options, blur=drawn_blur(random, 5, 19))
     if kind == "soft":
         preset = str(random.choice(["organelle", "organelle", "vesicles"]))
         options = drawn(random, preset, (9, 15), (0.4, 1.6), (25, 50))
-        return replace(options, blur=_blur(random, 5, 19))
+        return replace(options, blur=drawn_blur(random, 5, 19))
     if kind == "organelle":
         return drawn(random, "organelle", (10, 15), (0.4, 1.0), (25, 42))
     if kind == "deep":
         preset = str(random.choice(["organelle", "organelle", "organelle", "vesicles"]))
         options = drawn(random, preset, (10, 15), (0.4, 1.4), (25, 46))
-        return replace(options, blur=_blur(random, 4, 19))
+        return replace(options, blur=drawn_blur(random, 4, 19))
     if kind == "vesicles":
         options = drawn(random, "vesicles", (8, 11), (0.5, 2.2), (35, 62))
         return replace(
             options,
-            blur=_blur(random, 0, 14),
+            blur=drawn_blur(random, 0, 14),
             carbon=bool(random.random() < 0.45) or None,
             gold=int(random.integers(1, 20)) if random.random() < 0.6 else None,
         )
@@ -122,7 +122,7 @@ def _draw(kind: str, shapes: Path | None, random: np.random.Generator) -> Simula
 def _sparse(shapes: Path | None, random: np.random.Generator) -> SimulationOptions:
     """Few or no membranes in view; real shapes in seven tenths, where there are some."""
     options = drawn(random, "empty", (9, 14), (0.6, 2.0), (30, 62))
-    empty = replace(options, blur=_blur(random, 0, 14))
+    empty = replace(options, blur=drawn_blur(random, 0, 14))
     if shapes is None or random.random() < 0.3:
         return empty
     name = str(random.choice(list(SHAPES)))
@@ -141,7 +141,7 @@ def _varied(
     return replace(options, lean=lean, ghosts=GHOSTS, fading=fading)
 
 
-def _blur(random: np.random.Generator, low: float, high: float) -> float:
+def drawn_blur(random: np.random.Generator, low: float, high: float) -> float:
     """A standard deviation in Å."""
     return round(float(random.uniform(low, high)), 1)
 

@@ -108,6 +108,11 @@ class FrameSpec:
             return len(IMAGENET_MEAN)
         return len(self.offsets) * (2 if feedback and self.fusion == "concat" else 1)
 
+    @property
+    def plane_dtype(self) -> torch.dtype:
+        """What the planes of frames are kept in: half precision where slices are stacked, as many are."""
+        return torch.float16 if len(self.offsets) > 1 else torch.float32
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint's metadata."""
         return dataclasses.asdict(self)
@@ -318,9 +323,7 @@ class FrameSource:
         if self.feedback is not None:
             logits = read_plane(self.feedback, z)[None]
             planes = fuse(planes, logits, self.spec, self.feedback_range)
-        planes = to_frame(planes, self.spec, self.geometry)
-        if len(self.spec.offsets) > 1:
-            planes = planes.half()
+        planes = to_frame(planes, self.spec, self.geometry).to(self.spec.plane_dtype)
         if self.keep:
             self._kept[z] = planes
         return planes

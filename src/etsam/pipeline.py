@@ -301,8 +301,8 @@ def _keeps_planes(run: StageRun, regions: list[Region]) -> bool:
     kinds = 2 if run.feedback is not None and spec.fusion == "concat" else 1
     frames = [frame_geometry(spec, region.shape, spacing).frame_shape for region in regions]
     pixels = sum(height * width for height, width in frames)
-    voxel = 2 if len(spec.offsets) > 1 else 4  # bytes
-    return voxel * kinds * pixels * _window(run, regions[0].shape) <= PLANE_BYTES
+    slices = kinds * _window(run, regions[0].shape)
+    return spec.plane_dtype.itemsize * slices * pixels <= PLANE_BYTES
 
 
 def _slices_to_keep(run: StageRun, shape: tuple[int, int]) -> int:
