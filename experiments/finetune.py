@@ -68,7 +68,7 @@ KINDS = ("part", "thin", "whole")
 """Folders of volumes, of slabs and of deep volumes, numbered."""
 PARTS = 8
 """Folders of each kind, so that several processes can track them."""
-DEEPEST, FIRST_WHOLE = (208, 256, 256), 3_200_000
+DEEPEST, FIRST_WHOLE = (208, 256, 256), 3_300_000
 """Shape and first seed of tomograms that hold organelles from pole to pole."""
 PART = {1: 0.5, 2: 0.75}
 """How far what is packed lies from the weights before to those after, by stage."""
@@ -98,14 +98,17 @@ def whole(folder: Path, count: int) -> list[Job]:
     listed = []
     for seed in range(FIRST_WHOLE, FIRST_WHOLE + count):
         random = np.random.default_rng(seed)
-        options = drawn(random, "organelle", (10, 15), (0.35, 1.1), (25, 46))
+        options = drawn(random, "organelle", (10, 15), (0.3, 0.8), (25, 46))
         options = replace(
             options,
             blur=drawn_blur(random, 4, 19),
             whole=int(random.integers(1, 4)),
             lean=round(float(random.uniform(55, 80)), 1),
             ghosts=GHOSTS,
-            fading=round(float(random.uniform(0.3, 0.9)), 2) if random.random() < 0.6 else 0.0,
+            fading=round(float(random.uniform(0.3, 0.9)), 2) if random.random() < 0.4 else 0.0,
+            depth_fading=round(float(random.uniform(0.6, 0.97)), 2)
+            if random.random() < 0.85
+            else 0.0,
         )
         if random.random() > 0.5:
             _, options = cluttered((seed, options))

@@ -31,7 +31,7 @@ from etsam.simulation.imaging import (
 from etsam.simulation.labels import label_thickness, membrane_labels
 from etsam.simulation.membranes import add_vesicles
 from etsam.simulation.recipe import LEAN, Contents, SimulationOptions, draw
-from etsam.simulation.render import fading_field, quarter_turn, render
+from etsam.simulation.render import quarter_turn, render
 from etsam.simulation.sample import build_sample
 from etsam.simulation.scene import Wall, empty_scene, place
 from etsam.simulation.segmentations import midsurface_distance
@@ -241,21 +241,6 @@ def test_what_is_left_of_a_cut_membrane_is_background_from_some_distance_on() ->
     assert len(every) > len(kept) > 0 and set(kept.tolist()) <= set(every.tolist())
     gap = int(kept.diff().argmax()) + 1
     assert max(gap, len(kept) - gap) <= 5, "slices of 10 Å on either side of the sample"
-
-
-def test_fading_takes_density_away_in_places_and_nothing_else() -> None:
-    field = fading_field((32, 64, 64), 0.8, np.random.default_rng(2))
-    assert field.shape == (32, 64, 64) and field.min() >= 0.2 and field.max() <= 1
-    assert field.min() < 0.5 < 0.8 < field.max()
-    assert field.diff(dim=0).abs().mean() < 0.2 * field.std(), "white noise would give 1.1"
-    options = SimulationOptions(preset="vesicles", voxel_spacing=10.0, views=41)
-    (plain, labels), (faded, same) = (
-        render(draw(np.random.default_rng(5), o), (32, 64, 64), o, np.random.default_rng(6))
-        for o in (options, replace(options, fading=0.9))
-    )
-    assert torch.equal(labels, same) and not torch.equal(plain, faded)
-    with pytest.raises(ValueError, match="fading of 1.5"):
-        SimulationOptions(fading=1.5)
 
 
 def test_asymmetric_wedge_hides_one_side() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
-from etsam.stages import choose_device, choose_dtype
+from etsam import stages
+from etsam.stages import bfloat16_pays, choose_device, choose_dtype
 
 CPU = torch.device("cpu")
 
@@ -21,10 +24,21 @@ def test_auto_takes_bfloat16_only_where_the_hardware_has_it(
         monkeypatch.setattr(torch.cpu, name, lambda: False)
     assert choose_dtype("auto", CPU, is_own=True) == torch.float32
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert choose_dtype("auto", CPU, is_own=True) == torch.bfloat16
+    for pays, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(stages, "bfloat16_pays", lambda pays=pays: pays)
+        assert choose_dtype("auto", CPU, is_own=True) == dtype
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.delattr(torch.cpu, name)  # private names, which torch may change
     assert choose_dtype("auto", CPU, is_own=True) == torch.float32
+
+
+@pytest.mark.parametrize(("exact", "half"), [(3.0, 1.0), (1.0, 2.0)])
+def test_bfloat16_pays_where_its_product_takes_less_time(
+    monkeypatch: pytest.MonkeyPatch, exact: float, half: float
+) -> None:
+    ends = itertools.accumulate(itertools.cycle([0.0, exact, 0.0, half]))
+    monkeypatch.setattr(stages, "perf_counter", lambda: next(ends))
+    assert bfloat16_pays.__wrapped__() == (half < exact)
 
 
 @pytest.mark.parametrize(

@@ -110,9 +110,10 @@ def add_large(scene: Scene, rng: np.random.Generator, slab: tuple[float, float])
 
 
 def add_whole(scene: Scene, rng: np.random.Generator) -> None:
-    """Place a closed organelle nearly as deep as the field, both of its poles mostly in it."""
+    """Place a closed organelle about as deep as the field, both of its poles in it or just outside."""
     depth, *plane = scene.shape
-    axes = depth * float(rng.uniform(0.28, 0.5)) * np.array([1.0, *rng.uniform(0.85, 1.5, 2)])
+    height = float(rng.uniform(0.28, 0.68))
+    axes = depth * np.array([height, *(min(height, 0.5) * rng.uniform(0.8, 1.4, 2))])
     middle = [depth * rng.normal(0.5, 0.08), *(n * rng.uniform(0.2, 0.8) for n in plane)]
     angle = float(rng.uniform(0, np.pi))
     rotation = np.eye(3)

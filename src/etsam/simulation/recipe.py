@@ -31,8 +31,9 @@ class SimulationOptions:
 
     ``lean`` says from which lean [degrees] on membranes in the missing wedge are not labelled, and
     ``ghosts`` how far [Å] beyond a cut face the smeared rest of cut membranes is not labelled either.
-    ``fading`` is how much the sample's density falls where it is weakest, from 0 to 1. ``whole`` closed
-    organelles reach from near the bottom of the volume to near its top.
+    ``fading`` is how much the sample's density falls where it is weakest, from 0 to 1, and
+    ``depth_fading`` how much towards the bottom and top of the volume. ``whole`` closed organelles reach
+    from near its bottom to near its top.
 
     Raises
     ------
@@ -55,6 +56,7 @@ class SimulationOptions:
     lean: float = LEAN
     ghosts: float = math.inf
     fading: float = 0.0
+    depth_fading: float = 0.0
     proteins: tuple[str, ...] = ()  # density maps (MRC) used instead of pseudo-proteins
     membrane_proteins: tuple[str, ...] = ()  # maps aligned along z, membrane in the middle
     shapes: tuple[RealShape, ...] = ()  # segmentations used besides the preset's membranes
@@ -71,8 +73,9 @@ class SimulationOptions:
                 f"a contrast to noise of {ratio} cannot be simulated: expected more than 0 and at "
                 f"most {MAX_CONTRAST:g}, such as 1"
             )
-        if not 0 <= self.fading <= 1:
-            raise ValueError(f"a fading of {self.fading} cannot be simulated: expected 0 to 1")
+        for amount in (self.fading, self.depth_fading):
+            if not 0 <= amount <= 1:
+                raise ValueError(f"a fading of {amount} cannot be simulated: expected 0 to 1")
 
 
 @dataclass(frozen=True)
