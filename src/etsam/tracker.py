@@ -67,7 +67,8 @@ def track(
 def encode(model: SAM2, frame: Tensor) -> Features:
     """Features of one frame, brought to the network's device and precision."""
     weight = model.no_mem_embed
-    frames = frame if frame.ndim > 3 else frame[None]
+    # added before the rows, so that channels that come last in memory still count as such
+    frames = frame if frame.ndim > 3 else frame.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     return model.encode(frames.to(weight.device, weight.dtype))
 
 
