@@ -55,7 +55,7 @@ from etsam.volume import open_tomogram
 
 UNSEEN = 20_000
 """Seeds lie so far beyond the first of stage 2."""
-SLABBED, WHOLE = 0.15, 0.35
+SLABBED, WHOLE = 0.15, 0.45
 """Parts of the clips that come from slabs and from deep volumes with whole organelles."""
 THICKNESSES = (1, 1, 1, 2, 4)
 LEAST = 4
