@@ -21,7 +21,7 @@ from etsam.projects import (
 from etsam.provenance import record_path
 from etsam.results import names_mask
 from etsam.storage import with_own_name
-from etsam.volume import KNOWN_SUFFIXES, TILT_SERIES, stem_of
+from etsam.volume import KNOWN_SUFFIXES, stands_aside, stem_of
 
 LIST_SUFFIXES = (".txt", ".lst")
 LEFT_OUT = "results and tilt series (.st, .ali, .preali) are taken only where named themselves"
@@ -115,8 +115,7 @@ def _is_no_tomogram(path: Path) -> bool:
     """Whether a file is hidden, or called as a tilt series, as what is made of tomograms, or as truth."""
     name = stem_of(path)
     return (
-        name.startswith(".")
-        or TILT_SERIES.search(path.name) is not None
+        stands_aside(path)
         or name.endswith(OTHER_RESULTS)
         or recognise(path).kind is not None
         or truth_name(path) != name

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from etsam.volume import KNOWN_SUFFIXES, TILT_SERIES, stem_of
+from etsam.volume import KNOWN_SUFFIXES, stands_aside, stem_of
 
 MASK_ENDING = "_membrane"
 RECORD_ENDING = "_prepared.json"  # how `etsam prepare` made a pair, beside it
@@ -141,9 +141,9 @@ def _of_run(run: Path, tomogram: Path, masks: list[Path]) -> Annotated:
 
 
 def by_stem(paths: Iterable[Path]) -> list[Path]:
-    """Volumes but tilt series, sorted; of one in several formats the MRC, which is read faster at random."""
+    """Volumes that do not stand aside, sorted; of one in several formats the MRC, which is read faster at random."""
     volumes: dict[Path, Path] = {}
     for path in sorted(paths, key=lambda p: (p.suffix == ".zarr", p.name)):
-        if KNOWN_SUFFIXES.search(path.name) and not TILT_SERIES.search(path.name):
+        if KNOWN_SUFFIXES.search(path.name) and not stands_aside(path):
             volumes.setdefault(path.parent / stem_of(path), path)
     return [volumes[stem] for stem in sorted(volumes)]

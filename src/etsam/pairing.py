@@ -12,7 +12,7 @@ from pathlib import Path
 from etsam.layout import RECORD_ENDING
 from etsam.predictions import Prediction, recognise, run_of
 from etsam.tables import csv_records
-from etsam.volume import KNOWN_SUFFIXES, TIFF_SUFFIXES, stem_of, whole_volume
+from etsam.volume import KNOWN_SUFFIXES, TIFF_SUFFIXES, stands_aside, stem_of, whole_volume
 
 TRUTH_SUFFIX = re.compile(
     r"_(target_mask|partial_labels|ground_truth|membrane|labels?|mask|gt|truth)$", re.IGNORECASE
@@ -40,7 +40,7 @@ def find_pairings(
     """Pair files or folders of predictions with files or folders of truths, by name.
 
     In a folder of predictions only names that a program is known to give are taken, unless a
-    `method` is given; where there are scores, the mask of the same run is left out. The dataset
+    `method` is given, and no tilt series; where there are scores, the mask of the same run is left out. The dataset
     is the folder of the truth unless it is given; of pairs that `etsam prepare` made, dataset and run
     are those in its record.
 
@@ -195,6 +195,11 @@ def _predictions_in(place: Path, truths: Sequence[Path], any_name: bool) -> list
         return [place]
     others = {path.resolve() for path in truths}
     volumes = [path for path in _volumes_in(place) if path.resolve() not in others]
+    if any_name and not volumes:
+        raise FileNotFoundError(
+            f"{place} holds no prediction: expected MRC, OME-Zarr or TIFF; tilt series (.st, .ali, "
+            ".preali) are taken only where named themselves"
+        )
     known = [path for path in volumes if any_name or recognise(path).kind is not None]
     if not known:
         raise FileNotFoundError(f"{place} holds no prediction of a known name: give --method NAME")
@@ -205,7 +210,8 @@ def _volumes_in(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if KNOWN_SUFFIXES.search(path.name) or path.suffix.lower() in TIFF_SUFFIXES
+        if (KNOWN_SUFFIXES.search(path.name) or path.suffix.lower() in TIFF_SUFFIXES)
+        and not stands_aside(path)
     )
 
 
