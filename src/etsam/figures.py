@@ -77,7 +77,7 @@ def figures(
     drawn_curves = _chosen_curves(curves, names, methods)
     files = []
     scored = [
-        name for name in table if any(metric in table[name] for metric in metrics or ("dice",))
+        name for name in table if any(metric in table[name] for metric in metrics or MASK_METRICS)
     ]
     if scored and len({row.tomogram for row in rows}) >= FEWEST:
         comparisons = compare(
