@@ -20,6 +20,7 @@ from stage_logits import logits_path, polarity_of, write_stage_logits
 
 from etsam.baselines.ridge import RidgeOptions, ridge_slices
 from etsam.compare import compare
+from etsam.drawing import Saving
 from etsam.evaluate import Evaluation, curve_rows, evaluate
 from etsam.figures import figures
 from etsam.options import LOGIT_THRESHOLD, SegmentOptions
@@ -147,7 +148,7 @@ def main() -> None:
         records = compare(suite).test_records()
         write_records(given.output / "tests.csv", list(records[0]), records)
         curves = [row for row in read_table(given.output / "curves.csv") if row.dataset == SUITE]
-        figures(suite, given.output / "figures", curves=curves)
+        figures(suite, given.output / "figures", curves=curves, saving=Saving(overwrite=True))
     write_text(given.output / "table.md", text)
     print(text)
 

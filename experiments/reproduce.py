@@ -22,6 +22,7 @@ from script import run_script
 
 from etsam.compare import compare
 from etsam.costs import read_costs
+from etsam.drawing import Saving
 from etsam.evaluate import SWEEP, EvaluateOptions, evaluate
 from etsam.figures import ablation_figure, change_figure, cost_figure, figures, surface_figure
 from etsam.options import LOGIT_THRESHOLD, SegmentOptions
@@ -31,6 +32,7 @@ from etsam.predictions import Prediction, recognise
 from etsam.statistics import summarise
 from etsam.tables import Score, csv_text, read_table, variants, write_records, write_table
 
+AGAIN = Saving(overwrite=True)  # as tables
 METRICS = ("dice", "iou", "precision", "recall")
 STAGE1_PROMPTS = ("zero", "grid_zero", "grid")  # paper, section 4.4
 STAGE2_PROMPTS = (*STAGE1_PROMPTS, "etsam_stage1_partial")
@@ -48,7 +50,7 @@ def table1(given: argparse.Namespace) -> None:
         write_records(given.output / "tests.csv", list(tests[0]), tests)
         print(csv_text(("metric", "first", "second", "p", "mark"), tests))
     print(csv_text(("method", "metric", "n", "mean", "sd"), records))
-    figures(rows, given.output / "figures")
+    figures(rows, given.output / "figures", saving=AGAIN)
 
 
 def masks_in(place: Path, truth: Path) -> list[Path]:
@@ -81,7 +83,7 @@ def clean(given: argparse.Namespace) -> None:
     for metric in METRICS:
         first, last = (np.mean(list(table[name][metric].values())) for name in ("before", "after"))
         print(f"{metric:<10}{first:8.4f}{last:8.4f}{100 * (last - first):+8.2f} %")
-    change_figure(rows, ("before", "after"), given.output / "postprocess")
+    change_figure(rows, ("before", "after"), given.output / "postprocess", saving=AGAIN)
 
 
 def runtime(given: argparse.Namespace) -> None:
@@ -93,7 +95,7 @@ def runtime(given: argparse.Namespace) -> None:
         for metric, values in series.items():
             found = summarise(list(values.values()))
             print(f"{name:<14}{metric:<10}{found.mean:10.1f} ± {found.sd:.1f} (n = {found.n})")
-    cost_figure(given.masks, given.output / "runtime")
+    cost_figure(given.masks, given.output / "runtime", saving=AGAIN)
 
 
 def ablation(given: argparse.Namespace) -> None:
@@ -131,7 +133,7 @@ def ablation(given: argparse.Namespace) -> None:
             pairing = Pairing(what, mask, given.pairs.name, truth_name(mask))
             rows += evaluate([pairing], thresholds)[0].rows
     write_table(given.output / "ablation.csv", rows)
-    ablation_figure(rows, given.output / "ablation")
+    ablation_figure(rows, given.output / "ablation", saving=AGAIN)
     print((given.output / "ablation.md").read_text(encoding="utf-8"))
 
 
@@ -142,7 +144,8 @@ def surfaces(given: argparse.Namespace) -> None:
         seen = pairing.prediction
         grouped.setdefault(pairing.truth, []).append((seen.method, seen.path))
     for truth, masks in grouped.items():
-        print(*surface_figure(truth, masks, given.output / truth_name(truth)), sep="\n")
+        target = given.output / truth_name(truth)
+        print(*surface_figure(truth, masks, target, saving=AGAIN), sep="\n")
 
 
 def main() -> None:

@@ -226,6 +226,25 @@ def test_a_mask_gives_way_to_scores_of_its_own_run_only(tmp_path: Path, run: Run
     assert [pair.prediction.path for pair in find_pairings([masks], [truth])] == [own]
 
 
+def test_tilt_series_and_hidden_files_are_not_scored(tmp_path: Path, run: Run) -> None:
+    labels, logits = labels_and_logits()
+    truth = write(tmp_path / "truth" / "TS_1_membrane.mrc", labels).parent
+    scores = write(tmp_path / "out" / "TS_1.mrc", logits)
+    for end in (".st", ".ali", ".preali", ".ST"):
+        write(scores.with_suffix(end), logits)
+    write(truth / "TS_1_membrane.st", labels)
+    for place, name in ((truth, "TS_1_membrane.mrc"), (scores.parent, "TS_1.tif")):
+        (place / f"._{name}").touch()  # as macOS writes beside each file of another's disk
+    (found,) = find_pairings([scores.parent], [truth], method="mine")
+    assert found.prediction.path == scores
+    (named,) = find_pairings([scores.with_suffix(".st")], [truth])
+    assert named.prediction.path == scores.with_suffix(".st")
+    scores.unlink()
+    code, out, err = run("evaluate", scores.parent, "-t", truth, "--method", "mine")
+    assert (code, out) == (1, "")
+    assert "holds no prediction: expected MRC" in err
+
+
 def test_a_sweep_of_probabilities_has_their_thresholds(tmp_path: Path, run: Run) -> None:
     """TARDIS stands beside us at its own 0.25, not at our logit."""
     labels, logits = labels_and_logits(4)

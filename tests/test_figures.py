@@ -226,7 +226,7 @@ def test_curves_and_sweeps_follow_the_methods_asked_for(tmp_path: Path, run: Run
     write_table(tmp_path / "t.csv", rows)
     write_table(tmp_path / "c.csv", curves)
     draw = ("figures", "scores", tmp_path / "t.csv", "--format", "svg", "-o", tmp_path / "f")
-    draw += ("--at", "ours stage2=-0.25")
+    draw += ("--at", "ours stage2=-0.25", "--overwrite")
     both = (*draw, "--curves", tmp_path / "c.csv")
     assert run(*both)[0] == 0
     picture = (tmp_path / "f" / "precision_recall.svg").read_text()
@@ -370,7 +370,7 @@ def test_the_commands_write_whole_files(tmp_path: Path, run: Run) -> None:
         ((*both, "-z", 9), "expected some of 0 to 3"),
         ((*both, "-m", tmp_path / "b.mrc"), "has shape (2, 20, 30)"),
     ):
-        code, _, err = run("figures", "slices", *args)
+        code, _, err = run("figures", "slices", *args, "--overwrite")
         assert code == 1
         assert part in err
     assert "no method 'x'" in run("figures", "scores", tmp_path / "t.csv", "--method", "x")[2]

@@ -10,6 +10,7 @@ import pytest
 import tifffile
 
 from etsam.predictions import open_prediction
+from test_cli import Run, assert_one_line, write_mrc
 
 SCORES = np.random.default_rng(0).random((3, 8, 9), dtype=np.float32)
 
@@ -37,6 +38,17 @@ def test_a_damaged_tiff_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture
     gc.collect()
     assert refused > 50
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 100, 300, 600, -1000])
+def test_a_tiff_that_is_cut_short_says_so(tmp_path: Path, run: Run, kept: int) -> None:
+    path = tmp_path / "a_CNN.tif"
+    tifffile.imwrite(path, SCORES, photometric="minisblack")
+    path.write_bytes(path.read_bytes()[:kept])
+    write_mrc(tmp_path / "a_membrane.mrc", (SCORES > 0.5).astype(np.int8), 10.0)
+    code, out, err = run("evaluate", path, "-t", tmp_path / "a_membrane.mrc")
+    assert (code, out) == (1, "")
+    assert_one_line(err, f"{path} cannot be read", "(it is damaged, cut short or no TIFF)")
 
 
 def test_a_plane_names_its_file(tmp_path: Path) -> None:

@@ -251,8 +251,12 @@ def test_refusals(segmented: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="etsam segment"):
         report_file(tmp_path / "bare.mrc")
     write(tmp_path / "bare_membrane.mrc", np.zeros((8, 8, 8), np.int8))
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(ValueError) as error:  # as `etsam export` says it
         report_file(tmp_path / "bare.mrc")
+    assert str(error.value) == (
+        f"{tmp_path / 'bare_membrane.mrc'} has shape (8, 8, 8), {tmp_path / 'bare.mrc'} {SHAPE}: "
+        "they do not belong together"
+    )
     assert not list(tmp_path.glob("*.html*"))
 
 

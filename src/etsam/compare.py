@@ -33,7 +33,7 @@ class Comparisons:
 
     methods: tuple[str, ...]
     metrics: tuple[str, ...]
-    summaries: dict[tuple[str, str], Summary]  # (method, metric)
+    summaries: dict[tuple[str, str], Summary]  # (method, metric), where it has scores of it
     tests: list[Comparison]
 
     def summary_records(self) -> list[dict[str, Any]]:
@@ -96,13 +96,14 @@ def compare(
     thresholds
         method -> threshold, where a method has several.
     skip_few
-        Pairs with fewer than three tomograms in common are not tested, and a warning says so,
-        instead of being refused.
+        Pairs with fewer than three tomograms in common are not tested, and methods left out of metrics
+        they have no score of; a warning says so, instead of both being refused.
 
     Raises
     ------
     ValueError
-        If a method or metric is not in the table, or a pair has fewer than three tomograms in common.
+        If a method or metric is not in the table, a method lacks a metric, or a pair has fewer than three
+        tomograms in common.
     """
     table = variants(rows, thresholds)
     chosen = tuple(methods) or tuple(table)
@@ -111,15 +112,19 @@ def compare(
             raise ValueError(f"no method {name!r}: the table has {', '.join(table)}")
     available = [name for name in METRICS if any(name in table[method] for method in chosen)]
     wanted = tuple(metrics) or tuple(available)
-    for metric in wanted:
-        for method in chosen:
-            if metric not in table[method]:
-                have = ", ".join(table[method])
-                raise ValueError(f"{method} has no {metric!r} in the table: it has {have}")
+    lacking = [pair for pair in product(wanted, chosen) if pair[0] not in table[pair[1]]]
+    if lacking:
+        metric, method = lacking[0]
+        have = ", ".join(table[method])
+        text = f"{method} has no {metric!r} in the table: it has {have}"
+        if not skip_few:
+            raise ValueError(text)
+        others = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+        warnings.warn(f"left out{others}: {text}", stacklevel=2)
     summaries = {
         (method, metric): summarise(list(table[method][metric].values()))
-        for metric in wanted
-        for method in chosen
+        for metric, method in product(wanted, chosen)
+        if (metric, method) not in lacking
     }
     return Comparisons(chosen, wanted, summaries, _tests(table, wanted, chosen, skip_few))
 
@@ -130,12 +135,13 @@ def _tests(
     methods: Sequence[str],
     skip_few: bool,
 ) -> list[Comparison]:
-    """Test each pair of methods by each metric."""
-    pairs = list(combinations(methods, 2))
+    """Test each pair of the methods that have a metric by it."""
+    having = {metric: [name for name in methods if metric in table[name]] for metric in metrics}
+    pairs = {metric: list(combinations(names, 2)) for metric, names in having.items()}
     tests, untested = [], []
-    for metric, (first, second) in product(metrics, pairs):
+    for metric, (first, second) in [(name, pair) for name in metrics for pair in pairs[name]]:
         try:
-            test = _test(table, metric, first, second, len(pairs))
+            test = _test(table, metric, first, second, len(pairs[metric]))
         except TooFewPairsError as error:
             if not skip_few:
                 raise

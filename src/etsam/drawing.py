@@ -1,4 +1,4 @@
-"""What all figures share: type, colours and their second cues, names of metrics, room for words."""
+"""What all figures share: type, colours and their second cues, names of metrics, room for words, files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.container import Container
     from matplotlib.figure import Figure
 
+DPI = 300
 COLUMN = 3.35
 """Width of a journal's column [inches]; a page is twice as wide."""
 
@@ -115,6 +117,67 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+@dataclass(frozen=True)
+class Saving:
+    """How figures become files.
+
+    Attributes
+    ----------
+    formats
+        File types of matplotlib: pdf, png, svg, ...
+    overwrite
+        Replace files that are there; without it they are refused before anything is drawn.
+    """
+
+    formats: Sequence[str] = ("pdf", "png")
+    overwrite: bool = False
+
+    def check(self, path: Path, *others: str) -> None:
+        """Refuse a figure whose files are there, in any format or in the `others` that go with it.
+
+        Raises
+        ------
+        FileExistsError
+            One is there, and is not to be replaced.
+        """
+        for target in (figure_file(path, kind) for kind in (*self.formats, *others)):
+            if target.exists() and not self.overwrite:
+                raise FileExistsError(
+                    f"{target} is there already: give --overwrite or another --output"
+                )
+
+
+USUAL = Saving()
+
+
+def save(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path]:
+    """Write a figure in each format beside each other, replacing files; they appear only when complete.
+
+    Raises
+    ------
+    ValueError
+        If matplotlib does not know a format.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = []
+    for kind in formats:
+        target = figure_file(path, kind)
+        unfinished = target.with_name(target.name + ".partial")
+        try:
+            with style():
+                figure.savefig(unfinished, format=kind, dpi=DPI)
+            unfinished.replace(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        files.append(target)
+    return files
+
+
+def figure_file(path: Path, kind: str) -> Path:
+    """Return the name of a figure in a format."""
+    return path.with_name(f"{path.name}.{kind}")
 
 
 def colour_of(number: int) -> str:

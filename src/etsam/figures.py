@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etsam.charts import ablation, ablation_table, change_plot, cost_bars
 from etsam.compare import compare
 from etsam.costs import read_costs
-from etsam.drawing import mean_of, style
+from etsam.drawing import USUAL, Saving, figure_file, mean_of, save
 from etsam.overlay import Reference
 from etsam.panels import CLEANED, slice_panels
 from etsam.plots import (
@@ -30,8 +31,6 @@ from etsam.volume import Tomogram, open_tomogram
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMATS = ("pdf", "png")
-DPI = 300
 MASK_METRICS = ("dice", "iou", "precision", "recall")
 FEWEST = 3  # tomograms a box needs
 
@@ -44,7 +43,7 @@ def figures(
     metrics: Sequence[str] = (),
     methods: Sequence[str] = (),
     thresholds: dict[str, float] | None = None,
-    formats: Sequence[str] = FORMATS,
+    saving: Saving = USUAL,
 ) -> list[Path]:
     """Draw what a table of scores has: boxes, bars, sweeps, curves; return the files.
 
@@ -58,13 +57,15 @@ def figures(
         Rows that `etsam evaluate --curves` writes.
     metrics, methods, thresholds
         As `compare`.
-    formats
-        File types of matplotlib: pdf, png, svg, ...
+    saving
+        File types, and whether to replace.
 
     Raises
     ------
     ModuleNotFoundError
         If matplotlib is not installed.
+    FileExistsError
+        A figure is there already.
     ValueError
         As `compare`; or `curves` are no curves, or of none of the methods.
     """
@@ -75,26 +76,23 @@ def figures(
             raise ValueError(f"no metric {metric!r}: the table has {', '.join(present)}")
     names = variant_names(rows)
     drawn_curves = _chosen_curves(curves, names, methods)
-    files = []
+    plans: dict[str, Callable[[], Figure]] = {}
     scored = [
-        name for name in table if any(metric in table[name] for metric in metrics or ("dice",))
+        name for name in table if any(metric in table[name] for metric in metrics or MASK_METRICS)
     ]
     if scored and len({row.tomogram for row in rows}) >= FEWEST:
         comparisons = compare(
             rows, metrics=metrics, methods=scored, thresholds=thresholds, skip_few=True
         )
-        files += save(box_plots(table, comparisons), folder / "boxes", formats)
+        plans["boxes"] = partial(box_plots, table, comparisons)
     for metric in metrics or present:
-        drawn = tomogram_bars(table, metric)
-        files += save(drawn, folder / _file_name(f"bars_{metric}"), formats)
+        plans[_file_name(f"bars_{metric}")] = partial(tomogram_bars, table, metric)
     shown = [row for row in rows if names[row.method, row.stage] in table]
     for name, members in _swept(shown).items():
-        drawn = threshold_sweep(members, name, MASK_METRICS)
-        files += save(drawn, folder / _file_name(f"sweep_{name}"), formats)
+        plans[_file_name(f"sweep_{name}")] = partial(threshold_sweep, members, name, MASK_METRICS)
     if drawn_curves:
-        drawn = precision_recall(drawn_curves, _mean_areas(rows))
-        files += save(drawn, folder / "precision_recall", formats)
-    return files
+        plans["precision_recall"] = partial(precision_recall, drawn_curves, _mean_areas(rows))
+    return _save_all(plans, folder, saving)
 
 
 def slice_figure(
@@ -105,7 +103,7 @@ def slice_figure(
     truth: Path | None = None,
     slices: Sequence[int] = (),
     voxel_spacing: float | None = None,
-    formats: Sequence[str] = FORMATS,
+    saving: Saving = USUAL,
 ) -> list[Path]:
     """Draw slices of a tomogram beside truth and named masks (or scores at their usual threshold).
 
@@ -114,16 +112,17 @@ def slice_figure(
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        A volume is missing or of another shape or voxel size, a slice is not there, or the truth
-        holds other than 1, 0 and -1.
+    FileExistsError, FileNotFoundError, ValueError
+        The figure is there already, a volume is missing or of another shape or voxel size, a slice is not
+        there, or the truth holds other than 1, 0 and -1.
     """
+    saving.check(output)
     with ExitStack() as stack:
         volume = _volume(stack, tomogram, voxel_spacing)
         held = None if truth is None else Reference(_volume(stack, truth, voxel_spacing))
         shown = [_opened(stack, *mask, voxel_spacing) for mask in masks]
         drawn = slice_panels(volume, held, shown, tuple(slices) or _quarters(volume))
-    return save(drawn, output, formats)
+    return save(drawn, output, saving.formats)
 
 
 def cleaning_figure(
@@ -133,7 +132,7 @@ def cleaning_figure(
     *,
     slices: Sequence[int] = (),
     voxel_spacing: float | None = None,
-    formats: Sequence[str] = FORMATS,
+    saving: Saving = USUAL,
 ) -> list[Path]:
     """Draw slices of a tomogram with a mask after and before cleaning: kept, removed, added.
 
@@ -142,16 +141,17 @@ def cleaning_figure(
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        A volume is missing or of another shape or voxel size, or a slice is not there.
+    FileExistsError, FileNotFoundError, ValueError
+        The figure is there already, a volume is missing or of another shape or voxel size, or a slice is not there.
     """
+    saving.check(output)
     with ExitStack() as stack:
         volume = _volume(stack, tomogram, voxel_spacing)
         before = _opened(stack, "before", masks[0], voxel_spacing)
         _, after, threshold = _opened(stack, "after", masks[1], voxel_spacing)
         chosen = tuple(slices) or _quarters(volume)
         drawn = slice_panels(volume, Reference(after, threshold), [before], chosen, CLEANED)
-    return save(drawn, output, formats)
+    return save(drawn, output, saving.formats)
 
 
 def surface_figure(
@@ -161,21 +161,22 @@ def surface_figure(
     *,
     view: View | None = None,
     voxel_spacing: float | None = None,
-    formats: Sequence[str] = FORMATS,
+    saving: Saving = USUAL,
 ) -> list[Path]:
     """Draw the surface of the truth beside that of each named mask, right and wrong in colour.
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        A volume is missing or of another shape or voxel size, or the truth is empty or holds other
-        than 1, 0 and -1.
+    FileExistsError, FileNotFoundError, ValueError
+        The figure is there already, a volume is missing or of another shape or voxel size, or the truth is
+        empty or holds other than 1, 0 and -1.
     """
+    saving.check(output)
     with ExitStack() as stack:
         labels = _volume(stack, truth, voxel_spacing)
         shown = [_opened(stack, *mask, voxel_spacing) for mask in masks]
         drawn = surface_panels(labels, shown, view=view)
-    return save(drawn, output, formats)
+    return save(drawn, output, saving.formats)
 
 
 def cost_figure(
@@ -183,17 +184,18 @@ def cost_figure(
     output: Path,
     *,
     methods: Sequence[str] = (),
-    formats: Sequence[str] = FORMATS,
+    saving: Saving = USUAL,
 ) -> list[Path]:
     """Draw time, memory and GPU memory of each method; see `read_costs` for what `places` are.
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        There are no costs, or a method is unknown.
+    FileExistsError, FileNotFoundError, ValueError
+        The figure is there already, there are no costs, or a method is unknown.
     """
+    saving.check(output)
     table = _chosen(variants(read_costs(places)), methods)
-    return save(cost_bars(table), output, formats)
+    return save(cost_bars(table), output, saving.formats)
 
 
 def change_figure(
@@ -202,7 +204,7 @@ def change_figure(
     output: Path,
     *,
     metrics: Sequence[str] = (),
-    formats: Sequence[str] = FORMATS,
+    saving: Saving = USUAL,
 ) -> list[Path]:
     """Draw what the second of two methods changes over the first, as post-processing does.
 
@@ -210,11 +212,12 @@ def change_figure(
 
     Raises
     ------
-    ValueError
-        A method is unknown or its threshold not clear, or they have nothing in common.
+    FileExistsError, ValueError
+        The figure is there already, a method is unknown or its threshold not clear, or they have nothing in common.
     """
+    saving.check(output)
     table = {name: _series_of(rows, name) for name in names}
-    return save(change_plot(table, *names, metrics or MASK_METRICS), output, formats)
+    return save(change_plot(table, *names, metrics or MASK_METRICS), output, saving.formats)
 
 
 def ablation_figure(
@@ -222,43 +225,30 @@ def ablation_figure(
     output: Path,
     *,
     metrics: Sequence[str] = ("dice",),
-    formats: Sequence[str] = FORMATS,
+    saving: Saving = USUAL,
 ) -> list[Path]:
     """Draw the means of every method and stage at every threshold, and write them as Markdown.
 
     Raises
     ------
-    ValueError
-        There is no such score.
+    FileExistsError, ValueError
+        The figure or its Markdown is there already, or there is no such score.
     """
+    saving.check(output, "md")
     found = ablation(rows, metrics)
-    files = save(ablation_table(found), output, formats)
-    text = output.with_name(f"{output.name}.md")
+    files = save(ablation_table(found), output, saving.formats)
+    text = figure_file(output, "md")
     write_text(text, found.markdown())
     return [*files, text]
 
 
-def save(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path]:
-    """Write a figure in each format beside each other; files appear only when complete.
-
-    Raises
-    ------
-    ValueError
-        If matplotlib does not know a format.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files = []
-    for kind in formats:
-        target = path.with_name(f"{path.name}.{kind}")
-        partial = target.with_name(target.name + ".partial")
-        try:
-            with style():
-                figure.savefig(partial, format=kind, dpi=DPI)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        files.append(target)
-    return files
+def _save_all(plans: dict[str, Callable[[], Figure]], folder: Path, saving: Saving) -> list[Path]:
+    """Draw and write figures by name, one after the other, once it is known that all may be written."""
+    for name in plans:
+        saving.check(folder / name)
+    return [
+        path for name, draw in plans.items() for path in save(draw(), folder / name, saving.formats)
+    ]
 
 
 def _chosen(

@@ -6,7 +6,7 @@ import glob
 from collections.abc import Iterable
 from pathlib import Path
 
-from etsam.layout import portal_tomograms
+from etsam.layout import fetched_tomograms, portal_tomograms
 from etsam.ngff_metadata import is_zarr
 from etsam.pairing import truth_name
 from etsam.predictions import recognise
@@ -21,7 +21,7 @@ from etsam.projects import (
 from etsam.provenance import record_path
 from etsam.results import names_mask
 from etsam.storage import with_own_name
-from etsam.volume import KNOWN_SUFFIXES, TILT_SERIES, stem_of
+from etsam.volume import KNOWN_SUFFIXES, stands_aside, stem_of
 
 LIST_SUFFIXES = (".txt", ".lst")
 LEFT_OUT = "results and tilt series (.st, .ali, .preali) are taken only where named themselves"
@@ -34,8 +34,8 @@ def find_tomograms(names: Iterable[str | Path]) -> dict[Path, Member | None]:
 
     A folder stands for the MRC files and OME-Zarr folders right in it, without results (masks,
     logits and labels, ours, other programs' or true ones) and tilt series, told by their names, or for the tomograms
-    of the copick project or the runs of the CryoET Data Portal that it holds; the JSON config of a
-    copick project for its tomograms; a name with ``*``, ``?`` or ``[`` for what it matches (``**``
+    of the copick project or the runs of the CryoET Data Portal or of `etsam download` that it holds; the JSON
+    config of a copick project for its tomograms; a name with ``*``, ``?`` or ``[`` for what it matches (``**``
     for folders at any depth), without these; a text file (.txt, .lst) for the names on its lines,
     relative to its folder, but for lines that start with ``#``. Anything else stands for itself, there or not,
     so that each tomogram fails on its own.
@@ -67,7 +67,7 @@ def _one(path: Path) -> dict[Path, Member | None]:
         found = copick_tomograms(path)
         return {path: member for path, member in found.items() if not _is_no_tomogram(path)}
     if path.is_dir() and path.suffix.lower() != ".zarr" and not is_zarr(path):
-        return _with_members(_in_folder(path))
+        return _in_folder(path)
     if not path.exists() and glob.has_magic(str(path)):
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
         chosen = [match for match in matches if not _is_no_tomogram(match)]
@@ -81,17 +81,21 @@ def _with_members(paths: Iterable[Path]) -> dict[Path, Member | None]:
     return {path: member_of(path) for path in paths}
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    found = [
+def _in_folder(folder: Path) -> dict[Path, Member | None]:
+    found = _with_members(
         path
         for path in sorted(folder.iterdir())
         if KNOWN_SUFFIXES.search(path.name) and not _is_no_tomogram(path)
-    ] or [path for path in portal_tomograms(folder) if not _is_no_tomogram(path)]
+    )
+    if not found:
+        runs = _with_members(portal_tomograms(folder))
+        runs |= {path: Member(name, None, "") for path, name in fetched_tomograms(folder).items()}
+        found = {path: member for path, member in runs.items() if not _is_no_tomogram(path)}
     if not found:
         raise FileNotFoundError(
             f"{folder} holds no tomogram: expected MRC files (.mrc, .rec, .map, ...) or OME-Zarr "
-            "folders right in it, or runs of a copick project or of the CryoET Data Portal; "
-            f"{LEFT_OUT}"
+            "folders right in it, or runs of a copick project, of the CryoET Data Portal or of `etsam "
+            f"download`; {LEFT_OUT}"
         )
     return found
 
@@ -115,8 +119,7 @@ def _is_no_tomogram(path: Path) -> bool:
     """Whether a file is hidden, or called as a tilt series, as what is made of tomograms, or as truth."""
     name = stem_of(path)
     return (
-        name.startswith(".")
-        or TILT_SERIES.search(path.name) is not None
+        stands_aside(path)
         or name.endswith(OTHER_RESULTS)
         or recognise(path).kind is not None
         or truth_name(path) != name
@@ -135,7 +138,7 @@ def choose_masks(
     ------
     ValueError
         With `copick` for a tomogram outside of copick projects, and without it and without `output`
-        for one inside, beside which a mask would count as a tomogram.
+        for one inside or of a run that `etsam download` fetched, beside which a mask would count as a tomogram.
     """
     if copick:
         return {path: mask_in_copick(path, member) for path, member in tomograms.items()}
@@ -146,6 +149,11 @@ def choose_masks(
                 raise ValueError(
                     f"copick would take a mask beside {path} for a tomogram: give --copick to make it a "
                     "segmentation, or --output"
+                )
+            if member.spacing is None:
+                raise ValueError(
+                    f"`etsam prepare` and `etsam train` would take a mask beside {path} for a tomogram: "
+                    "give --output"
                 )
         return {}
     if names_mask(output):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from etsam.volume import KNOWN_SUFFIXES, TILT_SERIES, stem_of
+from etsam.volume import KNOWN_SUFFIXES, stands_aside, stem_of, whole_volume
 
 MASK_ENDING = "_membrane"
 RECORD_ENDING = "_prepared.json"  # how `etsam prepare` made a pair, beside it
@@ -32,6 +32,15 @@ class Annotated:
     run: str | None = None
 
 
+@dataclass(frozen=True)
+class FetchedRun:
+    """A run that `etsam download` fetched, and the names its results go by: ``{dataset}_{run}``, its tomogram's."""
+
+    dataset: str
+    run: str
+    names: tuple[str, ...]
+
+
 def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
     """List the tomograms of a folder that have a mask, sorted by name; see `find_annotated`.
 
@@ -40,16 +49,10 @@ def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
     ValueError
         A tomogram has several masks.
     """
-    pairs = []
-    for found in find_annotated(folder):
-        if len(found.masks) > 1:
-            listed = ", ".join(path.name for path in found.masks)
-            raise ValueError(
-                f"{found.tomogram} has {len(found.masks)} membrane annotations ({listed}): leave "
-                "one, or merge them with `etsam prepare`"
-            )
-        pairs += [(found.tomogram, mask) for mask in found.masks]
-    return pairs
+    found = find_annotated(folder)
+    for pair in found:
+        _refuse_several(pair.tomogram, pair.masks)
+    return [(pair.tomogram, mask) for pair in found for mask in pair.masks]
 
 
 def find_annotated(folder: Path) -> list[Annotated]:
@@ -108,6 +111,50 @@ def portal_tomograms(folder: Path) -> list[Path]:
     return by_stem(path for up in ABOVE for path in folder.glob(up + PORTAL_TOMOGRAMS))
 
 
+def fetched_tomograms(folder: Path) -> dict[Path, str]:
+    """List the tomograms of a run, a dataset or several datasets as `etsam download` lays them out.
+
+    Their names, ``{dataset}_{run}``, are those that `etsam prepare` gives them.
+    """
+    return {found.tomogram: found.name for found in _fetched(folder)}
+
+
+def fetched_masks(folder: Path) -> list[Path]:
+    """List the masks of runs as `etsam download` lays them out, one a run, whether its tomogram is there or not.
+
+    Raises
+    ------
+    ValueError
+        A run has several masks.
+    """
+    runs: dict[Path, list[Path]] = {}
+    for mask in by_stem(path for up in ABOVE for path in folder.glob(f"{up}{FETCHED_MASKS}/*")):
+        runs.setdefault(mask.parent.parent, []).append(mask)
+    for run, masks in runs.items():
+        _refuse_several(run, masks)
+    return [mask for masks in runs.values() for mask in masks]
+
+
+def fetched_run(mask: Path) -> FetchedRun | None:
+    """Return the run whose only mask this is, told by the folders of `etsam download`; None elsewhere."""
+    mask = whole_volume(mask)
+    if mask.parent.name != FETCHED_MASKS or len(by_stem(mask.parent.glob("*"))) > 1:
+        return None
+    run = mask.parent.resolve().parent
+    tomograms = by_stem(run.glob(FETCHED_TOMOGRAMS))
+    names = (f"{run.parent.name}_{run.name}", *map(stem_of, tomograms))
+    return FetchedRun(run.parent.name, run.name, names)
+
+
+def _refuse_several(place: Path, masks: Sequence[Path]) -> None:
+    if len(masks) > 1:
+        listed = ", ".join(path.name for path in masks)
+        raise ValueError(
+            f"{place} has {len(masks)} membrane annotations ({listed}): leave one, or merge them with "
+            "`etsam prepare`"
+        )
+
+
 def _side_by_side(folder: Path) -> list[Annotated]:
     stems = {stem_of(path): path for path in by_stem(folder.glob("*"))}
     return [
@@ -141,9 +188,9 @@ def _of_run(run: Path, tomogram: Path, masks: list[Path]) -> Annotated:
 
 
 def by_stem(paths: Iterable[Path]) -> list[Path]:
-    """Volumes but tilt series, sorted; of one in several formats the MRC, which is read faster at random."""
+    """Volumes that do not stand aside, sorted; of one in several formats the MRC, which is read faster at random."""
     volumes: dict[Path, Path] = {}
     for path in sorted(paths, key=lambda p: (p.suffix == ".zarr", p.name)):
-        if KNOWN_SUFFIXES.search(path.name) and not TILT_SERIES.search(path.name):
+        if KNOWN_SUFFIXES.search(path.name) and not stands_aside(path):
             volumes.setdefault(path.parent / stem_of(path), path)
     return [volumes[stem] for stem in sorted(volumes)]

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from etsam.layout import RECORD_ENDING
+from etsam.layout import RECORD_ENDING, fetched_masks, fetched_run
 from etsam.predictions import Prediction, recognise, run_of
 from etsam.tables import csv_records
-from etsam.volume import KNOWN_SUFFIXES, TIFF_SUFFIXES, stem_of, whole_volume
+from etsam.volume import KNOWN_SUFFIXES, TIFF_SUFFIXES, stands_aside, stem_of, whole_volume
 
 TRUTH_SUFFIX = re.compile(
     r"_(target_mask|partial_labels|ground_truth|membrane|labels?|mask|gt|truth)$", re.IGNORECASE
@@ -40,9 +40,9 @@ def find_pairings(
     """Pair files or folders of predictions with files or folders of truths, by name.
 
     In a folder of predictions only names that a program is known to give are taken, unless a
-    `method` is given; where there are scores, the mask of the same run is left out. The dataset
+    `method` is given, and no tilt series; where there are scores, the mask of the same run is left out. The dataset
     is the folder of the truth unless it is given; of pairs that `etsam prepare` made, dataset and run
-    are those in its record.
+    are those in its record, of runs that `etsam download` fetched those of their folders.
 
     Raises
     ------
@@ -85,7 +85,10 @@ def _made_from(mask: Path, scores: Path) -> bool:
 
 
 def _recorded(truth: Path) -> dict[str, str]:
-    """Dataset and run as `etsam prepare` noted them beside a truth; empty where it did not."""
+    """Dataset and run of a truth: as `etsam prepare` noted them beside it, or of what `etsam download` fetched."""
+    fetched = fetched_run(truth)
+    if fetched is not None:
+        return {"dataset": fetched.dataset, "run": fetched.run}
     path = whole_volume(truth).parent / f"{truth_name(truth)}{RECORD_ENDING}"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -123,8 +126,10 @@ def read_pairings(path: Path) -> list[Pairing]:
             method=record.get("method") or found.method,
             stage=record.get("stage") or found.stage,
         )
-        dataset = record.get("dataset") or _folder_name(truth)
-        pairings.append(Pairing(found, truth, dataset, record.get("run") or truth_name(truth)))
+        known = _recorded(truth)
+        dataset = record.get("dataset") or known.get("dataset") or _folder_name(truth)
+        run = record.get("run") or known.get("run") or truth_name(truth)
+        pairings.append(Pairing(found, truth, dataset, run))
     if not pairings:
         raise ValueError(f"{path} names no pairs: expected rows of prediction, truth")
     return pairings
@@ -138,7 +143,7 @@ def truth_name(path: Path) -> str:
 
 
 def match(predictions: Sequence[Path], truths: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Find the ground truth of each prediction: the one whose run's name begins the prediction's.
+    """Find the ground truth of each prediction: the one whose run's name begins the prediction's (`run_names`).
 
     One prediction and one truth belong together whatever their names. Where the name goes on before
     the program's own ending, a warning says so: the run may be another one, without a truth.
@@ -150,22 +155,36 @@ def match(predictions: Sequence[Path], truths: Sequence[Path]) -> list[tuple[Pat
     """
     if len(predictions) == 1 and len(truths) == 1:
         return [(predictions[0], truths[0])]
+    names = {truth: run_names(truth) for truth in truths}
     pairs = []
     for path in predictions:
-        found = [truth for truth in truths if _belongs(stem_of(path), truth_name(truth))]
-        longest = max((len(truth_name(truth)) for truth in found), default=0)
-        best = [truth for truth in found if len(truth_name(truth)) == longest]
+        fits = {
+            truth: max((len(name) for name in own if _belongs(stem_of(path), name)), default=0)
+            for truth, own in names.items()
+        }
+        longest = max(fits.values(), default=0)
+        best = [truth for truth in truths if longest and fits[truth] == longest]
         if len(best) != 1:
             what = "several truths" if best else "no truth"
-            listed = ", ".join(sorted(truth_name(truth) for truth in (best or truths))[:5])
+            listed = ", ".join(sorted(names[truth][0] for truth in (best or truths))[:5])
             raise ValueError(
                 f"{path}: {what} for it (runs: {listed}); name it RUN_..., or use --pairs"
             )
-        run, own = truth_name(best[0]), run_of(path)
-        if own is not None and own != run:
-            warnings.warn(f"{path} is scored against run {run}, not {own}", stacklevel=2)
+        known, own = names[best[0]], run_of(path)
+        if own is not None and own not in known:
+            warnings.warn(f"{path} is scored against run {known[0]}, not {own}", stacklevel=2)
         pairs.append((path, best[0]))
     return pairs
+
+
+def run_names(truth: Path) -> tuple[str, ...]:
+    """Return what the run of a truth is called in names of predictions: as the truth is.
+
+    A run that `etsam download` fetched also as its folders, ``{dataset}_{run}``, and as its tomogram.
+    """
+    fetched = fetched_run(truth)
+    own = (truth_name(truth),)
+    return own if fetched is None else (*fetched.names, *own)
 
 
 def _belongs(name: str, run: str) -> bool:
@@ -179,11 +198,12 @@ def _truths_in(place: Path) -> list[Path]:
                 f"{place} does not exist: give ground truth, a file or a folder"
             )
         return [place]
-    found = [path for path in _volumes_in(place) if truth_name(path) != stem_of(path)]
+    named = [path for path in _volumes_in(place) if truth_name(path) != stem_of(path)]
+    found = named or fetched_masks(place)
     if not found:
         raise FileNotFoundError(
-            f"{place} holds no ground truth: expected names such as RUN_membrane.mrc, which `etsam "
-            "prepare` makes of runs as they are downloaded"
+            f"{place} holds no ground truth: expected names such as RUN_membrane.mrc, or "
+            "DATASET/RUN/target_mask/ as `etsam download` lays runs out"
         )
     return found
 
@@ -195,6 +215,11 @@ def _predictions_in(place: Path, truths: Sequence[Path], any_name: bool) -> list
         return [place]
     others = {path.resolve() for path in truths}
     volumes = [path for path in _volumes_in(place) if path.resolve() not in others]
+    if any_name and not volumes:
+        raise FileNotFoundError(
+            f"{place} holds no prediction: expected MRC, OME-Zarr or TIFF; tilt series (.st, .ali, "
+            ".preali) are taken only where named themselves"
+        )
     known = [path for path in volumes if any_name or recognise(path).kind is not None]
     if not known:
         raise FileNotFoundError(f"{place} holds no prediction of a known name: give --method NAME")
@@ -205,7 +230,8 @@ def _volumes_in(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if KNOWN_SUFFIXES.search(path.name) or path.suffix.lower() in TIFF_SUFFIXES
+        if (KNOWN_SUFFIXES.search(path.name) or path.suffix.lower() in TIFF_SUFFIXES)
+        and not stands_aside(path)
     )
 
 

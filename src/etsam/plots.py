@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -60,11 +60,12 @@ def box_plots(
 
     Boxes span the quartiles, whiskers reach the last value within 1.5 times that; the diamond is
     the mean. Brackets carry the marks of `compare` (paper, Fig. 1b); there are none between more
-    than six methods, nor where a pair was not tested. Metrics that do not go from 0 to 1 have an axis of their own.
+    than six methods, nor where a pair was not tested. A method without a metric leaves its place there
+    empty. Metrics that do not go from 0 to 1 have an axis of their own.
     """
     methods, metrics = comparisons.methods, comparisons.metrics
     series = {
-        metric: [finite([*table[method][metric].values()]) for method in methods]
+        metric: [finite([*table[method].get(metric, {}).values()]) for method in methods]
         for metric in metrics
     }
     values = {metric: np.concatenate(series[metric]) for metric in metrics}
@@ -86,7 +87,7 @@ def box_plots(
             _draw_boxes(axes, series[metric], place)
             lowest = float(values[metric].max(initial=panel.low)) + MARGIN * panel.reach
             _draw_brackets(axes, comparisons, metric, place, (lowest, row_height))
-    legend_above(figure, _patches(len(methods), boxes=True), names)
+    legend_above(figure, _patches(range(len(methods)), boxes=True), names)
     return figure
 
 
@@ -96,9 +97,11 @@ def tomogram_bars(
 ) -> Figure:
     """Bars of one metric for each tomogram and method, the means as last group (paper, Fig. 1a, 1d).
 
-    Long names are cut in the middle; of more than 55 tomograms only some are named.
+    Long names are cut in the middle; of more than 55 tomograms only some are named. Methods without the
+    metric are left out, the others look as in every figure of the table.
     """
-    methods = [name for name in table if metric in table[name]]
+    looks = {name: number for number, name in enumerate(table) if metric in table[name]}
+    methods = list(looks)
     tomograms = list(dict.fromkeys(key for name in methods for key in table[name][metric]))
     ticks, names = _tomogram_names(tomograms), shortened(methods)
     rotation = 40 if len(ticks) <= SLANTED else 90
@@ -116,7 +119,7 @@ def tomogram_bars(
             places + (number - (len(methods) - 1) / 2) * step,
             [*values, mean_of(values)],
             0.92 * step,
-            **bar_look(number),
+            **bar_look(looks[method]),
         )
     every = -(-len(ticks) // MOST_NAMED)
     named = [*range(0, len(ticks), every), last]
@@ -125,7 +128,7 @@ def tomogram_bars(
     axes.get_xticklabels()[-1].set_fontweight("bold")
     axes.set_xlim(-0.6, last + 0.6)
     axes.set_ylabel(label(metric))
-    legend_above(figure, _patches(len(methods)), names)
+    legend_above(figure, _patches(looks.values()), names)
     return figure
 
 
@@ -299,12 +302,12 @@ def _draw_brackets(
         height += row_height
 
 
-def _patches(methods: int, *, boxes: bool = False) -> list[Patch]:
-    """Return what stands in the legend for bars, or for boxes."""
+def _patches(numbers: Iterable[int], *, boxes: bool = False) -> list[Patch]:
+    """Return what stands in the legend for bars, or for boxes, of the methods of these numbers."""
     from matplotlib.patches import Patch
 
     look = _box_look if boxes else bar_look
-    return [Patch(**look(number)) for number in range(methods)]
+    return [Patch(**look(number)) for number in numbers]
 
 
 def _tomogram_names(tomograms: Sequence[tuple[str, str]]) -> list[str]:

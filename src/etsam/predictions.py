@@ -142,12 +142,23 @@ def open_prediction(path: Path, *, voxel_spacing: float | None = None) -> Tomogr
         raise FileNotFoundError(f"{path} does not exist: give a volume of scores")
     import tifffile
 
+    refused = f"{path} cannot be read slice by slice"
     try:
-        return tomogram_from_array(tifffile.memmap(path, mode="r"), voxel_spacing=voxel_spacing)
+        with tifffile.TiffFile(path) as file:
+            plain = file.series[0].dataoffset is not None
+        data = tifffile.memmap(path, mode="r") if plain else None
     except DAMAGES as error:
         raise ValueError(
-            f"{path} cannot be read slice by slice ({error}): save an uncompressed TIFF, or MRC"
+            f"{refused} (it is damaged, cut short or no TIFF): make it again, or save it as MRC"
         ) from error
+    if data is None:
+        raise ValueError(
+            f"{refused} (it is compressed or in parts): save an uncompressed TIFF, or MRC"
+        )
+    try:
+        return tomogram_from_array(data, voxel_spacing=voxel_spacing)
+    except ValueError as error:
+        raise ValueError(f"{refused} ({error}): save one uncompressed stack, or MRC") from error
 
 
 def score_kind(volume: Tomogram) -> ScoreKind:

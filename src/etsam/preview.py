@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_dilation, gaussian_filter
 
 from etsam.drawing import round_length
+from etsam.overlay import check_shapes
 from etsam.volume import Tomogram
 
 WIDTH = 2400
@@ -84,8 +85,7 @@ def save_preview(
     ValueError
         If the shapes differ or a slice is not in the volume.
     """
-    if tomogram.shape != mask.shape:
-        raise ValueError(f"tomogram has shape {tomogram.shape}, mask has {mask.shape}")
+    check_shapes(("the tomogram", tomogram), ("the mask", mask))
     chosen = tuple(slices) if slices is not None else _choose(mask)
     outside = [z for z in chosen if not 0 <= z < mask.shape[0]]
     if outside or not chosen:

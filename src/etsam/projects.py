@@ -28,7 +28,8 @@ class Member:
     Attributes
     ----------
     run, spacing
-        Name of the run; voxel spacing in Å, as the folder's name has it.
+        Name of the run, ``{dataset}_{run}`` of one that `etsam download` fetched; voxel spacing in Å, as the
+        folder's name has it, None where it has none.
     kind
         copick's tomogram type; of a portal's tomogram the number of its folder, such as 100.
     copick
@@ -36,7 +37,7 @@ class Member:
     """
 
     run: str
-    spacing: float
+    spacing: float | None
     kind: str
     copick: Path | None = None
 
@@ -144,15 +145,18 @@ def select(members: dict[Path, Member | None], text: str) -> list[Path]:
         spacing = math.inf
     if not kind or (separator and not number) or spacing == math.inf:
         raise ValueError(f"{text!r}: expected TYPE@SPACING, such as wbp@10.012, or TYPE alone")
-    known = {path: member for path, member in members.items() if member is not None}
+    known = {
+        path: (member.kind, member.spacing)
+        for path, member in members.items()
+        if member is not None and member.spacing is not None
+    }
     chosen = [
         path
-        for path, member in known.items()
-        if fnmatchcase(member.kind, kind)
-        and (math.isnan(spacing) or abs(member.spacing - spacing) <= SAME_SPACING)
+        for path, (own, size) in known.items()
+        if fnmatchcase(own, kind) and (math.isnan(spacing) or abs(size - spacing) <= SAME_SPACING)
     ]
     if not chosen:
-        there = sorted({f"{member.kind}@{member.spacing:.3f}" for member in known.values()})
+        there = sorted({f"{own}@{size:.3f}" for own, size in known.values()})
         raise FileNotFoundError(
             f"no tomogram is {text}: there are {', '.join(there[:20]) or 'no projects'}"
         )
@@ -162,9 +166,10 @@ def select(members: dict[Path, Member | None], text: str) -> list[Path]:
 def mask_in_folder(path: Path, member: Member, folder: Path) -> Path:
     """Where a mask goes in a folder that holds masks of many runs: the name says which."""
     stem = stem_of(path)
-    names = [member.run, f"{member.spacing:.3f}", member.kind]
-    if stem not in (member.run, member.kind):
-        names.append(stem)
+    names = [member.run]
+    if member.spacing is not None:
+        names += [f"{member.spacing:.3f}", member.kind]
+        names += [] if stem in (member.run, member.kind) else [stem]
     suffix = ".zarr" if path.suffix.lower() == ".zarr" else ".mrc"
     return folder / f"{'_'.join(names)}_membrane{suffix}"
 

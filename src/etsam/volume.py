@@ -301,6 +301,11 @@ def stem_of(path: str | Path) -> str:
     return KNOWN_SUFFIXES.sub("", path.name) or path.name
 
 
+def stands_aside(path: Path) -> bool:
+    """Whether a folder does not stand for a file in it, by its name: hidden, or called as a tilt series."""
+    return stem_of(path).startswith(".") or TILT_SERIES.search(path.name) is not None
+
+
 def folder_spacing(path: Path) -> float | None:
     """Return the voxel spacing in Å that a folder ``VoxelSpacing{Å}`` above a volume tells, or None."""
     if not KNOWN_SUFFIXES.search(path.name):

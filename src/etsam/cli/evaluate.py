@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     "truths",
     multiple=True,
     type=FilePath(),
-    help="Ground truth: a volume, or a folder of RUN_membrane.mrc, RUN_target_mask.mrc, ...",
+    help="Ground truth: a volume, or a folder of RUN_membrane.mrc, ... or of `etsam download`.",
 )
 @click.option(
     "--pairs",

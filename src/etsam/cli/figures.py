@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from etsam.cli.command import VerbCommand
 from etsam.cli.compare import at_option, parse_thresholds
-from etsam.cli.options import finite
+from etsam.cli.options import finite, overwrite_option
 from etsam.cli.paths import FilePath
+
+if TYPE_CHECKING:
+    from etsam.drawing import Saving
 
 FORMATS = ("pdf", "png", "svg")
 USUAL_FORMATS = ("pdf", "png")
@@ -75,9 +78,11 @@ def figures() -> None:
     show_default=True, help="Folder.",
 )  # fmt: skip
 @format_option
+@overwrite_option
 def scores(params: dict[str, Any]) -> None:
     """Draw boxes with significance brackets, bars per tomogram, threshold sweeps and PR curves."""
     _require_matplotlib()
+    from etsam.drawing import Saving
     from etsam.figures import figures as draw
     from etsam.tables import read_table
 
@@ -88,7 +93,7 @@ def scores(params: dict[str, Any]) -> None:
         metrics=params["metrics"],
         methods=params["methods"],
         thresholds=parse_thresholds(params["at"]),
-        formats=params["formats"] or USUAL_FORMATS,
+        saving=Saving(params["formats"] or USUAL_FORMATS, params["overwrite"]),
     )
     _show(files)
 
@@ -101,12 +106,13 @@ def scores(params: dict[str, Any]) -> None:
 @spacing_option
 @output_option("slices")
 @format_option
+@overwrite_option
 def slices(params: dict[str, Any]) -> None:
     """Draw slices of TOMOGRAM beside ground truth and masks, right and wrong in colour."""
     _require_matplotlib()
     from etsam.figures import slice_figure
 
-    output, formats = _output(params)
+    output, saving = _output(params)
     files = slice_figure(
         params["tomogram"],
         [_named(text) for text in params["masks"]],
@@ -114,7 +120,7 @@ def slices(params: dict[str, Any]) -> None:
         truth=params["truth"],
         slices=params["slices"],
         voxel_spacing=params["voxel_spacing"],
-        formats=formats,
+        saving=saving,
     )
     _show(files)
 
@@ -127,19 +133,20 @@ def slices(params: dict[str, Any]) -> None:
 @spacing_option
 @output_option("cleaning")
 @format_option
+@overwrite_option
 def cleaning(params: dict[str, Any]) -> None:
     """Draw slices of TOMOGRAM with what post-processing kept, removed and added between two masks."""
     _require_matplotlib()
     from etsam.figures import cleaning_figure
 
-    output, formats = _output(params)
+    output, saving = _output(params)
     files = cleaning_figure(
         params["tomogram"],
         (params["before"], params["after"]),
         output,
         slices=params["slices"],
         voxel_spacing=params["voxel_spacing"],
-        formats=formats,
+        saving=saving,
     )
     _show(files)
 
@@ -153,20 +160,21 @@ def cleaning(params: dict[str, Any]) -> None:
 @spacing_option
 @output_option("surfaces")
 @format_option
+@overwrite_option
 def surfaces(params: dict[str, Any]) -> None:
     """Draw the surface of TRUTH beside that of each mask in 3-D, right and wrong in colour."""
     _require_matplotlib()
     from etsam.figures import surface_figure
     from etsam.scenes import View
 
-    output, formats = _output(params)
+    output, saving = _output(params)
     files = surface_figure(
         params["truth"],
         [_named(text) for text in params["masks"]],
         output,
         view=View(params["elevation"], params["azimuth"], params["cutaway"]),
         voxel_spacing=params["voxel_spacing"],
-        formats=formats,
+        saving=saving,
     )
     _show(files)
 
@@ -176,13 +184,14 @@ def surfaces(params: dict[str, Any]) -> None:
 @click.option("--method", "methods", multiple=True, help="[default: all, in the order found]")
 @output_option("costs")
 @format_option
+@overwrite_option
 def costs(params: dict[str, Any]) -> None:
     """Draw time, memory and GPU memory of each method, from the JSON files beside results or a table."""
     _require_matplotlib()
     from etsam.figures import cost_figure
 
-    output, formats = _output(params)
-    _show(cost_figure(params["places"], output, methods=params["methods"], formats=formats))
+    output, saving = _output(params)
+    _show(cost_figure(params["places"], output, methods=params["methods"], saving=saving))
 
 
 @figures.command(cls=VerbCommand)
@@ -192,16 +201,17 @@ def costs(params: dict[str, Any]) -> None:
 @click.option("--metric", "metrics", multiple=True, help="[default: Dice, IoU, precision, recall]")
 @output_option("change")
 @format_option
+@overwrite_option
 def change(params: dict[str, Any]) -> None:
     """Draw the scores of a method before and after, as of post-processing, and the change."""
     _require_matplotlib()
     from etsam.figures import change_figure
     from etsam.tables import read_table
 
-    output, formats = _output(params)
+    output, saving = _output(params)
     names, metrics = (params["before"], params["after"]), params["metrics"]
     rows = read_table(params["table"])
-    _show(change_figure(rows, names, output, metrics=metrics, formats=formats))
+    _show(change_figure(rows, names, output, metrics=metrics, saving=saving))
 
 
 @figures.command(cls=VerbCommand)
@@ -209,15 +219,16 @@ def change(params: dict[str, Any]) -> None:
 @click.option("--metric", "metrics", multiple=True, default=("dice",), show_default=True)
 @output_option("ablation")
 @format_option
+@overwrite_option
 def ablation(params: dict[str, Any]) -> None:
     """Draw a table of means: every method and stage of TABLE at every threshold; also as Markdown."""
     _require_matplotlib()
     from etsam.figures import ablation_figure
     from etsam.tables import read_table
 
-    output, formats = _output(params)
+    output, saving = _output(params)
     rows = read_table(params["table"])
-    _show(ablation_figure(rows, output, metrics=params["metrics"], formats=formats))
+    _show(ablation_figure(rows, output, metrics=params["metrics"], saving=saving))
 
 
 def _show(files: Sequence[Path]) -> None:
@@ -225,22 +236,24 @@ def _show(files: Sequence[Path]) -> None:
         click.echo(path)
 
 
-def _output(params: dict[str, Any]) -> tuple[Path, Sequence[str]]:
-    """Return the name without its file type, and the types to write.
+def _output(params: dict[str, Any]) -> tuple[Path, Saving]:
+    """Return the name without its file type, and how to save what is drawn.
 
     Raises
     ------
     ValueError
         The name ends with another type than --format says.
     """
-    output, formats = params["output"], params["formats"]
+    from etsam.drawing import Saving
+
+    output, formats, overwrite = params["output"], params["formats"], params["overwrite"]
     kind = output.suffix[1:].lower()
     if kind not in FORMATS:
-        return output, formats or USUAL_FORMATS
+        return output, Saving(formats or USUAL_FORMATS, overwrite)
     if formats and set(formats) != {kind}:
         listed = " and ".join(formats)
         raise ValueError(f"-o {output} ends with {kind}, --format says {listed}: leave one out")
-    return output.with_suffix(""), (kind,)
+    return output.with_suffix(""), Saving((kind,), overwrite)
 
 
 def _named(text: str) -> tuple[str, Path]:

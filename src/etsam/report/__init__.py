@@ -12,6 +12,7 @@ from typing import Any
 from etsam.frame import frame_of
 from etsam.membrane import load_membrane
 from etsam.options import LOGIT_THRESHOLD
+from etsam.overlay import check_shapes
 from etsam.provenance import record_path
 from etsam.report.numbers import measure
 from etsam.report.pack import pack_mesh, pack_volume, thumbnail
@@ -172,10 +173,7 @@ def _threshold(options: ReportOptions, recorded: dict[str, Any] | None) -> float
 def _check_grid(path: Path, tomogram: Tomogram, options: ReportOptions) -> None:
     """Refuse a segmentation of another shape; say so where its voxels are of another size."""
     with closing(open_tomogram(path, voxel_spacing=options.voxel_spacing)) as segmentation:
-        if segmentation.shape != tomogram.shape:
-            raise ValueError(
-                f"{path} has shape {segmentation.shape}, the tomogram {tomogram.shape}: not its segmentation"
-            )
+        check_shapes((str(tomogram.path), tomogram), (str(path), segmentation))
         mine, theirs = segmentation.voxel_spacing, tomogram.voxel_spacing
         if mine and theirs and not same_spacing(mine, theirs):
             sizes = [" x ".join(f"{step:g}" for step in one) for one in (mine, theirs)]
