@@ -185,7 +185,7 @@ def settings(given: argparse.Namespace) -> TrainOptions:
         start=given.stage1 if given.stage == 1 else given.stage2,
         losses=losses,
         spec=spec,
-        sizes=(192, 256),
+        sizes=(192,),
         schedule=Schedule(given.steps, batch=8, learning_rate=4e-4, warmup=40, ema=0.996),
         frames=3,
         every=200,

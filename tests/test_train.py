@@ -246,6 +246,18 @@ def test_training_learns(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert entries[-1]["loss"] < 0.67 * entries[0]["loss"]
 
 
+def test_denormal_numbers_are_zero_while_training_only(folder: Path, tmp_path: Path) -> None:
+    tiny: list[float] = []
+
+    def log(_: dict[str, Any]) -> None:
+        tiny.append(float(torch.full((8,), 1e-39).mul(0.5).sum()))
+
+    train(options(folder, tmp_path / "run", schedule=Schedule(steps=2, batch=2)), log)
+    assert tiny and not any(tiny)
+    log({})
+    assert tiny[-1] > 0
+
+
 def test_both_stages_of_the_compact_model_train_while_simulating(
     run: Run, folder: Path, tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
     with ExitStack() as stack:
         team = stack.enter_context(join(options.device))
         stack.enter_context(_sound_attention())
+        stack.enter_context(_no_denormals())
         if options.schedule.batch < team.size:
             raise ValueError(
                 f"a batch of {options.schedule.batch} cannot be shared by {team.size} processes"
@@ -107,6 +108,16 @@ def _sound_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@contextmanager
+def _no_denormals() -> Iterator[None]:
+    """Count gradients below 1e-38 as 0: on some processors they make a step twice as long."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @dataclass(frozen=True)
