@@ -113,6 +113,23 @@ def test_a_link_that_leads_nowhere_stays(tomogram: Path, options: SegmentOptions
     assert link.is_symlink()
 
 
+@pytest.mark.parametrize("name", ["a_membrane.mrc", "a_membrane.png", "a_membrane.json"])
+def test_a_folder_with_a_results_name_stays(
+    tomogram: Path, options: SegmentOptions, name: str
+) -> None:
+    notes = tomogram.with_name(name) / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    asked = replace(options, preview=True, overwrite=True)
+    with pytest.raises(FileExistsError, match=f"{name} is a folder and not Zarr"):
+        segment_file(tomogram, asked)
+    with pytest.raises(FileExistsError, match=r"data\.zarr is a folder and not Zarr"):
+        folder = notes.parent.rename(tomogram.with_name("data.zarr"))
+        segment_file(tomogram, replace(asked, output=folder))
+    assert (folder / notes.name).read_text() == "mine"
+    assert names(tomogram) == {"data.zarr"}
+
+
 def test_files_of_others_stay(tomogram: Path, options: SegmentOptions) -> None:
     segment_file(tomogram, replace(options, post_process=True))
     logits = write_mrc(tomogram.with_name("a_membrane_logits.mrc"), np.ones(SHAPE, np.float32))

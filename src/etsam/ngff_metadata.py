@@ -112,6 +112,19 @@ def is_zarr(path: Path) -> bool:
     return any((path / name).is_file() for name in (".zgroup", ".zarray", ".zattrs", "zarr.json"))
 
 
+def refuse_folder(path: Path) -> None:
+    """Keep a folder that has a result's name and is not Zarr: what lies in it is no result's.
+
+    Raises
+    ------
+    FileExistsError
+        There is one.
+    """
+    is_folder = path.is_dir() and not path.is_symlink()
+    if is_folder and not is_zarr(path) and any(path.iterdir()):
+        raise FileExistsError(f"{path} is a folder and not Zarr: remove it or choose another name")
+
+
 def _read_node(path: Path) -> _Node | None:
     if (path / "zarr.json").is_file():
         content = read_json(path / "zarr.json")

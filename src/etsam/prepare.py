@@ -18,6 +18,7 @@ import numpy as np
 from etsam.annotations import Cleaned, CleaningOptions, clean_annotation
 from etsam.intensity import measure_intensity
 from etsam.layout import MASK_ENDING, RECORD_ENDING, Annotated
+from etsam.ngff_metadata import refuse_folder
 from etsam.options import Normalisation
 from etsam.provenance import (
     Clock,
@@ -285,9 +286,12 @@ def _refuse_existing(
     options: PrepareOptions,
     earlier: dict[str, Any] | None,
 ) -> None:
-    """Keep inputs, and without `overwrite` what no earlier run wrote or somebody changed since."""
+    """Keep inputs and folders of other things, and without `overwrite` what no earlier run wrote or
+    somebody changed since.
+    """
     sources = _sources(inputs)
     for path in target.paths():
+        refuse_folder(path)
         if path.exists() and path.resolve() in sources and not path.is_symlink():
             raise ValueError(f"{path} is an input: give another --output")
         if os.path.lexists(path) and not (options.overwrite or options.resume):

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from etsam.ngff_metadata import refuse_folder
 from etsam.options import SegmentOptions
 from etsam.projects import is_segmentation
 from etsam.provenance import (
@@ -157,7 +158,7 @@ def is_finished(result: SegmentResult, earlier: Mapping[str, Any], task: Task) -
 
 
 def refuse_existing(result: SegmentResult, source: Path, *, replaceable: bool) -> None:
-    """Keep results that are there, and always the tomogram.
+    """Keep results that are there, and always the tomogram and folders of other things.
 
     Raises
     ------
@@ -165,6 +166,7 @@ def refuse_existing(result: SegmentResult, source: Path, *, replaceable: bool) -
         A result would replace the tomogram, or an earlier result.
     """
     for path in result.paths():
+        refuse_folder(path)
         if path.exists() and path.resolve() == source.resolve():
             raise ValueError(f"{path} is the tomogram itself: give another --output")
         if os.path.lexists(path) and not replaceable:
