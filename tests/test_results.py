@@ -17,7 +17,7 @@ from etsam.options import SegmentOptions
 from etsam.postprocess import postprocess
 from etsam.results import Task, is_finished, refuse_others
 from etsam.segmentation import segment_file
-from etsam.volume import create_volume, tomogram_from_array
+from etsam.volume import create_volume, open_tomogram, tomogram_from_array
 from test_cli import write_mrc
 from tiny_model import write_tiny_model
 
@@ -102,6 +102,22 @@ def test_results_of_a_level_lie_beside_its_zarr(
         *(f"{name}_membrane_labels.{kind}" for name in "ab" for kind in ("mrc", "csv")),
     }
     assert resumed(levels[0], asked).entry.reused
+
+
+def test_results_inside_of_the_tomogram_are_refused_before_the_work(
+    tomogram: Path, options: SegmentOptions
+) -> None:
+    """Its time and sum would be others then: hours later it would have changed while it was read."""
+    zarr = tomogram.with_suffix(".zarr")
+    with open_tomogram(tomogram) as like, create_volume(zarr, like, dtype="int16", label="") as out:
+        for z in range(SHAPE[0]):
+            out.write_slice(z, np.full(SHAPE[1:], z))
+    before = sorted(tomogram.parent.rglob("*"))
+    for inside in (zarr / "labels", zarr / "0", zarr / "labels" / "a.mrc"):
+        asked = replace(options, output=inside, overwrite=True)
+        with pytest.raises(ValueError, match=r"lies inside of the tomogram .*a\.zarr"):
+            segment_file(zarr, asked)
+    assert sorted(tomogram.parent.rglob("*")) == before
 
 
 def test_a_link_that_leads_nowhere_stays(tomogram: Path, options: SegmentOptions) -> None:

@@ -163,12 +163,15 @@ def refuse_existing(result: SegmentResult, source: Path, *, replaceable: bool) -
     Raises
     ------
     ValueError, FileExistsError
-        A result would replace the tomogram, or an earlier result.
+        A result would replace or lie in the tomogram, or replace an earlier result.
     """
+    tomogram = source.resolve()
     for path in result.paths():
-        refuse_folder(path)
-        if path.exists() and path.resolve() == source.resolve():
+        if path.exists() and path.resolve() == tomogram:
             raise ValueError(f"{path} is the tomogram itself: give another --output")
+        if tomogram in path.resolve().parents:
+            raise ValueError(f"{path} lies inside of the tomogram {source}: give another --output")
+        refuse_folder(path)
         if os.path.lexists(path) and not replaceable:
             raise FileExistsError(
                 f"{path} is there already: give --resume, --overwrite or another --output"
