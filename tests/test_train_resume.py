@@ -152,6 +152,12 @@ def test_a_killed_run_goes_on_to_the_same_weights(run: Run, folder: Path, tmp_pa
     assert read_log(tmp_path / "whole") == read_log(tmp_path / "killed")
 
 
+def test_weights_that_were_moved_away_are_written_again(folder: Path, tmp_path: Path) -> None:
+    given = options(folder, tmp_path, steps=1)
+    moved = train(given).rename(tmp_path / "mine.safetensors")
+    assert same(weights(train(given)), weights(moved))
+
+
 def test_two_runs_do_not_share_a_folder(run: Run, folder: Path, tmp_path: Path) -> None:
     """As when a job is submitted twice: each would go on with the other's state."""
     given = options(folder, tmp_path, steps=1)

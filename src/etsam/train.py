@@ -97,6 +97,8 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
             scribe = _Scribe(options, journal, held, team.device)
         drawn = stack.enter_context(closing(tasks(run.step, options, clips, team)))
         _loop(run, drawn, _Setting(options, team, scribe))
+        if team.leads and not options.weights.is_file():  # moved away since the run's end
+            save_run(run, options)
         team.wait()
     return options.weights
 
