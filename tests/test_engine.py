@@ -97,6 +97,24 @@ def test_workers_say_nothing_of_being_cancelled(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_workers_warn_in_one_line(
+    options: SegmentOptions, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("distributed")
+    data = np.random.default_rng(5).normal(size=SHAPE).astype(np.float32)
+    data[3, 4, 5] = np.nan
+    with pytest.warns(RuntimeWarning, match="NaN"):
+        path = write_mrc(tmp_path / "TS_1.mrc", data)
+    asked = replace(options, logit_threshold=-1e3)
+    (outcome,) = run_on_engine(BatchPlan([path], asked), Engine(), lambda: None, lambda _: None)
+    assert outcome.error is None
+    lines = capfd.readouterr().err.splitlines()
+    assert lines and all(line.startswith(f"etsam: warning: {path}: ") for line in lines)
+    assert lines[-1].endswith("1 NaN or infinite voxels were read as the mean of their slice")
+
+
 def test_workers_get_a_device_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
     assert engine._gpus() == 2

@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import mrcfile
@@ -382,6 +383,9 @@ def test_a_table_of_ones_own_is_kept(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="shell_logits_labels.csv.*--overwrite"):
         export_file(exported / "shell_logits.mrc", options)
     assert notes.read_text() == "notes" and list(tmp_path.iterdir()) == [notes]
+    (tmp_path / "shell_logits_labels.mrc" / "mine").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match=r"shell_logits_labels\.mrc is a folder and not Zarr"):
+        export_file(exported / "shell_logits.mrc", replace(options, overwrite=True))
 
 
 def test_command_lists_all_formats() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mrcfile
 import numpy as np
@@ -77,6 +79,29 @@ def test_images_are_saved_as_float32(tmp_path: Path, dtype: type) -> None:
     with open_tomogram(path) as back:
         assert back.dtype == np.float32
         np.testing.assert_array_equal(back.read_slices(0, SHAPE[0]), image)
+
+
+class Levels(Sequence[np.ndarray]):
+    """As napari's MultiScaleData: indexed by level, with the shape and type of the first."""
+
+    def __init__(self, *levels: np.ndarray) -> None:
+        self.levels = levels
+        self.shape, self.dtype = levels[0].shape, levels[0].dtype
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.levels[key]
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+
+def test_multiscale_layers_are_saved_at_full_resolution(tmp_path: Path) -> None:
+    finest = np.random.default_rng(1).integers(0, 9, SHAPE)
+    for write in (write_labels, write_image):
+        for levels in (Levels(finest, finest[::2, ::2, ::2]), [finest, finest[::2, ::2, ::2]]):
+            (path,) = write(str(tmp_path / "out.mrc"), levels, {"scale": (SPACING,) * 3})
+            with open_tomogram(path) as back:
+                np.testing.assert_array_equal(back.read_slices(0, SHAPE[0]), finest)
 
 
 def test_each_kind_of_layer_has_its_writer() -> None:

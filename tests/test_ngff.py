@@ -319,6 +319,8 @@ BAD_METADATA: list[Any] = [
     '{"multiscales": [{"datasets": [{"path": "0"}]}]}',  # version 0.1 means five axes
     '{"plate": {}}',
     '{"bioformats2raw.layout": 3}',
+    '{"ome": [1]}',
+    '{"ome": {"multiscales": 7}}',
     "[" * 100_000,
     '{"multiscales": [{"axes": ["z", "y", "x"], "datasets": [{"path": "0", '
     '"coordinateTransformations": [{"type": "scale", "scale": [1, 2]}]}]}]}',

@@ -307,6 +307,8 @@ def test_choices_say_it_for_several(pair: Annotated, tmp_path: Path, run: Run) -
         (b"name,keep\nb,1\nc,1\nb,2\n", "row 3: b is named twice"),
         (b"name,keep\nb," + b"1 " * 100_000, "choices.csv is not a CSV table .*: save it as CSV"),
         (b"name,keep\n\xe9,1\n", "choices.csv is not a CSV table .*: save it as CSV in UTF-8"),
+        (b"name, keep, drop\nb,1,\n", "row 1: expected columns name, keep, drop"),
+        (b"name,keep\n", "choices.csv names no tomogram"),
     ):
         table.write_bytes(text)
         with pytest.raises(ValueError, match=words):

@@ -45,6 +45,15 @@ def test_resume_never_replaces_what_etsam_did_not_write(
     assert "is not as etsam wrote it" in run(*args, "--resume")[2]
 
 
+def test_a_folder_with_a_results_name_stays(pair: Annotated, tmp_path: Path) -> None:
+    notes = tmp_path / "out" / "TS_1_membrane.mrc" / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"TS_1_membrane\.mrc is a folder and not Zarr"):
+        prepare(pair, tmp_path / "out", PrepareOptions(overwrite=True))
+    assert notes.read_text() == "mine"
+
+
 def test_a_corrected_pair_is_kept_whatever_changed(pair: Annotated, tmp_path: Path) -> None:
     out, again = tmp_path / "out", PrepareOptions(components=True, resume=True)
     done = prepare(pair, out, replace(again, resume=False))

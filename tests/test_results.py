@@ -17,7 +17,7 @@ from etsam.options import SegmentOptions
 from etsam.postprocess import postprocess
 from etsam.results import Task, is_finished, refuse_others
 from etsam.segmentation import segment_file
-from etsam.volume import create_volume, tomogram_from_array
+from etsam.volume import create_volume, open_tomogram, tomogram_from_array
 from test_cli import write_mrc
 from tiny_model import write_tiny_model
 
@@ -104,6 +104,22 @@ def test_results_of_a_level_lie_beside_its_zarr(
     assert resumed(levels[0], asked).entry.reused
 
 
+def test_results_inside_of_the_tomogram_are_refused_before_the_work(
+    tomogram: Path, options: SegmentOptions
+) -> None:
+    """Its time and sum would be others then: hours later it would have changed while it was read."""
+    zarr = tomogram.with_suffix(".zarr")
+    with open_tomogram(tomogram) as like, create_volume(zarr, like, dtype="int16", label="") as out:
+        for z in range(SHAPE[0]):
+            out.write_slice(z, np.full(SHAPE[1:], z))
+    before = sorted(tomogram.parent.rglob("*"))
+    for inside in (zarr / "labels", zarr / "0", zarr / "labels" / "a.mrc"):
+        asked = replace(options, output=inside, overwrite=True)
+        with pytest.raises(ValueError, match=r"lies inside of the tomogram .*a\.zarr"):
+            segment_file(zarr, asked)
+    assert sorted(tomogram.parent.rglob("*")) == before
+
+
 def test_a_link_that_leads_nowhere_stays(tomogram: Path, options: SegmentOptions) -> None:
     """As one to an archive that is not mounted."""
     link = tomogram.with_name("a_membrane.mrc")
@@ -111,6 +127,23 @@ def test_a_link_that_leads_nowhere_stays(tomogram: Path, options: SegmentOptions
     with pytest.raises(FileExistsError, match=r"a_membrane\.mrc is there already"):
         segment_file(tomogram, options)
     assert link.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["a_membrane.mrc", "a_membrane.png", "a_membrane.json"])
+def test_a_folder_with_a_results_name_stays(
+    tomogram: Path, options: SegmentOptions, name: str
+) -> None:
+    notes = tomogram.with_name(name) / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    asked = replace(options, preview=True, overwrite=True)
+    with pytest.raises(FileExistsError, match=f"{name} is a folder and not Zarr"):
+        segment_file(tomogram, asked)
+    with pytest.raises(FileExistsError, match=r"data\.zarr is a folder and not Zarr"):
+        folder = notes.parent.rename(tomogram.with_name("data.zarr"))
+        segment_file(tomogram, replace(asked, output=folder))
+    assert (folder / notes.name).read_text() == "mine"
+    assert names(tomogram) == {"data.zarr"}
 
 
 def test_files_of_others_stay(tomogram: Path, options: SegmentOptions) -> None:

@@ -152,6 +152,24 @@ def test_a_killed_run_goes_on_to_the_same_weights(run: Run, folder: Path, tmp_pa
     assert read_log(tmp_path / "whole") == read_log(tmp_path / "killed")
 
 
+def test_weights_that_were_moved_away_are_written_again(folder: Path, tmp_path: Path) -> None:
+    given = options(folder, tmp_path, steps=1)
+    moved = train(given).rename(tmp_path / "mine.safetensors")
+    assert same(weights(train(given)), weights(moved))
+
+
+def test_two_runs_do_not_share_a_folder(run: Run, folder: Path, tmp_path: Path) -> None:
+    """As when a job is submitted twice: each would go on with the other's state."""
+    given = options(folder, tmp_path, steps=1)
+    asked = ["train", folder, "-o", tmp_path, "--steps", 1, "--batch", 1, "--device", "cpu"]
+    said: list[tuple[int, str, str]] = []
+    train(given, lambda _: said.append(run(*asked)))
+    ((code, _, err),) = said
+    assert code == 1 and err.count("\n") == 1
+    assert f"another run is at work in {tmp_path}: wait for it" in err
+    assert train(replace(given, schedule=replace(given.schedule, steps=2))).is_file()
+
+
 def train_as(rank: int, size: int, port: int, given: TrainOptions) -> None:
     """One of the processes torchrun would start."""
     torch.set_num_threads(1)

@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import tomllib
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -122,9 +123,15 @@ def _work(path: Path, entry: Entry, plan: BatchPlan) -> Outcome:
     worker = _module("distributed").get_worker()
     if _is_local(worker.name):  # its stderr is the user's, and tells of being stopped
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    warnings.formatwarning = _warning_line  # type: ignore[assignment]
     worker.log_event(TOPIC, {"mask": entry.mask, **here()})
     plan = replace(plan, options=replace(plan.options, device=_device(plan.options, worker.name)))
     return segment_one(path, replace(entry, **here()), plan, _model(plan.options))
+
+
+def _warning_line(message: Warning | str, *_place: object) -> str:
+    """A warning as the command shows it, without where in the code it arose."""
+    return f"etsam: warning: {' '.join(str(message).split())}\n"
 
 
 @lru_cache(maxsize=1)

@@ -112,6 +112,19 @@ def is_zarr(path: Path) -> bool:
     return any((path / name).is_file() for name in (".zgroup", ".zarray", ".zattrs", "zarr.json"))
 
 
+def refuse_folder(path: Path) -> None:
+    """Keep a folder that has a result's name and is not Zarr: what lies in it is no result's.
+
+    Raises
+    ------
+    FileExistsError
+        There is one.
+    """
+    is_folder = path.is_dir() and not path.is_symlink()
+    if is_folder and not is_zarr(path) and any(path.iterdir()):
+        raise FileExistsError(f"{path} is a folder and not Zarr: remove it or choose another name")
+
+
 def _read_node(path: Path) -> _Node | None:
     if (path / "zarr.json").is_file():
         content = read_json(path / "zarr.json")
@@ -140,11 +153,15 @@ def _image_of_array(path: Path, node: _Node) -> NgffImage:
     return NgffImage(path, node.zarr_format, notes=(note,))
 
 
+def _described(node: _Node) -> dict[str, Any]:
+    """Return the attributes that describe what a group is: version 0.5 has them under `ome`."""
+    inner = node.attributes.get("ome")
+    return {**node.attributes, **(inner if isinstance(inner, dict) else {})}
+
+
 def _multiscale(node: _Node) -> dict[str, Any] | None:
     """Return the first image described in a group's attributes, with its version filled in."""
-    attributes = node.attributes
-    if isinstance(attributes.get("ome"), dict):
-        attributes = attributes["ome"]
+    attributes = _described(node)
     found = attributes.get("multiscales")
     if not isinstance(found, list) or not found or not isinstance(found[0], dict):
         return None
@@ -153,7 +170,7 @@ def _multiscale(node: _Node) -> dict[str, Any] | None:
 
 
 def _why_no_image(node: _Node, path: Path) -> str:
-    attributes = {**node.attributes, **(node.attributes.get("ome") or {})}
+    attributes = _described(node)
     if "plate" in attributes:
         return "is a plate: give one of its images"
     if "bioformats2raw.layout" in attributes:

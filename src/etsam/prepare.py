@@ -18,6 +18,7 @@ import numpy as np
 from etsam.annotations import Cleaned, CleaningOptions, clean_annotation
 from etsam.intensity import measure_intensity
 from etsam.layout import MASK_ENDING, RECORD_ENDING, Annotated
+from etsam.ngff_metadata import refuse_folder
 from etsam.options import Normalisation
 from etsam.provenance import (
     Clock,
@@ -178,27 +179,30 @@ def read_choices(path: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]
     Raises
     ------
     FileNotFoundError, ValueError
-        There is no such table, it reads otherwise, or names a tomogram twice.
+        There is no such table, it reads otherwise, or names none or a tomogram twice.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a CSV with columns name, keep, drop")
     records = csv_records(path)
+    if not records:
+        raise ValueError(f"{path} names no tomogram: expected rows of name, keep, drop")
     choices: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     for number, record in enumerate(records, 1):
         if record.get("name") in choices:
             raise ValueError(
                 f"{path}, row {number}: {record['name']} is named twice: expected once"
             )
+        wanted = "expected columns name, keep, drop, with numbers as in '1 4 7'"
+        if "name" not in record or not {"keep", "drop"} & set(record):
+            raise ValueError(f"{path}, row {number}: {wanted}")
         try:
             lists = [
                 tuple(int(word) for word in (record.get(column) or "").split())
                 for column in ("keep", "drop")
             ]
-            choices[record["name"]] = (lists[0], lists[1])
-        except (KeyError, ValueError):
-            raise ValueError(
-                f"{path}, row {number}: expected columns name, keep, drop, with numbers as in '1 4 7'"
-            ) from None
+        except ValueError:
+            raise ValueError(f"{path}, row {number}: {wanted}") from None
+        choices[record["name"]] = (lists[0], lists[1])
     return choices
 
 
@@ -285,9 +289,12 @@ def _refuse_existing(
     options: PrepareOptions,
     earlier: dict[str, Any] | None,
 ) -> None:
-    """Keep inputs, and without `overwrite` what no earlier run wrote or somebody changed since."""
+    """Keep inputs and folders of other things, and without `overwrite` what no earlier run wrote or
+    somebody changed since.
+    """
     sources = _sources(inputs)
     for path in target.paths():
+        refuse_folder(path)
         if path.exists() and path.resolve() in sources and not path.is_symlink():
             raise ValueError(f"{path} is an input: give another --output")
         if os.path.lexists(path) and not (options.overwrite or options.resume):

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from etsam.ngff_metadata import refuse_folder
 from etsam.options import SegmentOptions
 from etsam.projects import is_segmentation
 from etsam.provenance import (
@@ -157,16 +158,20 @@ def is_finished(result: SegmentResult, earlier: Mapping[str, Any], task: Task) -
 
 
 def refuse_existing(result: SegmentResult, source: Path, *, replaceable: bool) -> None:
-    """Keep results that are there, and always the tomogram.
+    """Keep results that are there, and always the tomogram and folders of other things.
 
     Raises
     ------
     ValueError, FileExistsError
-        A result would replace the tomogram, or an earlier result.
+        A result would replace or lie in the tomogram, or replace an earlier result.
     """
+    tomogram = source.resolve()
     for path in result.paths():
-        if path.exists() and path.resolve() == source.resolve():
+        if path.exists() and path.resolve() == tomogram:
             raise ValueError(f"{path} is the tomogram itself: give another --output")
+        if tomogram in path.resolve().parents:
+            raise ValueError(f"{path} lies inside of the tomogram {source}: give another --output")
+        refuse_folder(path)
         if os.path.lexists(path) and not replaceable:
             raise FileExistsError(
                 f"{path} is there already: give --resume, --overwrite or another --output"

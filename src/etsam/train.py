@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from etsam.clip_loss import ClipLoss
@@ -72,7 +73,7 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
         There are no pairs, a pair does not fit, the folder holds another run, the batch is smaller
         than the number of processes, or the loss is no longer a number.
     FileNotFoundError, OSError
-        A file is missing, or the simulating process stopped.
+        A file is missing, the simulating process stopped, or another run is at work in the folder.
     """
     options.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
@@ -84,6 +85,8 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
             raise ValueError(
                 f"a batch of {options.schedule.batch} cannot be shared by {team.size} processes"
             )
+        if team.leads:
+            stack.enter_context(_alone(options.output))
         store = SliceStore(options.memory_gb)
         stack.callback(store.close)
         clips = sampler or make_sampler(options, store, team, stack)
@@ -95,8 +98,32 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
             scribe = _Scribe(options, journal, held, team.device)
         drawn = stack.enter_context(closing(tasks(run.step, options, clips, team)))
         _loop(run, drawn, _Setting(options, team, scribe))
+        if team.leads and not options.weights.is_file():  # moved away since the run's end
+            save_run(run, options)
         team.wait()
     return options.weights
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a run's folder; the lock is the kernel's and goes with the process.
+
+    Raises
+    ------
+    OSError
+        Another run is at work there.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OSError(
+            f"another run is at work in {folder}: wait for it, or choose another --output"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

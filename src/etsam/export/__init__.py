@@ -23,6 +23,7 @@ from etsam.instances import Instances, plain_components, separate_membranes
 from etsam.membrane import Membrane, load_membrane
 from etsam.meshes import MAX_FACES, Mesh, surface_mesh
 from etsam.midsurface import MidSurface, mid_surface, thickness
+from etsam.ngff_metadata import refuse_folder
 from etsam.options import LOGIT_THRESHOLD
 from etsam.overlay import check_shapes
 from etsam.volume import Tomogram, open_tomogram, stem_of, whole_volume
@@ -38,6 +39,7 @@ FORMATS = (
     "chimerax",
 )
 DEFAULT_FORMATS = ("ply", "labels", "chimerax")
+FOLDER_FORMATS = ("membrain-pick", "morphometrics", "copick")
 
 Progress = Callable[[str, int, int], None]
 
@@ -131,7 +133,10 @@ def export_file(
     options = options or ExportOptions()
     source = Path(path)
     home = _home(source, options)
+    folders = [home / _name(kind, source) for kind in FOLDER_FORMATS]
     for target in result_paths(source, options):
+        if target not in folders:
+            refuse_folder(target)
         if target.exists() and not options.overwrite:
             raise FileExistsError(f"{target} is there already: give --overwrite or another -o")
     membrane = load_membrane(

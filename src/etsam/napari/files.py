@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,8 +124,8 @@ def write_image(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
 
 
 def _finest(data: Any) -> Any:
-    """The array of a layer, the finest of several."""
-    return data[0] if isinstance(data, list | tuple) else data
+    """The array of a layer, the finest of several: napari holds these in a sequence of its own."""
+    return data[0] if isinstance(data, Sequence) else data
 
 
 def _write(path: str, array: Any, like: Tomogram, dtype: OutputType) -> list[str]:
