@@ -80,18 +80,19 @@ def test_corrected_frames_are_answered_after_each_click() -> None:
 def test_gradients_are_the_same_without_kept_values(plan: Plan) -> None:
     found = []
     for checkpointing in (False, True):
-        model = network(TINY_SAM2, 3)
+        model = network(TINY_SAM2, 3).double()
         loss = ClipLoss(model, LossWeights(), anchored=False, checkpointing=checkpointing)
-        value = loss(clips(3, 4), plan)
+        given = clips(3, 4)
+        value = loss(replace(given, frames=given.frames.double()), plan)
         value.backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         found.append((value.detach(), gradients))
     (one, first), (other, second) = found
-    torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
     assert set(first) == set(second)
     for name, gradient in first.items():
         scale = gradient.abs().max().item()
-        torch.testing.assert_close(gradient, second[name], rtol=1e-4, atol=1e-5 * scale + 1e-9)
+        torch.testing.assert_close(gradient, second[name], rtol=1e-9, atol=1e-9 * scale + 1e-15)
 
 
 def test_training_answers_what_tracking_answers() -> None:
