@@ -169,10 +169,13 @@ def test_a_full_disk_leaves_nothing_partial(tmp_path: Path, size: int) -> None:
         ("--views", "1000000"),
         ("--shape", "1000000,64,64"),
         ("--shape", "8,8,8"),
+        ("--suite", "--seeds", "0:3"),
+        ("--suite", "--bright"),
+        ("--suite", "--workers", "2"),
     ],
 )
 def test_nonsense_is_one_line(
-    tmp_path: Path, run: Callable[..., tuple[int, str, str]], words: tuple[str, str]
+    tmp_path: Path, run: Callable[..., tuple[int, str, str]], words: tuple[str, ...]
 ) -> None:
     code, out, err = run("simulate", tmp_path / "out", *words)
     assert code in (1, 2) and out == ""

@@ -293,11 +293,13 @@ def test_command_line_refuses_what_does_not_fit(run: Run, folder: Path, tmp_path
         ((blank,), "not a voxel of 1 masks is annotated"),
         ((folder, "--start", "nonesuch"), "no model 'nonesuch'"),
         ((folder, "--start", tmp_path / "no.pt"), "no checkpoint at"),
+        ((folder, "--weight", "nan"), "nan is not a finite number"),
+        ((folder, "--memory-gb", "nan"), "nan is not a finite number"),
         ((folder, "--size", 100), "multiples of 32"),
         ((folder, "--stage", 2, "--simulate", 0.5), "needs --stage1-checkpoint"),
     ):
         code, _, err = run("train", *given, "-o", tmp_path / "run", "--device", "cpu")
-        assert code == 1
+        assert code == (2 if "finite" in said else 1)
         assert said in err and err.count("\n") == 1
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etsam.cli.command import EXIT_FAILED, VerbCommand, one_line, report_error, report_warning
-from etsam.cli.options import overwrite_option
+from etsam.cli.options import finite, overwrite_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 
@@ -41,7 +41,12 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 @overwrite_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
-    "--timeout", type=click.FloatRange(min=0.1), default=30.0, show_default=True, metavar="S"
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    default=30.0,
+    show_default=True,
+    callback=finite,
+    metavar="S",
 )
 @click.option("--attempts", type=click.IntRange(min=1), default=6, show_default=True)
 @click.option("--zenodo", envvar="ETSAM_ZENODO", metavar="URL", help="A mirror of Zenodo.")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from etsam.cli.paths import FilePath
 
 Command = Callable[..., Any]
-
+Numbers = TypeVar("Numbers", float, tuple[float, ...], None)
 
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace results that are there already."
@@ -28,10 +28,11 @@ min_slices_option = click.option(
 )
 
 
-def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+def finite(ctx: click.Context, param: click.Parameter, value: Numbers) -> Numbers:
     """Refuse nan and inf, which click takes for numbers."""
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a finite number", ctx, param)
+    for number in value if isinstance(value, tuple) else (value,):
+        if number is not None and not math.isfinite(number):
+            raise click.BadParameter(f"{number} is not a finite number", ctx, param)
     return value
 
 

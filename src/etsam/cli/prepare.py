@@ -15,7 +15,7 @@ from etsam.cli.command import (
     report_error,
     report_warning,
 )
-from etsam.cli.options import overwrite_option
+from etsam.cli.options import finite, overwrite_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 from etsam.options import Normalisation
@@ -56,7 +56,7 @@ SHOWN = 10  # components listed on stderr
     "--fill", type=click.IntRange(min=0), default=0, metavar="VOXELS", help="Fill holes up to this."
 )
 @click.option(
-    "--smooth", type=click.FloatRange(0, 20), default=0.0, metavar="VOXELS",
+    "--smooth", type=click.FloatRange(0, 20), default=0.0, metavar="VOXELS", callback=finite,
     help="Standard deviation of a Gaussian.",
 )  # fmt: skip
 @click.option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from etsam.cli.command import VerbCommand
 from etsam.cli.options import finite, overwrite_option, parse_triple
@@ -43,6 +44,8 @@ def simulate(params: dict[str, Any]) -> None:
     wedge) and sim_000007.json; the same seed gives the same tomogram. What is there already is kept if
     shape and options are the same, and refused if they are not.
     """
+    if params["suite"]:
+        _refuse_beside_suite(params)
     seeds = _seeds(params["seeds"])
     shape = parse_triple(params["shape"], "--shape")
 
@@ -63,6 +66,16 @@ def simulate(params: dict[str, Any]) -> None:
     workers, overwrite = params["workers"], params["overwrite"]
     for path in simulate_many(params["folder"], seeds, shape, workers, options, overwrite):
         click.echo(path)
+
+
+def _refuse_beside_suite(params: dict[str, Any]) -> None:
+    """Refuse options that the suite, always the same, would not heed."""
+    context = click.get_current_context()
+    heeded = ("folder", "suite", "shapes", "overwrite")
+    for name in sorted(set(params) - set(heeded)):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = next(p.opts[0] for p in context.command.params if p.name == name)
+            raise click.UsageError(f"--suite is always the same: leave {option} out")
 
 
 def _seeds(text: str) -> range:

@@ -46,6 +46,7 @@ FOLDER = FilePath(file_okay=False)
     "weights",
     type=click.FloatRange(min=0, min_open=True),
     multiple=True,
+    callback=finite,
     help="Share of clips from each folder, in the same order.  [default: its number of pairs]",
 )
 @click.option(
@@ -53,6 +54,7 @@ FOLDER = FilePath(file_okay=False)
     "share",
     type=click.FloatRange(0, 1),
     default=0.0,
+    callback=finite,
     help="Share of clips from tomograms simulated meanwhile.",
 )
 @click.option("--simulate-preset", type=click.Choice(PRESETS), default="any", show_default=True)
@@ -85,6 +87,7 @@ FOLDER = FilePath(file_okay=False)
     "--memory-gb",
     type=click.FloatRange(min=0),
     default=4.0,
+    callback=finite,
     show_default=True,
     help="Slices kept in memory.",
 )
