@@ -9,13 +9,13 @@ stage-1 logits of the whole volume. Here slabs of one to four slices are volumes
 tracks them as such. Deep volumes hold whole organelles, whose walls are labelled up to where they lie
 nearly flat, and fade towards the bottom and top. What is packed is ``compact_stage2.safetensors``; in the
 rounds before the last it lay between the weights before and after (LOG.md). `--also` takes in folders that
-were prepared for earlier rounds. Five rounds made the bundled weights: the first as this script was at commit 678d104 (clips from files, rate 3e-4, `absent`
-0.5, no `smooth`), the second as it was at 21b3eb2 (slices as they are), on three folders:
-that of the first, `--unseen 20400 --count 136`, and `--unseen 20600 --count 200 --slabs 0`; then `--steps
-1400 --seed 53 --also` the other two. The third on the same three, tracked anew by the stage 1 of today:
-`--steps 1050 --seed 97`, as it was at 970c587. The fourth on the same three and `--count 0`: `--steps 1000
---seed 101`, as it was at c21afec. The fifth on `--whole 112 --slabs 3 --count 160` alone, 73 of the 112:
-`--steps 360 --seed 107`.
+were prepared for earlier rounds. Five rounds made the bundled weights: the first as this script was at
+commit 678d104 (clips from files, rate 3e-4, `absent` 0.5, no `smooth`), the second as it was at 21b3eb2
+(slices as they are), on three folders: that of the first, `--unseen 20400 --count 136`, and `--unseen
+20600 --count 200 --slabs 0`; then `--steps 1400 --seed 53 --also` the other two. The third on the same
+three, tracked anew by the stage 1 of today: `--steps 1050 --seed 97`, as it was at 970c587. The fourth on
+the same three and `--count 0`: `--steps 1000 --seed 101`, as it was at c21afec. The fifth on `--whole 112
+--slabs 3 --count 160` alone, 73 of the 112: `--steps 360 --seed 107`.
 
 **Stage 1** learns to do without the finest detail, which is noise in real tomograms and more than that in
 simulated ones: slices are blurred by `BLUR` pixels. On the same three folders, `--steps 700 --seed 71`,
