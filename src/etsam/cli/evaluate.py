@@ -39,14 +39,7 @@ if TYPE_CHECKING:
     help="Table, .csv or .json.  [default: CSV on stdout]",
 )
 @click.option("--curves", type=FilePath(), help="Table of precision over recall.")
-@click.option(
-    "--threshold",
-    "thresholds",
-    type=float,
-    multiple=True,
-    callback=finite,
-    help="Several may be given.",
-)
+@click.option("--threshold", "thresholds", type=float, multiple=True, help="Several may be given.")
 @click.option(
     "--sweep",
     is_flag=True,
@@ -66,7 +59,6 @@ if TYPE_CHECKING:
     "--tolerance",
     type=click.FloatRange(min=0),
     default=2.0,
-    callback=finite,
     show_default=True,
     metavar="NM",
     help="Surfaces this close agree (surface Dice).",
