@@ -35,7 +35,7 @@ import mrcfile
 import numpy as np
 import torch
 from train_compact import FLAT, cluttered, drawn, print_entry
-from train_resident import GHOSTS, Job, drawn_blur, jobs, make
+from train_resident import GHOSTS, Job, drawn_blur, drawn_fading, jobs, make
 
 from etsam.dataset import find_pairs, logits_path
 from etsam.feedback import write_stage1_logits
@@ -106,10 +106,8 @@ def whole(folder: Path, count: int) -> list[Job]:
             whole=int(random.integers(1, 4)),
             lean=round(float(random.uniform(55, 80)), 1),
             ghosts=GHOSTS,
-            fading=round(float(random.uniform(0.3, 0.9)), 2) if random.random() < 0.4 else 0.0,
-            depth_fading=round(float(random.uniform(0.6, 0.97)), 2)
-            if random.random() < 0.85
-            else 0.0,
+            fading=drawn_fading(random, 0.4, 0.3, 0.9),
+            depth_fading=drawn_fading(random, 0.85, 0.6, 0.97),
         )
         if random.random() > 0.5:
             _, options = cluttered((seed, options))

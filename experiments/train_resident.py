@@ -134,11 +134,14 @@ def _varied(
     kind: str, options: SimulationOptions, random: np.random.Generator
 ) -> SimulationOptions:
     """Contrast that fades in places, and leaning membranes labelled up to some lean."""
-    fading = 0.0
-    if random.random() < FADING.get(kind, 0.25):
-        fading = round(float(random.uniform(0.3, 0.9)), 2)
+    fading = drawn_fading(random, FADING.get(kind, 0.25), 0.3, 0.9)
     lean = round(float(random.uniform(*LEANS)), 1)
     return replace(options, lean=lean, ghosts=GHOSTS, fading=fading)
+
+
+def drawn_fading(random: np.random.Generator, part: float, low: float, high: float) -> float:
+    """How much contrast falls, in a part of the tomograms; 0 in the others."""
+    return round(float(random.uniform(low, high)), 2) if random.random() < part else 0.0
 
 
 def drawn_blur(random: np.random.Generator, low: float, high: float) -> float:

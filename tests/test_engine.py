@@ -21,6 +21,11 @@ from test_cli import Run, assert_one_line, write_mrc
 from tiny_model import write_tiny_model
 
 SHAPE = (40, 32, 32)
+OF_DASK = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning",
+    "ignore::DeprecationWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
 
 
 @pytest.fixture
@@ -83,8 +88,7 @@ def test_workers_that_do_not_start_are_one_line(
     assert_one_line(err, "--engine local", "Nanny failed to start")
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@OF_DASK
 def test_workers_say_nothing_of_being_cancelled(
     options: SegmentOptions, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,8 +101,7 @@ def test_workers_say_nothing_of_being_cancelled(
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@OF_DASK
 def test_workers_warn_in_one_line(
     options: SegmentOptions, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,8 +133,7 @@ def test_workers_get_a_device_each(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@OF_DASK
 def test_a_lost_worker_loses_nothing(options: SegmentOptions, tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     paths = write_tomograms(tmp_path, 4)

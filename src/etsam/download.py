@@ -6,14 +6,13 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from etsam.fetch import RemoteFile, Stopping, damage, fetch, partial_path
 from etsam.listing import Item, Selection, list_items
-from etsam.storage import require_space
+from etsam.storage import held_lock, require_space
 
 State = Literal["here", "part", "absent"]
 Progress = Callable[[int, int], None]
@@ -89,7 +88,9 @@ def download(
     """
     options, folder = options or DownloadOptions(), Path(folder)
     items = list_items(sources, options.selection)
-    with _locked(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = f"another download is at work on {folder}: wait for it"
+    with held_lock(folder / LOCK_NAME, taken):
         work = _Work(folder, items, options, progress)
         work.refuse_existing()
         work.require_space()
@@ -255,20 +256,3 @@ class _Work:
                 self._done[item.name, part.name] = done
                 there = sum(self._done.values())
                 self._progress(there, max(there, self._total))
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other downloads out of the folder."""
-    from filelock import FileLock, Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK_NAME)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OSError(f"another download is at work on {folder}: wait for it") from None
-    try:
-        yield
-    finally:
-        lock.release()

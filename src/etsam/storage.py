@@ -9,8 +9,8 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, Protocol
@@ -171,6 +171,28 @@ def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def held_lock(path: Path, taken: str) -> Iterator[None]:
+    """Hold a lock file against other processes; the lock is the kernel's and goes with the process.
+
+    Raises
+    ------
+    OSError
+        Another one holds it: the message is `taken`.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OSError(taken) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def place_files(folder: Path, made: Sequence[Path], stale: Iterable[Path] = ()) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from etsam.clip_loss import ClipLoss
 from etsam.dataset import SliceStore
 from etsam.stages import choose_dtype
+from etsam.storage import held_lock
 from etsam.training.clips import Clips, ClipSampler
 from etsam.training.fresh import Fresh
 from etsam.training.journal import Journal, Log
@@ -86,7 +86,9 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
                 f"a batch of {options.schedule.batch} cannot be shared by {team.size} processes"
             )
         if team.leads:
-            stack.enter_context(_alone(options.output))
+            place = options.output
+            taken = f"another run is at work in {place}: wait for it, or choose another --output"
+            stack.enter_context(held_lock(place / ".lock", taken))
         store = SliceStore(options.memory_gb)
         stack.callback(store.close)
         clips = sampler or make_sampler(options, store, team, stack)
@@ -102,28 +104,6 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
             save_run(run, options)
         team.wait()
     return options.weights
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a run's folder; the lock is the kernel's and goes with the process.
-
-    Raises
-    ------
-    OSError
-        Another run is at work there.
-    """
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OSError(
-            f"another run is at work in {folder}: wait for it, or choose another --output"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager
