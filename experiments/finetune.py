@@ -31,16 +31,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import mrcfile
 import numpy as np
 import torch
-from train_compact import FLAT, cluttered, drawn, print_entry
-from train_resident import GHOSTS, Job, drawn_blur, drawn_fading, jobs, make
+from tomograms import BLUR, DEEPEST, Job, cut, drawn_whole, jobs, make, softened
+from train_compact import FLAT, cluttered, print_entry
+from train_resident import BIAS, DOUBT, FAR
 
 from etsam.dataset import find_pairs, logits_path
 from etsam.feedback import write_stage1_logits
-from etsam.frames import blurred
-from etsam.intensity import IntensityScaling, measure_intensity
 from etsam.sam2 import SAM2, load_checkpoint, save_checkpoint
 from etsam.simulate import limit_threads
 from etsam.train import (
@@ -58,25 +56,16 @@ UNSEEN = 20_000
 """Seeds lie so far beyond the first of stage 2."""
 SLABBED, WHOLE = 0.15, 0.45
 """Parts of the clips that come from slabs and from deep volumes with whole organelles."""
-THICKNESSES = (1, 1, 1, 2, 4)
-LEAST = 4
-"""Slices that a clip needs: thinner slabs repeat their last one, as windows over them do."""
-BLUR = {1: 0.8, 2: 1.0}
-"""Pixels (`FrameSpec.blur`), by stage."""
 THIN = 0.15
 """Part of the clips of stage 1 that are cut from a few slices."""
 KINDS = ("part", "thin", "whole")
 """Folders of volumes, of slabs and of deep volumes, numbered."""
 PARTS = 8
 """Folders of each kind, so that several processes can track them."""
-DEEPEST, FIRST_WHOLE = (208, 256, 256), 3_300_000
-"""Shape and first seed of tomograms that hold organelles from pole to pole."""
+FIRST_WHOLE = 3_300_000
+"""First seed of tomograms that hold organelles from pole to pole."""
 PART = {1: 0.5, 2: 1.0}
 """How far what is packed lies from the weights before to those after, by stage."""
-BIAS, DOUBT = -0.5, 1.5
-"""Of stage 2 (`FrameSpec`): its threshold, and what it may doubt of stage 1 in the logits that result."""
-FAR = 27, 40
-"""Slices so far away tell stage 2 how a wall that it cannot see any more was closing."""
 
 
 def prepare(given: argparse.Namespace) -> None:
@@ -95,43 +84,15 @@ def prepare(given: argparse.Namespace) -> None:
 
 
 def whole(folder: Path, count: int) -> list[Job]:
-    """What to simulate with whole organelles, whose walls are labelled where they lie nearly flat."""
+    """What to simulate with whole organelles."""
     listed = []
     for seed in range(FIRST_WHOLE, FIRST_WHOLE + count):
         random = np.random.default_rng(seed)
-        options = drawn(random, "organelle", (10, 15), (0.3, 0.8), (25, 46))
-        options = replace(
-            options,
-            blur=drawn_blur(random, 4, 19),
-            whole=int(random.integers(1, 4)),
-            lean=round(float(random.uniform(55, 80)), 1),
-            ghosts=GHOSTS,
-            fading=drawn_fading(random, 0.4, 0.3, 0.9),
-            depth_fading=drawn_fading(random, 0.85, 0.6, 0.97),
-        )
+        options = drawn_whole(random)
         if random.random() > 0.5:
             _, options = cluttered((seed, options))
         listed.append((folder / f"whole{seed % PARTS}", seed, options, DEEPEST, 1.0))
     return listed
-
-
-def cut(path: Path, folder: Path, slabs: int) -> None:
-    """Write slabs of a pair as pairs."""
-    if not slabs:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(int(path.stem.split("_")[1]))
-    grey, labels = mrcfile.read(path), mrcfile.read(path.with_name(f"{path.stem}_membrane.mrc"))
-    with mrcfile.open(path) as volume:
-        spacing = float(volume.voxel_size.x)
-    for number in range(slabs):
-        thick = int(random.choice(THICKNESSES))
-        start = int(random.integers(0, len(grey) - thick + 1))
-        for data, name in ((labels, "_membrane"), (grey, "")):
-            with mrcfile.new(folder / f"{path.stem}_{number}{name}.mrc", overwrite=True) as file:
-                slab = data[start : start + thick]
-                file.set_data(np.pad(slab, ((0, max(0, LEAST - thick)), (0, 0), (0, 0)), "edge"))
-                file.voxel_size = spacing
 
 
 def load(folders: list[Path], stage: int) -> ResidentPairs:
@@ -154,20 +115,6 @@ def load(folders: list[Path], stage: int) -> ResidentPairs:
         logits = np.load(logits_path(path)) if stage == 2 else None
         store.add(*softened(path, mask, BLUR[stage]), weight, logits)
     return store
-
-
-def softened(
-    path: Path, mask: Path, blur: float
-) -> tuple[np.ndarray, np.ndarray, IntensityScaling]:
-    """Blurred slices as int8 once more, their labels and how they are scaled."""
-    spec = replace(COMPACT_SPEC, blur=blur)
-    with open_tomogram(path) as tomogram:
-        soft = blurred(tomogram, spec, tomogram.voxel_spacing)
-        scaling = measure_intensity(soft, spec.normalisation)
-        step = max(scaling.high - scaling.offset, scaling.offset - scaling.low) / 127
-        grey = np.stack([soft.read_slice(z) for z in range(tomogram.shape[0])])
-    levels = np.rint((grey - scaling.offset) / step).clip(-127, 127).astype(np.int8)
-    return levels, mrcfile.read(mask), IntensityScaling(-127.0, 127.0, 0.0, scaling.divisor / step)
 
 
 def settings(given: argparse.Namespace) -> TrainOptions:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +40,8 @@ def test_help_and_version(run: Run) -> None:
     assert places == sorted(places)
     assert run()[:2] == (0, out)
     assert run("--version")[1] == f"etsam, version {__version__}\n"
+    module = subprocess.run([sys.executable, "-m", "etsam", "--version"], capture_output=True)
+    assert module.stdout.decode().split() == ["etsam,", "version", __version__]
     for verb in verbs:
         assert run(verb, "--help")[0] == 0
 

@@ -204,6 +204,18 @@ def test_stacked_frames_carry_neighbours_and_feedback() -> None:
     assert spec.channels(feedback=False) == 3 and spec.channels(feedback=True) == 6
 
 
+@pytest.mark.parametrize("spec", [FrameSpec(), REFERENCE_SPEC])
+def test_frames_are_made_on_the_device_alone(spec: FrameSpec) -> None:
+    """Tensors of two devices cannot be joined, so that nothing is left on the CPU on the way."""
+    volume, geometry = Slices(noise(4, 40, 56)), frame_geometry(spec, (40, 56), (4.0,) * 3)
+    there = torch.device("meta")
+    limits = LogitRange(-4.0, 4.0)
+    for feedback in (None, volume):
+        frames = FrameSource(volume, spec, IDENTITY, geometry, feedback, limits, True, there)
+        near = FrameSource(volume, spec, IDENTITY, geometry, feedback, limits)
+        assert frames[1].device == there and frames[1].shape == near[1].shape
+
+
 def test_kept_planes_change_nothing_and_are_made_once() -> None:
     spec = FrameSpec(offsets=(-5, -1, 0, 1, 5), min_spacing=8.0)
     volume, geometry = Slices(noise(30, 40, 56)), frame_geometry(spec, (40, 56), (4.0,) * 3)

@@ -19,18 +19,18 @@ def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, SimulationOpt
     """Seeds and options of every tomogram that the recipes simulate for training."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     try:
+        import tomograms
         import train_compact
-        import train_resident
 
         plain = [job for kind in train_compact.training_kinds() for job in kind.jobs]
         unseen = train_compact._unseen(plain)
         listed = [
             (seed, options)
             for stage in (1, 2)
-            for _, seed, options, *_ in train_resident.jobs(Path(), stage, Path("shapes"), 2500)
+            for _, seed, options, *_ in tomograms.jobs(Path(), stage, Path("shapes"), 2500)
         ]
     finally:
-        for name in ("train_compact", "train_resident"):
+        for name in ("train_compact", "tomograms"):
             sys.modules.pop(name, None)
     return plain + unseen + listed
 
@@ -55,5 +55,9 @@ def test_kinds_are_drawn_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.2 < sum(o.gold is not None for o in drawn) / len(drawn) < 0.8
     plain = sum(o.actin is None and o.microtubules is None for o in drawn) / len(drawn)
     assert 0.4 < plain < 0.8, "four in ten are left as they are, a quarter of the others by chance"
-    faded = sum(o.fading > 0 for o in drawn) / len(drawn)
-    assert 0.3 < faded < 0.55 and all(37 <= o.lean <= 60 for o in drawn)
+    whole = [o for o in drawn if o.whole]
+    assert 0.15 < len(whole) / len(drawn) < 0.25 and all(55 <= o.lean <= 80 for o in whole)
+    assert 0.75 < sum(o.depth_fading > 0 for o in whole) / len(whole) < 0.95
+    flat = [o for o in drawn if not o.whole]
+    faded = sum(o.fading > 0 for o in flat) / len(flat)
+    assert 0.3 < faded < 0.55 and all(37 <= o.lean <= 60 for o in flat)

@@ -123,7 +123,7 @@ def test_stage_1_tracks_many_pairs_as_it_does_one_by_one(tmp_path: Path, device:
         part = store.grey[pair.first : pair.first + 11].cpu().numpy()
         again.add(part, part, pair.scaling, 1.0, logits)
     assert again.logits is not None and np.array_equal(again.logits.cpu().numpy(), expected)
-    with pytest.raises(ValueError, match="blurred"):
+    with pytest.raises(ValueError, match=r"blurred by 0.8 pixels, those here are by 0"):
         store.track(model, replace(SPEC, blur=0.8), store.pairs())
 
 

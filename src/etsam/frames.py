@@ -25,6 +25,7 @@ from etsam.storage import Zyx
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+CPU = torch.device("cpu")
 MAX_SIDE = 1 << 16  # pixels; a larger frame in a checkpoint is damage or malice
 MAX_OFFSET = 256  # slices
 MAX_BLUR = 16.0  # pixels
@@ -291,7 +292,8 @@ class FrameSource:
     clipped extremes over the volume (for ``fusion="add"``). With ``keep`` the planes that the frames
     around the latest one are made of stay in memory, so that each is scaled and resized once; one
     thread at a time may ask for frames then. Stacked planes are rounded to half precision, by at most
-    one part in 2000, so that a far look along z takes little memory.
+    one part in 2000, so that a far look along z takes little memory. Planes are made and kept on
+    ``device``.
     """
 
     source: SliceSource
@@ -301,6 +303,7 @@ class FrameSource:
     feedback: SliceSource | None = None
     feedback_range: LogitRange | None = None
     keep: bool = False
+    device: torch.device = CPU
     _kept: dict[int, Tensor] = dataclasses.field(init=False, default_factory=dict)
 
     def __len__(self) -> int:
@@ -319,9 +322,9 @@ class FrameSource:
         """What slice z adds to a frame, (k, h, w): its grey values, and its logits or none."""
         if z in self._kept:
             return self._kept[z]
-        planes = self.scaling.apply(read_plane(self.source, z))[None]
+        planes = self.scaling.apply(read_plane(self.source, z).to(self.device))[None]
         if self.feedback is not None:
-            logits = read_plane(self.feedback, z)[None]
+            logits = read_plane(self.feedback, z)[None].to(self.device)
             planes = fuse(planes, logits, self.spec, self.feedback_range)
         planes = to_frame(planes, self.spec, self.geometry).to(self.spec.plane_dtype)
         if self.keep:

@@ -322,6 +322,7 @@ def _frame_source(
         None if feedback is None else Cropped(feedback, region),
         None if run.feedback is None else run.feedback.clipped_range,
         keep,
+        run.stage.frames_on,
     )
 
 
@@ -343,4 +344,4 @@ def _track_region(run: StageRun, frames: FrameSource, bank: MemoryBank, start: i
     with Prefetched(ScheduledFrames(frames, order)) as ahead:
         for step, low in track(run.stage.model, ahead, plan.prompts, bank, first):
             if plan.real[step]:
-                yield to_slice(low.cpu(), frames.geometry).numpy()
+                yield to_slice(low, frames.geometry).cpu().numpy()

@@ -10,7 +10,7 @@ from time import perf_counter
 
 import torch
 
-from etsam.frames import REFERENCE_SPEC, FrameSpec
+from etsam.frames import CPU, REFERENCE_SPEC, FrameSpec
 from etsam.options import SegmentOptions
 from etsam.provenance import sha256 as checksum
 from etsam.sam2 import SAM2, load_checkpoint
@@ -27,6 +27,12 @@ class Stage:
     spec: FrameSpec
     sha256: str = ""
     path: Path | None = None
+
+    @property
+    def frames_on(self) -> torch.device:
+        """Where frames are best made: on a CUDA card itself, whose processor would wait for them."""
+        device = self.model.no_mem_embed.device
+        return device if device.type == "cuda" else CPU
 
 
 def choose_device(name: str) -> torch.device:

@@ -45,11 +45,14 @@ class ResidentPairs:
     """Slices (n, Y, X) int8 of many pairs on a device; pairs may be added while others are drawn.
 
     All have slices of one shape, with a spacing within `FrameSpec`'s, so that frames are slices.
+    They come blurred by ``blur`` pixels (`FrameSpec.blur`).
     """
 
-    def __init__(self, slices: int, plane: tuple[int, int], device: torch.device) -> None:
+    def __init__(
+        self, slices: int, plane: tuple[int, int], device: torch.device, blur: float = 0.0
+    ) -> None:
         shape = (slices, *plane)
-        self.device = device
+        self.device, self.blur = device, blur
         self.grey = torch.empty(shape, dtype=torch.int8, device=device)
         self.labels = torch.empty(shape, dtype=torch.int8, device=device)
         self.logits: Tensor | None = None
@@ -108,11 +111,12 @@ class ResidentPairs:
         Raises
         ------
         ValueError
-            Stage 1 wants its slices blurred, and stage 2 wants those that are here as they are.
+            Stage 1 wants slices blurred otherwise than those here are.
         """
-        if spec.blur:
+        if spec.blur != self.blur:
             raise ValueError(
-                "stage 1 wants blurred slices: give pairs their logits when adding them"
+                f"stage 1 wants slices blurred by {spec.blur:g} pixels, those here are by "
+                f"{self.blur:g}: give pairs their logits when adding them"
             )
         answers = self._answers()
         depth, plane = pairs[0].depth, self.grey.shape[1:]
