@@ -44,7 +44,8 @@ def test_an_ordinary_tomogram_has_no_remarks(tmp_path: Path) -> None:
 def test_oddities_are_found(tmp_path: Path) -> None:
     unknown = inspect(write_mrc(tmp_path / "unknown.mrc", smooth(), 1.0))
     assert unknown.remarks == [
-        "the file says voxels of 1 x 1 x 1 Å (z, y, x): voxel spacing unknown"
+        "the file says voxels of 1 x 1 x 1 Å (z, y, x): voxel spacing unknown: "
+        "the bundled model needs it (segment --voxel-spacing)"
     ]
     assert unknown.flags == ["--voxel-spacing Å"]
     flat = inspect(write_mrc(tmp_path / "flat.mrc", np.ones(SHAPE, np.float32)))

@@ -20,7 +20,9 @@ import numpy as np
 MAX_SIDE = 65535  # voxels along one axis; larger numbers are a damaged or foreign header
 SPACING_RANGE = (0.5, 200.0)  # Å; outside is a wrong header or a wrong unit, not a tomogram
 MAX_SLICE = 1 << 28  # voxels; larger slices are a damaged header, and would not fit in memory
-SPACING_UNKNOWN = "voxel spacing unknown"  # how a note ends that says so
+SPACING_UNKNOWN = (  # how a note ends that says so
+    "voxel spacing unknown: the bundled model needs it (segment --voxel-spacing)"
+)
 UNKNOWN_SPACING = 1.0  # Å; what most programs write when they do not know
 SPACING_TOLERANCE = 0.01  # relative difference of voxel spacings that rounding explains
 ENTRY_BYTES = 1 << 30  # the largest single read the operating systems agree on
