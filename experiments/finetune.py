@@ -18,8 +18,11 @@ the same three and `--count 0`: `--steps 1000 --seed 101`, as it was at c21afec.
 --slabs 3 --count 160` alone, 73 of the 112: `--steps 360 --seed 107`.
 
 **Stage 1** learns to do without the finest detail, which is noise in real tomograms and more than that in
-simulated ones: slices are blurred by `BLUR` pixels. On the same three folders, `--steps 700 --seed 71`,
+simulated ones: slices are blurred, by 0.8 pixels then. On the same three folders, `--steps 700 --seed 71`,
 as the package was at 2d4782b, before clips' finest detail became noise.
+
+`train_resident.py` went on from there on a GPU. This script now starts from what that made, with the same
+frames; the kinds of tomograms of all rounds above are those of commit debf188.
 """
 
 from __future__ import annotations
@@ -33,22 +36,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tomograms import BLUR, DEEPEST, Job, cut, drawn_whole, jobs, make, softened
+from tomograms import DEEPEST, Job, cut, drawn_whole, jobs, make, softened
 from train_compact import FLAT, cluttered, print_entry
-from train_resident import BIAS, DOUBT, FAR
+from train_resident import BLURRED, SPEC, THIN, pack
 
 from etsam.dataset import find_pairs, logits_path
 from etsam.feedback import write_stage1_logits
-from etsam.sam2 import SAM2, load_checkpoint, save_checkpoint
 from etsam.simulate import limit_threads
-from etsam.train import (
-    COMPACT_LOSSES,
-    COMPACT_SPEC,
-    Schedule,
-    TrainOptions,
-    start_from,
-    train,
-)
+from etsam.train import COMPACT_LOSSES, Schedule, TrainOptions, train
 from etsam.training.resident import ResidentPairs, ResidentSampler
 from etsam.volume import open_tomogram
 
@@ -56,8 +51,6 @@ UNSEEN = 20_000
 """Seeds lie so far beyond the first of stage 2."""
 SLABBED, WHOLE = 0.15, 0.45
 """Parts of the clips that come from slabs and from deep volumes with whole organelles."""
-THIN = 0.15
-"""Part of the clips of stage 1 that are cut from a few slices."""
 KINDS = ("part", "thin", "whole")
 """Folders of volumes, of slabs and of deep volumes, numbered."""
 PARTS = 8
@@ -80,7 +73,7 @@ def prepare(given: argparse.Namespace) -> None:
             cut(path, folder / f"thin{number % PARTS}", given.slabs)
         track = partial(write_stage1_logits, checkpoint=given.stage1, device="cpu")
         folders = [place for name in KINDS for place in sorted(folder.glob(f"{name}?"))]
-        list(pool.map(partial(track, step=COMPACT_SPEC.feedback_step), folders))
+        list(pool.map(partial(track, step=SPEC.feedback_step), folders))
 
 
 def whole(folder: Path, count: int) -> list[Job]:
@@ -113,24 +106,22 @@ def load(folders: list[Path], stage: int) -> ResidentPairs:
     store = ResidentPairs(sum(depths), FLAT[1:], torch.device("cpu"))
     for path, mask, weight in found:
         logits = np.load(logits_path(path)) if stage == 2 else None
-        store.add(*softened(path, mask, BLUR[stage]), weight, logits)
+        store.add(*softened(path, mask, BLURRED), weight, logits)
     return store
 
 
 def settings(given: argparse.Namespace) -> TrainOptions:
     """How the stage is trained."""
     losses = replace(COMPACT_LOSSES, object_score=0.0)
-    spec = replace(COMPACT_SPEC, blur=BLUR[given.stage])
     if given.stage == 2:
         losses = replace(losses, smooth=300.0)
-        spec = replace(spec, offsets=(*(-z for z in reversed(FAR)), *spec.offsets, *FAR))
     return TrainOptions(
         given.folder,
         given.folder / f"stage{given.stage}",
         stage=given.stage,
         start=given.stage1 if given.stage == 1 else given.stage2,
         losses=losses,
-        spec=spec,
+        spec=SPEC,
         sizes=(192,),
         schedule=Schedule(given.steps, batch=8, learning_rate=4e-4, warmup=40, ema=0.996),
         frames=3,
@@ -168,27 +159,7 @@ def main() -> None:
     sampler = ResidentSampler(store, lambda _: store.pairs(), options.spec, given.seed, thin)
     after = train(options, print_entry, sampler)
     if os.environ.get("RANK", "0") == "0":
-        pack(options, after)
-
-
-def pack(options: TrainOptions, after: Path) -> None:
-    """Store weights on the way from those before to those after, in half precision.
-
-    The network before may have seen fewer slices.
-    """
-    assert options.start is not None
-    spec, part = options.spec, PART[options.stage]
-    second, metadata = load_checkpoint(after)
-    first = SAM2(second.config)
-    start_from(first, options.start, spec)
-    other = first.state_dict()
-    with torch.no_grad():
-        for name, tensor in second.state_dict().items():
-            tensor.copy_(torch.lerp(other[name].float(), tensor.float(), part))
-    if options.stage == 2:
-        metadata["frame_spec"] = replace(spec, bias=BIAS, doubt=DOUBT).to_dict()
-    target = options.output.with_name(f"compact_stage{options.stage}.safetensors")
-    save_checkpoint(target, second, metadata, half=True)
+        pack(options, after, PART[given.stage])
 
 
 if __name__ == "__main__":

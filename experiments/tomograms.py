@@ -1,7 +1,7 @@
 """The tomograms that the recipes train on: what to simulate, and what the networks see of it.
 
-`train_resident.py` and `finetune.py` take them; slices are blurred by `BLUR` pixels before they are kept
-as bytes, since their finest detail is noise in real tomograms and more than that in simulated ones.
+`train_resident.py` and `finetune.py` take them; slices are blurred before they are kept as
+bytes, since their finest detail is noise in real tomograms and more than that in simulated ones.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ GHOSTS = 200.0  # Å
 LEANS = (37.0, 60.0)  # degrees
 FADING = {"organelle": 0.6, "deep": 0.6, "soft": 0.5}
 """Part of the tomograms of a kind whose contrast fades in places, if it is not 0.25."""
-BLUR = {1: 0.8, 2: 1.0}
-"""Pixels (`FrameSpec.blur`), by stage."""
 THICKNESSES = (1, 1, 1, 2, 4)
 LEAST = 4
 """Slices that a clip needs: thinner slabs repeat their last one, as windows over them do."""
@@ -181,7 +179,7 @@ def cut(path: Path, folder: Path, slabs: int) -> list[Path]:
 
 
 def softened(path: Path, mask: Path, blur: float) -> Soft:
-    """Blurred slices as int8 once more, their labels and how they are scaled."""
+    """Slices blurred by so many pixels, as int8 once more, their labels and how they are scaled."""
     spec = replace(COMPACT_SPEC, blur=blur)
     with open_tomogram(path) as tomogram:
         soft = blurred(tomogram, spec, tomogram.voxel_spacing)

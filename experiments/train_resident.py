@@ -26,10 +26,10 @@ from tomograms import Job, Soft, cut, jobs, make, mask_of, softened
 from train_compact import DARK, FLAT, print_entry
 
 from etsam.feedback import write_stage1_logits
-from etsam.sam2 import load_checkpoint, save_checkpoint
+from etsam.sam2 import SAM2, load_checkpoint, save_checkpoint
 from etsam.simulate import limit_threads, simulate_many
 from etsam.stages import load_stage
-from etsam.train import COMPACT_LOSSES, COMPACT_SPEC, Schedule, TrainOptions, train
+from etsam.train import COMPACT_LOSSES, COMPACT_SPEC, Schedule, TrainOptions, start_from, train
 from etsam.training.journal import Log
 from etsam.training.resident import Resident, ResidentPairs, ResidentSampler
 from etsam.training.tasks import Sampler
@@ -58,8 +58,10 @@ SPEC = replace(
     offsets=(*(-z for z in reversed(FAR)), *COMPACT_SPEC.offsets, *FAR),
     blur=BLURRED,
 )
-BIAS, DOUBT = -0.5, 1.5
+BIAS, DOUBT = -0.6, 1.5
 """Of stage 2 (`FrameSpec`): its threshold, and what it may doubt of stage 1 in the logits that result."""
+PART = {1: 1.0, 2: 0.5}
+"""How far what is packed lies from the weights before to those after, by stage."""
 
 
 def supplied(job: Job, slabs: int) -> tuple[Path, list[tuple[Soft, float]]]:
@@ -158,8 +160,8 @@ def fitting(given: argparse.Namespace, options: TrainOptions, sampler: Sampler) 
     return replace(options, schedule=schedule, every=math.ceil(steps / 4))
 
 
-def learn(given: argparse.Namespace, store: ResidentPairs, held: Path, log: Log) -> Path:
-    """Train the stage on what the store holds; returns the averaged weights."""
+def learn(given: argparse.Namespace, store: ResidentPairs, held: Path, log: Log) -> None:
+    """Train the stage on what the store holds, and pack it."""
     stage1 = given.stage1 or given.folder / "compact_stage1.safetensors"
     bundled = resolve_model("compact")
     losses = replace(COMPACT_LOSSES, object_score=0.0)
@@ -183,7 +185,29 @@ def learn(given: argparse.Namespace, store: ResidentPairs, held: Path, log: Log)
     )
     thin = THIN if given.stage == 1 else 0.0
     sampler = ResidentSampler(store, draw, SPEC, options.seed, thin)
-    return train(fitting(given, options, sampler), log, sampler)
+    options = fitting(given, options, sampler)
+    pack(options, train(options, log, sampler), PART[given.stage])
+
+
+def pack(options: TrainOptions, after: Path, part: float) -> None:
+    """Store weights on the way from those before to those after, in half precision.
+
+    The network before may have seen fewer slices.
+    """
+    assert options.start is not None
+    second, metadata = load_checkpoint(after)
+    first = SAM2(second.config)
+    start_from(first, options.start, options.spec)
+    other = first.state_dict()
+    with torch.no_grad():
+        for name, tensor in second.state_dict().items():
+            tensor.copy_(torch.lerp(other[name].float(), tensor.float(), part))
+    if options.stage == 1:
+        second.state_dict()["sam_mask_decoder.pred_obj_score_head.layers.2.bias"].clamp_(min=OPEN)
+    else:
+        metadata["frame_spec"] = replace(options.spec, bias=BIAS, doubt=DOUBT).to_dict()
+    target = options.output.with_name(f"compact_stage{options.stage}.safetensors")
+    save_checkpoint(target, second, metadata, half=True)
 
 
 def main() -> None:
@@ -222,15 +246,9 @@ def main() -> None:
         def say(entry: dict[str, float]) -> None:
             print_entry(entry | {"pairs": len(supply.store), "t": time.perf_counter() - began})
 
-        weights = learn(given, supply.store, held, say)
+        learn(given, supply.store, held, say)
     finally:
         supply.stop()  # or its processes keep this one alive
-    model, metadata = load_checkpoint(weights)
-    if given.stage == 1:
-        model.state_dict()["sam_mask_decoder.pred_obj_score_head.layers.2.bias"].clamp_(min=OPEN)
-    else:
-        metadata["frame_spec"] = replace(SPEC, bias=BIAS, doubt=DOUBT).to_dict()
-    save_checkpoint(given.folder / f"compact_{weights.name}", model, metadata, half=True)
 
 
 if __name__ == "__main__":
