@@ -39,7 +39,7 @@ COMPACT = SAM2Config(
     decoder_feed_forward=256,
     decoder_heads=4,
 )
-"""The bundled network: fine mask stride (2), fifteen slices as channels, pooled memory."""
+"""The bundled network: fine mask stride (2), pooled memory, slices as channels (its weights see nineteen)."""
 COMPACT_SPEC = FrameSpec(
     offsets=(-18, -12, -8, -5, -3, -2, -1, 0, 1, 2, 3, 5, 8, 12, 18), feedback_step=3, doubt=1.0
 )
