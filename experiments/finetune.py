@@ -30,20 +30,19 @@ from __future__ import annotations
 import argparse
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from tomograms import DEEPEST, Job, cut, drawn_whole, jobs, make, softened
+from tomograms import DEEPEST, SPEC, Job, cut, drawn_whole, jobs, make, softened
 from train_compact import FLAT, cluttered, print_entry
-from train_resident import BLURRED, SPEC, THIN, pack
+from train_resident import LOSSES, THIN, pack
 
 from etsam.dataset import find_pairs, logits_path
 from etsam.feedback import write_stage1_logits
 from etsam.simulate import limit_threads
-from etsam.train import COMPACT_LOSSES, Schedule, TrainOptions, train
+from etsam.train import Schedule, TrainOptions, train
 from etsam.training.resident import ResidentPairs, ResidentSampler
 from etsam.volume import open_tomogram
 
@@ -98,29 +97,26 @@ def load(folders: list[Path], stage: int) -> ResidentPairs:
     for name, share in shares.items():
         places = [place for folder in folders for place in sorted(folder.glob(f"{name}?"))]
         pairs = [pair for place in places for pair in find_pairs(place)]
-        found += [(*pair, share / len(pairs)) for pair in pairs[rank::ranks]]
+        found += [(path, share / len(pairs)) for path, _ in pairs[rank::ranks]]
     depths = []
     for path, *_ in found:
         with open_tomogram(path) as tomogram:
             depths.append(tomogram.shape[0])
-    store = ResidentPairs(sum(depths), FLAT[1:], torch.device("cpu"))
-    for path, mask, weight in found:
+    store = ResidentPairs(sum(depths), FLAT[1:], torch.device("cpu"), SPEC.blur)
+    for path, weight in found:
         logits = np.load(logits_path(path)) if stage == 2 else None
-        store.add(*softened(path, mask, BLURRED), weight, logits)
+        store.add(*softened(path), weight, logits)
     return store
 
 
 def settings(given: argparse.Namespace) -> TrainOptions:
     """How the stage is trained."""
-    losses = replace(COMPACT_LOSSES, object_score=0.0)
-    if given.stage == 2:
-        losses = replace(losses, smooth=300.0)
     return TrainOptions(
         given.folder,
         given.folder / f"stage{given.stage}",
         stage=given.stage,
         start=given.stage1 if given.stage == 1 else given.stage2,
-        losses=losses,
+        losses=LOSSES[given.stage],
         spec=SPEC,
         sizes=(192,),
         schedule=Schedule(given.steps, batch=8, learning_rate=4e-4, warmup=40, ema=0.996),
@@ -155,8 +151,9 @@ def main() -> None:
         parser.error("stage 2 goes on from --stage2")
     options = settings(given)
     store = load([given.folder, *given.also], given.stage)
-    thin = THIN if given.stage == 1 else 0.0
-    sampler = ResidentSampler(store, lambda _: store.pairs(), options.spec, given.seed, thin)
+    sampler = ResidentSampler(
+        store, lambda _: store.pairs(), options.spec, given.seed, THIN[given.stage]
+    )
     after = train(options, print_entry, sampler)
     if os.environ.get("RANK", "0") == "0":
         pack(options, after, PART[given.stage])

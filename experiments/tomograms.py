@@ -49,6 +49,14 @@ FADING = {"organelle": 0.6, "deep": 0.6, "soft": 0.5}
 THICKNESSES = (1, 1, 1, 2, 4)
 LEAST = 4
 """Slices that a clip needs: thinner slabs repeat their last one, as windows over them do."""
+FAR = 27, 40
+"""Slices so far away tell how a wall that cannot be seen any more was closing."""
+SPEC = replace(
+    COMPACT_SPEC,
+    offsets=(*(-z for z in reversed(FAR)), *COMPACT_SPEC.offsets, *FAR),
+    blur=1.0,
+)
+"""Frames of both stages, blurred alike, so that one store holds the slices of both."""
 Job = tuple[Path, int, SimulationOptions, tuple[int, int, int], float]
 Soft = tuple[np.ndarray, np.ndarray, IntensityScaling]
 """Slices (Z, Y, X) int8, labels and how the slices are scaled."""
@@ -178,13 +186,13 @@ def cut(path: Path, folder: Path, slabs: int) -> list[Path]:
     return written
 
 
-def softened(path: Path, mask: Path, blur: float) -> Soft:
-    """Slices blurred by so many pixels, as int8 once more, their labels and how they are scaled."""
-    spec = replace(COMPACT_SPEC, blur=blur)
+def softened(path: Path) -> Soft:
+    """Slices of a pair, blurred and as int8 once more, their labels and how they are scaled."""
     with open_tomogram(path) as tomogram:
-        soft = blurred(tomogram, spec, tomogram.voxel_spacing)
-        scaling = measure_intensity(soft, spec.normalisation)
+        soft = blurred(tomogram, SPEC, tomogram.voxel_spacing)
+        scaling = measure_intensity(soft, SPEC.normalisation)
         step = max(scaling.high - scaling.offset, scaling.offset - scaling.low) / 127
         grey = np.stack([soft.read_slice(z) for z in range(tomogram.shape[0])])
     levels = np.rint((grey - scaling.offset) / step).clip(-127, 127).astype(np.int8)
-    return levels, mrcfile.read(mask), IntensityScaling(-127.0, 127.0, 0.0, scaling.divisor / step)
+    kept = IntensityScaling(-127.0, 127.0, 0.0, scaling.divisor / step)
+    return levels, mrcfile.read(mask_of(path)), kept

@@ -1,7 +1,7 @@
 """Train the bundled network on a GPU that is fed without pause: all pairs stay on it.
 
     python experiments/train_resident.py runs/resident --stage 1 --shapes SEGMENTATIONS/
-    python experiments/train_resident.py runs/resident --stage 2 --rate 1e-3 --shapes SEGMENTATIONS/
+    python experiments/train_resident.py runs/resident --stage 2 --shapes SEGMENTATIONS/
 
 Both go on from `--start` (what `train_compact.py` made; without it, what is bundled). Processes simulate
 while the network learns, stage 2 other tomograms than stage 1; `--only-simulate` does so ahead. The packed
@@ -22,14 +22,14 @@ from pathlib import Path
 from threading import Thread
 
 import torch
-from tomograms import Job, Soft, cut, jobs, make, mask_of, softened
+from tomograms import SPEC, Job, Soft, cut, jobs, make, mask_of, softened
 from train_compact import DARK, FLAT, print_entry
 
 from etsam.feedback import write_stage1_logits
 from etsam.sam2 import SAM2, load_checkpoint, save_checkpoint
 from etsam.simulate import limit_threads, simulate_many
 from etsam.stages import load_stage
-from etsam.train import COMPACT_LOSSES, COMPACT_SPEC, Schedule, TrainOptions, start_from, train
+from etsam.train import COMPACT_LOSSES, Schedule, TrainOptions, start_from, train
 from etsam.training.journal import Log
 from etsam.training.resident import Resident, ResidentPairs, ResidentSampler
 from etsam.training.tasks import Sampler
@@ -45,19 +45,14 @@ OPEN = 30.0
 """Least bias of stage 1's object score: no slice is emptied, since faint ones are emptied first."""
 TRIED = 24
 """Steps to find out how long one takes; the second half of them counts."""
-THIN = 0.15
-"""Part of the clips of stage 1 that are cut from a few slices."""
+THIN = {1: 0.15, 2: 0.0}
+"""Part of the clips that are cut from a few slices, by stage."""
 SLABS, SLAB_WEIGHT = 2, 0.08
 """Slabs cut from each flat tomogram for stage 2, and how often clips come from one of them."""
-FAR = 27, 40
-"""Slices so far away tell how a wall that cannot be seen any more was closing."""
-BLURRED = 1.0
-"""Pixels; the same for both stages, so that one store holds the slices of both."""
-SPEC = replace(
-    COMPACT_SPEC,
-    offsets=(*(-z for z in reversed(FAR)), *COMPACT_SPEC.offsets, *FAR),
-    blur=BLURRED,
-)
+LOSSES = {
+    1: replace(COMPACT_LOSSES, object_score=0.0),
+    2: replace(COMPACT_LOSSES, object_score=0.0, smooth=300.0),
+}
 BIAS, DOUBT = -0.6, 1.5
 """Of stage 2 (`FrameSpec`): its threshold, and what it may doubt of stage 1 in the logits that result."""
 PART = {1: 1.0, 2: 0.5}
@@ -67,9 +62,9 @@ PART = {1: 1.0, 2: 0.5}
 def supplied(job: Job, slabs: int) -> tuple[Path, list[tuple[Soft, float]]]:
     """Simulate a pair and cut slabs of flat ones; what the networks see of them, and their weights."""
     path, weight = make(job)
-    found = [(softened(path, mask_of(path), BLURRED), weight)]
+    found = [(softened(path), weight)]
     for slab in cut(path, path.parent / "slabs", slabs if job[3] == FLAT else 0):
-        found.append((softened(slab, mask_of(slab), BLURRED), SLAB_WEIGHT))
+        found.append((softened(slab), SLAB_WEIGHT))
         slab.unlink()
         mask_of(slab).unlink()
     return path, found
@@ -79,7 +74,7 @@ class Supply:
     """Simulated pairs, put on the device as they come."""
 
     def __init__(self, work: list[Job], slabs: int, workers: int, device: torch.device) -> None:
-        self.store = ResidentPairs(SLICES, (FLAT[1], FLAT[2]), device, BLURRED)
+        self.store = ResidentPairs(SLICES, (FLAT[1], FLAT[2]), device, SPEC.blur)
         self._stopped = False
         context = get_context("spawn")
         self._pool = ProcessPoolExecutor(workers, context, initializer=limit_threads)
@@ -115,7 +110,7 @@ class Tracked:
     def __init__(self, store: ResidentPairs, checkpoint: Path, every: int) -> None:
         self._store, self._every = store, every
         self._stage = load_stage(checkpoint, 0, store.device)
-        self._spec = replace(self._stage.spec, feedback_step=COMPACT_SPEC.feedback_step)
+        self._spec = replace(self._stage.spec, feedback_step=SPEC.feedback_step)
         self._ready: list[Resident] = []
         self._seen = 0
 
@@ -164,11 +159,9 @@ def learn(given: argparse.Namespace, store: ResidentPairs, held: Path, log: Log)
     """Train the stage on what the store holds, and pack it."""
     stage1 = given.stage1 or given.folder / "compact_stage1.safetensors"
     bundled = resolve_model("compact")
-    losses = replace(COMPACT_LOSSES, object_score=0.0)
     draw: Callable[[int], list[Resident]] = lambda _: store.pairs()  # noqa: E731
     if given.stage == 2:
-        losses = replace(losses, smooth=300.0)
-        write_stage1_logits(held, stage1, step=COMPACT_SPEC.feedback_step, device=given.device)
+        write_stage1_logits(held, stage1, step=SPEC.feedback_step, device=given.device)
         draw = Tracked(store, stage1, every=50).pairs
     options = TrainOptions(
         given.folder,
@@ -176,15 +169,14 @@ def learn(given: argparse.Namespace, store: ResidentPairs, held: Path, log: Log)
         stage=given.stage,
         start=given.start or (bundled.stage1, bundled.stage2)[given.stage - 1],
         validation=held,
-        losses=losses,
+        losses=LOSSES[given.stage],
         spec=SPEC,
         frames=4,
         sizes=(192, 256),
         device=given.device,
         seed=10 + given.stage,
     )
-    thin = THIN if given.stage == 1 else 0.0
-    sampler = ResidentSampler(store, draw, SPEC, options.seed, thin)
+    sampler = ResidentSampler(store, draw, SPEC, options.seed, THIN[given.stage])
     options = fitting(given, options, sampler)
     pack(options, train(options, log, sampler), PART[given.stage])
 

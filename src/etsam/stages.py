@@ -30,7 +30,7 @@ class Stage:
 
     @property
     def frames_on(self) -> torch.device:
-        """Where frames are best made: on a CUDA card itself, whose processor would wait for them."""
+        """Where frames are best made: on a CUDA card itself, which would wait for the processor."""
         device = self.model.no_mem_embed.device
         return device if device.type == "cuda" else CPU
 
