@@ -352,6 +352,8 @@ def test_a_mask_without_a_surface_says_what_to_leave_out(tmp_path: Path) -> None
         export_file(source, ExportOptions(("labels", "ply")))
     made = export_file(source, ExportOptions(("labels",), min_voxels=1))
     assert [path.name for path in made] == ["two_labels.csv", "two_labels.mrc"]
+    with pytest.warns(UserWarning, match="is smaller than --min-voxels 3: none gets a label"):
+        export_file(source, ExportOptions(("labels",), min_voxels=3, overwrite=True))
 
 
 def test_a_packed_tomogram_keeps_its_name(exported: Path, tmp_path: Path) -> None:

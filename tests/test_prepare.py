@@ -309,6 +309,7 @@ def test_choices_say_it_for_several(pair: Annotated, tmp_path: Path, run: Run) -
         (b"name,keep\n\xe9,1\n", "choices.csv is not a CSV table .*: save it as CSV in UTF-8"),
         (b"name, keep, drop\nb,1,\n", "row 1: expected columns name, keep, drop"),
         (b"name,keep\n", "choices.csv names no tomogram"),
+        (b"name,kep,drop\nb,1,2\n", "choices.csv has a column 'kep': expected columns name, keep"),
     ):
         table.write_bytes(text)
         with pytest.raises(ValueError, match=words):

@@ -214,6 +214,11 @@ def test_what_is_missing_is_said_before_anything_is_written(
         ("membrain-seg", ("--program", program), "give --weights CHECKPOINT"),
         ("membrain-seg", ("--program", program, "--weights", tmp_path / "no"), "does not exist"),
         ("ridge", ("--weights", program), "--weights is for --method membrain-seg or tardis"),
+        (
+            "tardis",
+            ("--extra", "'--device cpu"),
+            "cannot be read as arguments: no closing quotation",
+        ),
     )
     for method, options, part in given:
         code, _, err = run("baseline", tomogram, "--method", method, *options, "-o", out)

@@ -158,6 +158,8 @@ def test_a_full_disk_leaves_nothing_partial(tmp_path: Path, size: int) -> None:
         ("--seeds", "0:0"),
         ("--seeds", "²"),
         ("--seeds", "0:99999999999999999999"),
+        ("--seeds", "99999999999999999999"),
+        ("--seeds", "9" * 5000),
         ("--voxel-spacing", "0"),
         ("--voxel-spacing", "-10"),
         ("--voxel-spacing", "nan"),

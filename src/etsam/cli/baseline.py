@@ -109,7 +109,16 @@ def _options(params: dict[str, Any]) -> RidgeOptions | ProgramOptions:
         MEMBRAIN if method == MEMBRAIN.name else TARDIS,
         weights=params["weights"],
         executable=params["program"],
-        extra=tuple(shlex.split(params["extra"])),
+        extra=_words(params["extra"]),
         invert=params["invert"],
         voxel_spacing=spacing,
     )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """Arguments as a shell would part them."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as wrong:
+        reason = str(wrong).lower()
+        raise click.UsageError(f"--extra {text!r} cannot be read as arguments: {reason}") from None

@@ -11,7 +11,7 @@ from etsam.cli.command import VerbCommand
 from etsam.cli.options import finite, overwrite_option, parse_triple
 from etsam.cli.paths import FilePath
 
-MAX_SEEDS = 1_000_000
+MAX_SEEDS, MAX_DIGITS = 1_000_000, 18
 PRESETS = ["any", "vesicles", "organelle", "cell", "virus", "polnet", "empty"]
 
 
@@ -82,6 +82,10 @@ def _seeds(text: str) -> range:
     first, colon, last = text.partition(":")
     if not first.isdecimal() or (colon and not last.isdecimal()):
         raise ValueError(f"--seeds is {text!r}: expected a number, or FIRST:LAST such as 0:10")
+    if max(len(first), len(last)) > MAX_DIGITS:
+        raise ValueError(
+            f"--seeds has numbers of more than {MAX_DIGITS} digits: expected such as 0:10"
+        )
     seeds = range(int(first), int(last) if colon else int(first) + 1)
     if not 0 < seeds.stop - seeds.start <= MAX_SEEDS:
         raise ValueError(f"--seeds is {text!r}: expected 1 to {MAX_SEEDS:,} seeds, such as 0:10")

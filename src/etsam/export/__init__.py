@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ class _Work:
     membrane: Membrane
     options: ExportOptions
     folder: Path
-    _made: dict[str, Instances | MidSurface | Mesh] = field(default_factory=dict)
+    made: dict[str, Instances | MidSurface | Mesh] = field(default_factory=dict)
 
     @property
     def stem(self) -> str:
@@ -91,29 +92,29 @@ class _Work:
         return self.stem.removesuffix("_logits").removesuffix("_membrane")
 
     def instances(self) -> Instances:
-        if "instances" not in self._made:
+        if "instances" not in self.made:
             if self.options.instances:
                 made = separate_membranes(
                     self.membrane, min_voxels=self.options.min_voxels, surface=self.surface()
                 )
             else:
                 made = plain_components(self.membrane, min_voxels=self.options.min_voxels)
-            self._made["instances"] = made
-        made_before = self._made["instances"]
+            self.made["instances"] = made
+        made_before = self.made["instances"]
         assert isinstance(made_before, Instances)
         return made_before
 
     def surface(self) -> MidSurface:
-        if "surface" not in self._made:
-            self._made["surface"] = mid_surface(self.membrane)
-        made = self._made["surface"]
+        if "surface" not in self.made:
+            self.made["surface"] = mid_surface(self.membrane)
+        made = self.made["surface"]
         assert isinstance(made, MidSurface)
         return made
 
     def mesh(self) -> Mesh:
-        if "mesh" not in self._made:
-            self._made["mesh"] = surface_mesh(self.membrane, max_faces=self.options.max_faces)
-        made = self._made["mesh"]
+        if "mesh" not in self.made:
+            self.made["mesh"] = surface_mesh(self.membrane, max_faces=self.options.max_faces)
+        made = self.made["mesh"]
         assert isinstance(made, Mesh)
         return made
 
@@ -159,7 +160,14 @@ def export_file(
                 if progress is not None:
                     progress("export", number, len(options.formats))
                 _export(kind, work, home)
-            return _placed(folder, home, progress, len(options.formats))
+            placed = _placed(folder, home, progress, len(options.formats))
+    if "instances" in work.made and not len(work.instances()):
+        warnings.warn(
+            f"every membrane of {source} is smaller than --min-voxels {options.min_voxels}: "
+            "none gets a label",
+            stacklevel=2,
+        )
+    return placed
 
 
 def result_paths(source: Path, options: ExportOptions) -> list[Path]:
