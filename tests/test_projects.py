@@ -99,7 +99,7 @@ def test_a_selection_by_type_and_spacing(project: Path) -> None:
     }
     with pytest.raises(FileNotFoundError, match=r"denoised@10\.000, wbp@10\.000, wbp@20\.000"):
         select(found, "ctf@10")
-    for wrong in ("", "@10", "wbp@", "wbp@ten"):
+    for wrong in ("", "@10", "wbp@", "wbp@ten", "wbp@nan", "wbp@-inf"):
         with pytest.raises(ValueError, match="TYPE@SPACING"):
             select(found, wrong)
 

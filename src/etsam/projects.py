@@ -139,11 +139,12 @@ def select(members: dict[Path, Member | None], text: str) -> list[Path]:
         There is none; the message lists what there is.
     """
     kind, separator, number = text.partition("@")
+    anywhere = number in ("", "*")
     try:
-        spacing = math.nan if number in ("", "*") else float(number)
+        spacing = 0.0 if anywhere else float(number)
     except ValueError:
         spacing = math.inf
-    if not kind or (separator and not number) or spacing == math.inf:
+    if not kind or (separator and not number) or not math.isfinite(spacing):
         raise ValueError(f"{text!r}: expected TYPE@SPACING, such as wbp@10.012, or TYPE alone")
     known = {
         path: (member.kind, member.spacing)
@@ -153,7 +154,7 @@ def select(members: dict[Path, Member | None], text: str) -> list[Path]:
     chosen = [
         path
         for path, (own, size) in known.items()
-        if fnmatchcase(own, kind) and (math.isnan(spacing) or abs(size - spacing) <= SAME_SPACING)
+        if fnmatchcase(own, kind) and (anywhere or abs(size - spacing) <= SAME_SPACING)
     ]
     if not chosen:
         there = sorted({f"{own}@{size:.3f}" for own, size in known.values()})
