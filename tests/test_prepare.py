@@ -300,6 +300,8 @@ def test_choices_say_it_for_several(pair: Annotated, tmp_path: Path, run: Run) -
     assert code == 0
     assert (read(tmp_path / "out" / "b_membrane.mrc") == 1).sum() == 1
     assert (read(tmp_path / "out" / "TS_1_10.00Apx_membrane.mrc") == 1).sum() == 6 * 2 * 18
+    table.write_text("name,keep,drop,\nb,2,,\n")  # as a spreadsheet with an empty column writes it
+    assert read_choices(table) == {"b": ((2,), ())}
     table.write_text("name,keep\nb,x\n")
     with pytest.raises(ValueError, match="row 1: expected columns name, keep, drop"):
         read_choices(table)

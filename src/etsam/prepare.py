@@ -195,7 +195,7 @@ def read_choices(path: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]
         wanted = "expected columns name, keep, drop, with numbers as in '1 4 7'"
         if "name" not in record or not {"keep", "drop"} & set(record):
             raise ValueError(f"{path}, row {number}: {wanted}")
-        if unknown := sorted(set(record) - {"name", "keep", "drop"}):
+        if unknown := sorted(set(record) - {"name", "keep", "drop", ""}):
             raise ValueError(f"{path} has a column {unknown[0]!r}: {wanted}")
         try:
             lists = [

@@ -11,7 +11,8 @@ from etsam.cli.command import VerbCommand
 from etsam.cli.options import finite, overwrite_option, parse_triple
 from etsam.cli.paths import FilePath
 
-MAX_SEEDS, MAX_DIGITS = 1_000_000, 18
+MAX_SEEDS = 1_000_000
+MAX_DIGITS = 18  # of a seed
 PRESETS = ["any", "vesicles", "organelle", "cell", "virus", "polnet", "empty"]
 
 
@@ -84,7 +85,7 @@ def _seeds(text: str) -> range:
         raise ValueError(f"--seeds is {text!r}: expected a number, or FIRST:LAST such as 0:10")
     if max(len(first), len(last)) > MAX_DIGITS:
         raise ValueError(
-            f"--seeds has numbers of more than {MAX_DIGITS} digits: expected such as 0:10"
+            f"--seeds has numbers of more than {MAX_DIGITS} digits: expected fewer, such as 0:10"
         )
     seeds = range(int(first), int(last) if colon else int(first) + 1)
     if not 0 < seeds.stop - seeds.start <= MAX_SEEDS:

@@ -78,7 +78,7 @@ class _Work:
     membrane: Membrane
     options: ExportOptions
     folder: Path
-    made: dict[str, Instances | MidSurface | Mesh] = field(default_factory=dict)
+    _made: dict[str, Instances | MidSurface | Mesh] = field(default_factory=dict)
 
     @property
     def stem(self) -> str:
@@ -92,29 +92,38 @@ class _Work:
         return self.stem.removesuffix("_logits").removesuffix("_membrane")
 
     def instances(self) -> Instances:
-        if "instances" not in self.made:
+        if "instances" not in self._made:
             if self.options.instances:
                 made = separate_membranes(
                     self.membrane, min_voxels=self.options.min_voxels, surface=self.surface()
                 )
             else:
                 made = plain_components(self.membrane, min_voxels=self.options.min_voxels)
-            self.made["instances"] = made
-        made_before = self.made["instances"]
+            self._made["instances"] = made
+        made_before = self._made["instances"]
         assert isinstance(made_before, Instances)
         return made_before
 
+    def say_if_unlabelled(self) -> None:
+        """Warn where labels were wanted and no membrane was large enough for one."""
+        if "instances" in self._made and not len(self.instances()):
+            warnings.warn(
+                f"every membrane of {self.source} is smaller than --min-voxels "
+                f"{self.options.min_voxels}: none gets a label",
+                stacklevel=3,
+            )
+
     def surface(self) -> MidSurface:
-        if "surface" not in self.made:
-            self.made["surface"] = mid_surface(self.membrane)
-        made = self.made["surface"]
+        if "surface" not in self._made:
+            self._made["surface"] = mid_surface(self.membrane)
+        made = self._made["surface"]
         assert isinstance(made, MidSurface)
         return made
 
     def mesh(self) -> Mesh:
-        if "mesh" not in self.made:
-            self.made["mesh"] = surface_mesh(self.membrane, max_faces=self.options.max_faces)
-        made = self.made["mesh"]
+        if "mesh" not in self._made:
+            self._made["mesh"] = surface_mesh(self.membrane, max_faces=self.options.max_faces)
+        made = self._made["mesh"]
         assert isinstance(made, Mesh)
         return made
 
@@ -161,12 +170,7 @@ def export_file(
                     progress("export", number, len(options.formats))
                 _export(kind, work, home)
             placed = _placed(folder, home, progress, len(options.formats))
-    if "instances" in work.made and not len(work.instances()):
-        warnings.warn(
-            f"every membrane of {source} is smaller than --min-voxels {options.min_voxels}: "
-            "none gets a label",
-            stacklevel=2,
-        )
+    work.say_if_unlabelled()
     return placed
 
 
