@@ -163,7 +163,8 @@ def test_resume_skips_what_is_done_and_redoes_what_changed(
     described = {"frame_spec": SPEC.to_dict()}
     assert other.stage1_checkpoint is not None
     save_checkpoint(other.stage1_checkpoint, tiny_network(7), described, half=False)
-    assert reused(replace(plan, options=other)) == [False] * 3
+    with pytest.warns(UserWarning, match="only stage 1 was given"):
+        assert reused(replace(plan, options=other)) == [False] * 3
     entries = read_manifest(tmp_path / "m.jsonl")
     assert [entry.attempts for entry in entries] == [6] * 3
     assert all(entry.sha256 and len(entry.weights) == 2 for entry in entries)

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,6 +195,18 @@ def test_labels_per_membrane_of_the_mask_or_the_clean_mask(
         assert len(sizes) and sizes.min() >= MIN_VOXELS
 
 
+def test_a_mask_of_small_membranes_says_why_it_has_no_labels(
+    options: SegmentOptions, tomogram: Path
+) -> None:
+    logits = segment_array(tomogram, options)
+    few = float(np.sort(logits, axis=None)[-MIN_VOXELS // 2])
+    with pytest.warns(UserWarning, match=f"smaller than {MIN_VOXELS} voxels: none gets a label"):
+        result = segment_file(tomogram, replace(options, logit_threshold=few, instances=True))
+    assert result.instances is not None and not mrcfile.read(result.instances).any()
+    assert mrcfile.read(result.mask).any()
+    assert any("none gets a label" in line for line in result.details["warnings"])
+
+
 def test_labels_need_a_known_voxel_spacing(
     options: SegmentOptions, volume: np.ndarray, tmp_path: Path
 ) -> None:
@@ -244,8 +257,10 @@ def test_checkpoints_are_named_as_what_made_the_mask(
     one, two = Path("stage1.safetensors"), Path("stage2.safetensors")
     both = replace(options, model="x" * 90, stage1_checkpoint=one, stage2_checkpoint=two)
     second = replace(options, stage2_checkpoint=two, overwrite=True)
+    mixed = pytest.warns(UserWarning, match="stage 1 is that of .* --stage1-checkpoint")
     for asked, names in ((both, ["stage1", "stage2"]), (second, [str(model), "stage2"])):
-        result = segment_file(tomogram, asked)
+        with mixed if asked is second else nullcontext():
+            result = segment_file(tomogram, asked)
         weights = result.details["weights"]
         assert [entry["name"] for entry in weights] == names
         assert [entry["path"] for entry in weights] == [str(model / one), str(model / two)]
@@ -277,7 +292,7 @@ def test_wrong_input_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match="prompt"):
         segment_array(volume, replace(options, stage1_prompt="etsam_stage1_partial"))
     swapped = options.model / "stage1.safetensors"
-    with pytest.raises(ValueError, match="stage 2"):
+    with pytest.raises(ValueError, match="checkpoint of stage 2"), pytest.warns(UserWarning):
         segment_array(volume, replace(options, stage2_checkpoint=swapped))
     assert not list(tmp_path.iterdir())
 

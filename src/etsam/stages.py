@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -106,6 +107,8 @@ def bfloat16_pays() -> bool:
 def load_stages(options: SegmentOptions, progress: Progress | None = None) -> list[Stage]:
     """Load both networks of the chosen model, fetching published weights if need be.
 
+    One checkpoint given takes that stage's place in the model, with a warning.
+
     Raises
     ------
     FileNotFoundError, ValueError, OSError
@@ -113,6 +116,13 @@ def load_stages(options: SegmentOptions, progress: Progress | None = None) -> li
     """
     paths = [options.stage1_checkpoint, options.stage2_checkpoint]
     sums = ["", ""]
+    if paths.count(None) == 1:
+        given, taken = (1, 2) if paths[0] else (2, 1)
+        warnings.warn(
+            f"only stage {given} was given: stage {taken} is that of {options.model}, which does not "
+            f"know it; --stage{taken}-checkpoint names another",
+            stacklevel=2,
+        )
     if None in paths:
         files = resolve_model(options.model, progress=progress)
         found = (files.stage1, files.stage2)

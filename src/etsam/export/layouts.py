@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def write_instances(
 ) -> Instances:
     """Number the membranes of a mask's file, touching ones apart, in int16 with another's geometry.
 
-    Those below `MIN_VOXELS` are left out.
+    Those below `MIN_VOXELS` are left out; a warning says so where that leaves none.
 
     Raises
     ------
@@ -56,6 +57,10 @@ def write_instances(
     """
     membrane = load_membrane(mask, voxel_spacing=voxel_spacing)
     found = separate_membranes(membrane, min_voxels=MIN_VOXELS)
+    if membrane.mask.any() and not len(found):
+        warnings.warn(
+            f"every membrane is smaller than {MIN_VOXELS} voxels: none gets a label", stacklevel=2
+        )
     write_volume(target, found.labels, like, dtype="int16", label=INSTANCES)
     return found
 
