@@ -11,6 +11,7 @@ import mrcfile
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from etsam.simulate import quantised, simulate, simulate_many, simulate_one
 from etsam.simulation.recipe import PRESETS, SimulationOptions
@@ -51,6 +52,30 @@ def test_a_whole_organelle_is_closed_and_nearly_as_deep_as_the_volume(seed: int)
     area = membrane.sum(axis=(1, 2))[slices[0] : slices[-1] + 1]
     assert (area > 0).all(), "one wall from pole to pole"
     assert not simulate(seed, (depth, 96, 96), replace(options, whole=0)).mask.any()
+
+
+@pytest.mark.parametrize(("radius", "seed"), [(160.0, 2), (300.0, 3)])
+def test_vesicles_have_the_radii_asked_for(radius: float, seed: int) -> None:
+    options = SimulationOptions(
+        "empty", voxel_spacing=10.0, vesicles=12, radii=(radius, 1.05 * radius), lean=90.0
+    )
+    mask = simulate(seed, (80, 160, 160), options).mask == 1
+    labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    sides = [
+        [side.stop - side.start for side in box]
+        for box in ndimage.find_objects(labels)
+        if all(side.start > 0 and side.stop < n for side, n in zip(box, mask.shape, strict=True))
+    ]
+    assert 0 < len(sides) <= count <= 12
+    wall = 5.5  # voxels; that of a label
+    found = np.prod(np.array(sides) - wall, axis=1) ** (1 / 3) * 10.0 / 2
+    np.testing.assert_allclose(found, radius, rtol=0.2)
+
+
+@pytest.mark.parametrize("radii", [(300.0, 200.0), (10.0, 200.0), (200.0, np.nan), (200.0, 1e9)])
+def test_radii_that_no_vesicle_has_are_refused(radii: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="smallest and a largest radius"):
+        SimulationOptions(radii=radii)
 
 
 def test_bright_membranes_are_dark_ones_inverted() -> None:

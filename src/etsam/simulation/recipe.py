@@ -19,6 +19,7 @@ SPACINGS = (
     2.0,
     100.0,
 )  # Å; finer ones take minutes for a cube of 64, in coarser ones nothing is seen
+RADII = (50.0, 1e5)  # Å; tighter bilayers do not exist
 MAX_CONTRAST = 1000.0  # membrane over noise; there is no noise to be seen long before
 
 LEAN = math.degrees(math.asin(0.6))
@@ -38,7 +39,7 @@ class SimulationOptions:
     Raises
     ------
     ValueError
-        The voxel spacing or the contrast is out of range.
+        The voxel spacing, the contrast, the radii or a fading is out of range.
     """
 
     preset: str = "any"
@@ -53,6 +54,8 @@ class SimulationOptions:
     gold: int | None = None  # beads
     carbon: bool | None = None  # the edge of a carbon film
     whole: int | None = None  # organelles, closed
+    vesicles: int | None = None  # tried to be placed
+    radii: tuple[float, float] | None = None  # Å, of vesicles
     lean: float = LEAN
     ghosts: float = math.inf
     fading: float = 0.0
@@ -72,6 +75,12 @@ class SimulationOptions:
             raise ValueError(
                 f"a contrast to noise of {ratio} cannot be simulated: expected more than 0 and at "
                 f"most {MAX_CONTRAST:g}, such as 1"
+            )
+        low, high = self.radii or RADII
+        if not RADII[0] <= low <= high <= RADII[1]:
+            raise ValueError(
+                f"vesicles of {low:g} to {high:g} Å cannot be simulated: expected a smallest and a largest "
+                f"radius within {RADII[0]:g} and {RADII[1]:g} Å"
             )
         for amount in (self.fading, self.depth_fading):
             if not 0 <= amount <= 1:
@@ -244,7 +253,7 @@ def draw_contents(rng: np.random.Generator, preset: str) -> Contents:
 
 def _fixed(contents: Contents, options: SimulationOptions) -> Contents:
     """Contents with what the options fix of them."""
-    names = ("actin", "microtubules", "gold", "carbon", "whole")
+    names = ("actin", "microtubules", "gold", "carbon", "whole", "vesicles", "radii")
     given = {name: getattr(options, name) for name in names}
     return replace(contents, **{name: n for name, n in given.items() if n is not None})
 
