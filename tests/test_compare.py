@@ -187,6 +187,10 @@ def test_the_command_prints_and_writes(tmp_path: Path, run: Run) -> None:
     code, _, err = run("compare", tmp_path / "t.csv", "-o", tmp_path / "." / "t.csv")
     assert code == 1 and "t.csv is read as well: give the new table another name" in err
     assert (tmp_path / "t.csv").read_bytes() == before
+    again = ("compare", tmp_path / "t.csv", "-o", tmp_path / "tests.json")
+    code, _, err = run(*again)
+    assert code == 1 and "is there already: give --overwrite or another name" in err
+    assert run(*again, "--overwrite")[0] == 0
     assert "is no file" in run("compare", tmp_path)[2]
     with pytest.raises(ValueError, match="no method 'x'"):
         compare(rows, methods=["x"])

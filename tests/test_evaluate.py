@@ -166,6 +166,12 @@ def test_folders_tables_and_curves(tmp_path: Path, run: Run) -> None:
     places = (tmp_path / "out", "-t", tmp_path / "truth")
     code, out, err = run("evaluate", *places, "--sweep", "-o", table, "--curves", curves)
     assert (code, out.strip()) == (0, str(table)), err
+    curves.write_text("mine")
+    new = ("-o", tmp_path / "new.csv", "--no-surface", "--no-details")
+    code, out, err = run("evaluate", *places, *new, "--curves", curves)
+    assert (code, out, curves.read_text()) == (1, "", "mine") and not new[1].exists()
+    assert err == f"etsam: error: {curves} is there already: give --overwrite or another name\n"
+    assert run("evaluate", *places, *new, "--curves", curves, "--overwrite")[0] == 0
     rows = read_table(table)
     assert {row.tomogram for row in rows} == {("truth", "TS_1"), ("truth", "TS_2")}
     assert {row.method for row in rows} == {"MemBrain-seg"}

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -63,13 +64,17 @@ def read_table(path: Path | str) -> list[Score]:
     return rows
 
 
-def check_table_path(path: Path | str | None, inputs: Iterable[Path | None] = ()) -> None:
+def check_table_path(
+    path: Path | str | None, inputs: Iterable[Path | None] = (), *, overwrite: bool = False
+) -> None:
     """Refuse a place where no table can be written, before anything is computed for it.
 
     Raises
     ------
     ValueError
         If the name ends in neither .csv nor .json, its folder does not exist, or it is an input.
+    FileExistsError
+        If something is there already, without `overwrite`.
     """
     if path is None:
         return
@@ -80,6 +85,8 @@ def check_table_path(path: Path | str | None, inputs: Iterable[Path | None] = ()
         raise ValueError(f"{path.parent} does not exist: make the folder first")
     if path.exists() and any(other and other.exists() and path.samefile(other) for other in inputs):
         raise ValueError(f"{path} is read as well: give the new table another name")
+    if os.path.lexists(path) and not overwrite:
+        raise FileExistsError(f"{path} is there already: give --overwrite or another name")
 
 
 def write_table(path: Path | str, rows: Iterable[Score]) -> None:

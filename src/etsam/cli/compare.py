@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etsam.cli.command import VerbCommand
+from etsam.cli.options import overwrite_option
 from etsam.cli.paths import FilePath
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ at_option = click.option(
     type=FilePath(dir_okay=False),
     help="Write the tests too, .csv or .json.",
 )
+@overwrite_option
 def compare(params: dict[str, Any]) -> None:
     """Compare the methods in each TABLE of `etsam evaluate`: means, and a paired test of each pair.
 
@@ -41,7 +43,7 @@ def compare(params: dict[str, Any]) -> None:
     from etsam.compare import compare as run_comparison
     from etsam.tables import check_table_path, read_table, write_records
 
-    check_table_path(params["output"], params["tables"])
+    check_table_path(params["output"], params["tables"], overwrite=params["overwrite"])
     rows = [row for path in params["tables"] for row in read_table(path)]
     found = run_comparison(
         rows,

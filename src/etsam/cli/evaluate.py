@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etsam.cli.command import EXIT_FAILED, EXPECTED_ERRORS, VerbCommand, report_error
-from etsam.cli.options import finite
+from etsam.cli.options import finite, overwrite_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     help="Table, .csv or .json.  [default: CSV on stdout]",
 )
 @click.option("--curves", type=FilePath(), help="Table of precision over recall.")
+@overwrite_option
 @click.option("--threshold", "thresholds", type=float, multiple=True, help="Several may be given.")
 @click.option(
     "--sweep",
@@ -113,7 +114,7 @@ def evaluate(params: dict[str, Any]) -> int:
     if None not in (output, curves) and with_own_name(output) == with_own_name(curves):
         raise click.UsageError("--output and --curves are the same file")
     for path in (output, curves):
-        check_table_path(path, [params["pairs"]])
+        check_table_path(path, [params["pairs"]], overwrite=params["overwrite"])
     found = _evaluated(pairings, options)
     rows = [row for evaluation in found for row in evaluation.rows]
     if rows and curves is not None:
