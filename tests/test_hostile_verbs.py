@@ -1,0 +1,44 @@
+"""Nothing of a user's is lost and every refusal is clear, in verbs that write tables, folders and runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from test_cli import Run, assert_one_line
+from tiny_model import write_tiny_model
+from tiny_training import write_pairs
+
+HEADER = "dataset,run,method,stage,threshold,metric,value\n"
+SMALL = ("--preset", "empty", "--shape", "16,32,32")
+
+
+def sheet() -> np.ndarray:
+    mask = np.zeros((12, 24, 24), np.int8)
+    mask[:, 10:13] = 1
+    return mask
+
+
+def refused(answer: tuple[int, str, str], *parts: str) -> None:
+    code, out, err = answer
+    assert (code, out) == (1, "")
+    assert_one_line(err, *parts)
+
+
+@pytest.mark.parametrize("name", ["stage1.safetensors", "log.jsonl"])
+def test_training_replaces_nothing_that_is_of_no_run(run: Run, tmp_path: Path, name: str) -> None:
+    start = write_tiny_model(tmp_path / "tiny") / "stage1.safetensors"
+    data, place = write_pairs(tmp_path / "data", 1), tmp_path / "run"
+    place.mkdir()
+    (place / name).write_text("precious")
+    given = ["train", data, "-o", place, "--start", start, "--steps", 1, "--batch", 1]
+    given += ["--frames", 2, "--size", 64, "--device", "cpu", "--float32"]
+    refused(run(*given), name, "--output")
+    assert [path.name for path in place.iterdir()] == [name]
+    assert (place / name).read_text() == "precious"
+    (place / name).unlink()
+    assert run(*given)[0] == 0
+    (place / "state.pt").unlink()  # as the message about another run says
+    assert run(*given)[0] == 0
