@@ -42,3 +42,21 @@ def test_training_replaces_nothing_that_is_of_no_run(run: Run, tmp_path: Path, n
     assert run(*given)[0] == 0
     (place / "state.pt").unlink()  # as the message about another run says
     assert run(*given)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["sim_000000_membrane.mrc", "sim_000000.json"])
+def test_simulating_replaces_no_file_of_ones_own(run: Run, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("precious")
+    refused(run("simulate", tmp_path, *SMALL), name, "--overwrite")
+    assert (tmp_path / name).read_text() == "precious"
+    assert run("simulate", tmp_path, *SMALL, "--overwrite")[0] == 0
+
+
+def test_a_pair_that_a_killed_process_left_is_completed(run: Run, tmp_path: Path) -> None:
+    assert run("simulate", tmp_path, *SMALL)[0] == 0
+    for left in (["sim_000000.json"], ["sim_000000.json", "sim_000000_membrane.mrc"]):
+        for path in tmp_path.iterdir():
+            if path.name not in left:
+                path.unlink()
+        assert run("simulate", tmp_path, *SMALL)[0] == 0
+        assert len(list(tmp_path.iterdir())) == 3
