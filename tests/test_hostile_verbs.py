@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from test_cli import Run, assert_one_line
+from test_cli import Run, assert_one_line, write_mrc
 from tiny_model import write_tiny_model
 from tiny_training import write_pairs
 
@@ -60,3 +61,38 @@ def test_a_pair_that_a_killed_process_left_is_completed(run: Run, tmp_path: Path
                 path.unlink()
         assert run("simulate", tmp_path, *SMALL)[0] == 0
         assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_an_export_never_replaces_the_tomogram(run: Run, tmp_path: Path) -> None:
+    mask = write_mrc(tmp_path / "a.mrc", sheet())
+    tomogram = write_mrc(tmp_path / "a_labels.mrc", sheet())
+    before = tomogram.read_bytes()
+    asked = ("export", mask, "--as", "labels", "--tomogram", tomogram, "--overwrite")
+    refused(run(*asked), "is the tomogram itself")
+    assert tomogram.read_bytes() == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [
+        (("export", "--as", "labels"), "a_labels.mrc"),
+        (("postprocess",), "a_postprocessed.mrc"),
+        (("report", "--mask", "a.mrc"), "a_report.html"),
+        (("figures", "slices", "-o", "a.png"), "a.png"),
+    ],
+    ids=lambda value: value[0],
+)
+def test_a_link_that_leads_nowhere_is_kept(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: tuple[str, ...],
+    name: str,
+) -> None:
+    """Its disk may be back tomorrow."""
+    monkeypatch.chdir(tmp_path)
+    write_mrc(tmp_path / "a.mrc", sheet())
+    (tmp_path / name).symlink_to("/nowhere/else")
+    refused(run(*verb, "a.mrc"), name, "--overwrite")
+    assert os.readlink(tmp_path / name) == "/nowhere/else"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import warnings
@@ -147,7 +148,9 @@ def export_file(
     for target in result_paths(source, options):
         if target not in folders:
             refuse_folder(target)
-        if target.exists() and not options.overwrite:
+        if options.tomogram is not None and target.resolve() == options.tomogram.resolve():
+            raise ValueError(f"{target} is the tomogram itself: give another -o")
+        if os.path.lexists(target) and not options.overwrite:
             raise FileExistsError(f"{target} is there already: give --overwrite or another -o")
     membrane = load_membrane(
         source, threshold=options.threshold, voxel_spacing=options.voxel_spacing
