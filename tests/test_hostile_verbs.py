@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +98,16 @@ def test_a_link_that_leads_nowhere_is_kept(
     (tmp_path / name).symlink_to("/nowhere/else")
     refused(run(*verb, "a.mrc"), name, "--overwrite")
     assert os.readlink(tmp_path / name) == "/nowhere/else"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode there")
+def test_names_that_are_no_unicode_are_printed_in_any_locale(tmp_path: Path) -> None:
+    """With a locale of UTF-8, and not C, Python prints no such name by itself."""
+    folder = os.fsencode(tmp_path)
+    mask = os.path.join(folder, b"\xff_membrane.mrc")
+    write_mrc(tmp_path / "b.mrc", sheet()).rename(os.fsdecode(mask))
+    command = [sys.executable, "-c", "from etsam.cli import main; main()", "postprocess", mask]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == mask.replace(b".mrc", b"_postprocessed.mrc") + b"\n"
