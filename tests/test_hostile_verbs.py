@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -111,3 +112,24 @@ def test_names_that_are_no_unicode_are_printed_in_any_locale(tmp_path: Path) -> 
     done = subprocess.run(command, capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout == mask.replace(b".mrc", b"_postprocessed.mrc") + b"\n"
+
+
+def test_thresholds_that_other_programs_write_as_nan_are_none(run: Run, tmp_path: Path) -> None:
+    rows = [f"d,r{i},{m},,nan,dice,{0.5 + 0.1 * i**2:g}\n" for i in range(3) for m in "AB"]
+    path = tmp_path / "scores.csv"
+    path.write_text(HEADER + "".join(rows))
+    code, out, err = run("compare", path)
+    assert (code, err) == (0, "") and out.startswith("dice\n")
+
+
+def test_a_table_without_what_is_compared_is_no_success(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text(HEADER + "d,r,A,,,auc,0.5\n")
+    refused(run("compare", path), "none of dice", "--metric", "auc")
+
+
+def test_a_number_too_long_for_json_is_said_of_its_table(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    row = dict.fromkeys(HEADER.strip().split(","), "x")
+    path.write_text(json.dumps([row]).replace('"x"}', "9" * 5000 + "}"))
+    refused(run("compare", path), str(path), "is not a JSON table")
