@@ -133,3 +133,28 @@ def test_a_number_too_long_for_json_is_said_of_its_table(run: Run, tmp_path: Pat
     row = dict.fromkeys(HEADER.strip().split(","), "x")
     path.write_text(json.dumps([row]).replace('"x"}', "9" * 5000 + "}"))
     refused(run("compare", path), str(path), "is not a JSON table")
+
+
+def test_an_empty_model_is_not_the_current_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(write_tiny_model(tmp_path / "tiny"))
+    write_mrc(tmp_path / "a.mrc", np.random.default_rng(0).normal(size=(4, 9, 9)).astype("f4"))
+    refused(run("segment", tmp_path / "a.mrc", "--model", ""), "no model ''")
+
+
+def test_a_mask_that_fills_the_volume_has_no_surface(run: Run, tmp_path: Path) -> None:
+    full = write_mrc(tmp_path / "a.mrc", np.ones((4, 9, 9), np.int8))
+    refused(run("figures", "surfaces", full, "-o", tmp_path / "f.png"), "fills the volume")
+
+
+def test_a_seed_that_is_too_large_is_wrong_usage(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("train", tmp_path, "-o", tmp_path / "run", "--seed", 10**20)
+    assert code == 2
+    assert_one_line(err, "--seed")
+
+
+def test_a_portal_that_nobody_answers_for_is_a_matter_of_the_network(run: Run) -> None:
+    pytest.importorskip("cryoet_data_portal")
+    asked = ("download", "10000/245", "--dry-run", "--attempts", 1, "--timeout", 1)
+    refused(run(*asked, "--portal", "http://127.0.0.1:1"), "cannot be reached", "network")
