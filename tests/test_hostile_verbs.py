@@ -158,3 +158,26 @@ def test_a_portal_that_nobody_answers_for_is_a_matter_of_the_network(run: Run) -
     pytest.importorskip("cryoet_data_portal")
     asked = ("download", "10000/245", "--dry-run", "--attempts", 1, "--timeout", 1)
     refused(run(*asked, "--portal", "http://127.0.0.1:1"), "cannot be reached", "network")
+
+
+@pytest.mark.parametrize(
+    ("kind", "added"),
+    [
+        ("copick", "ExperimentRuns/a/Picks/me_0_ribosome.json"),
+        ("membrain-pick", "mb1.h5"),
+        ("morphometrics", "morphometrics/a.vtp"),
+    ],
+)
+def test_what_others_put_into_an_exported_folder_is_kept(
+    run: Run, tmp_path: Path, kind: str, added: str
+) -> None:
+    mask = write_mrc(tmp_path / "a.mrc", sheet())
+    asked = ("export", mask, "--as", kind, "--overwrite")
+    for _ in range(2):
+        code, out, err = run(*asked)
+        assert code == 0, err
+    theirs = Path(out.strip()) / added
+    theirs.parent.mkdir(parents=True, exist_ok=True)
+    theirs.write_text("precious")
+    refused(run(*asked), added, "of no export")
+    assert theirs.read_text() == "precious"
