@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from etsam.logits import NpyWriter
 from test_cli import Run, assert_one_line, write_mrc
 from tiny_model import write_tiny_model
 from tiny_training import write_pairs
@@ -181,3 +183,21 @@ def test_what_others_put_into_an_exported_folder_is_kept(
     theirs.write_text("precious")
     refused(run(*asked), added, "of no export")
     assert theirs.read_text() == "precious"
+
+
+def test_threads_do_not_write_into_one_file(tmp_path: Path) -> None:
+    path, plane = tmp_path / "a.npy", np.ones((3, 4), np.float32)
+
+    def write_all(value: int) -> None:
+        with NpyWriter(path, (1, 3, 4)) as writer:
+            writer.write_slice(0, plane * value)
+
+    with NpyWriter(path, (2, 3, 4)) as writer:
+        writer.write_slice(0, plane)
+        other = threading.Thread(target=write_all, args=(5,))
+        other.start()
+        other.join()
+        assert np.load(path).shape == (1, 3, 4)
+        writer.write_slice(1, plane)
+    assert np.array_equal(np.load(path), np.ones((2, 3, 4)))
+    assert list(tmp_path.iterdir()) == [path]
