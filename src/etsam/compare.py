@@ -112,6 +112,9 @@ def compare(
             raise ValueError(f"no method {name!r}: the table has {', '.join(table)}")
     available = [name for name in METRICS if any(name in table[method] for method in chosen)]
     wanted = tuple(metrics) or tuple(available)
+    if not wanted:
+        have = ", ".join(dict.fromkeys(name for method in chosen for name in table[method]))
+        raise ValueError(f"the table has none of {', '.join(METRICS)}: give --metric, of {have}")
     lacking = [pair for pair in product(wanted, chosen) if pair[0] not in table[pair[1]]]
     if lacking:
         metric, method = lacking[0]

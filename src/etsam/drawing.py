@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -143,7 +144,7 @@ class Saving:
             One is there, and is not to be replaced.
         """
         for target in (figure_file(path, kind) for kind in (*self.formats, *others)):
-            if target.exists() and not self.overwrite:
+            if os.path.lexists(target) and not self.overwrite:
                 raise FileExistsError(
                     f"{target} is there already: give --overwrite or another --output"
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -110,13 +111,13 @@ class ScratchLogits:
 class NpyWriter:
     """Float32 .npy of shape (Z, Y, X), written slice by slice in order.
 
-    Written to ``<name>.<process>.partial`` and renamed on a clean exit; an error leaves nothing behind.
+    Written to ``<name>.<thread>.partial`` and renamed on a clean exit; an error leaves nothing behind.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
         self.path = path
         self._shape = shape
-        self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        self._partial = path.with_name(f"{path.name}.{threading.get_native_id()}.partial")
         self._written = 0
         require_space(path.parent, 4 * math.prod(shape), f"writing {path.name}")
         self._file = self._partial.open("wb", buffering=0)

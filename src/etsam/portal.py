@@ -7,6 +7,7 @@ after an interruption and checks sizes. The package ``cryoet-data-portal`` is op
 from __future__ import annotations
 
 import importlib
+import socket
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -289,5 +290,20 @@ def _portal_errors(servers: PortalServers) -> Iterator[None]:
         yield
     except known as error:
         where = servers.graphql or "the CryoET Data Portal"
+        reason = _no_connection(error)
+        if reason is not None:
+            raise OSError(
+                f"{where} cannot be reached ({reason}): is there a network, and a proxy where it needs "
+                "one?"
+            ) from error
         text = " ".join(str(error).split())[:300] or type(error).__name__
         raise OSError(f"{where} did not answer as the portal does: {text}") from error
+
+
+def _no_connection(error: BaseException | None) -> str | None:
+    """What the system says where no connection could be made; None for other errors."""
+    while error is not None:
+        if isinstance(error, socket.gaierror | ConnectionError) and error.strerror:
+            return error.strerror
+        error = error.__cause__ or error.__context__
+    return None

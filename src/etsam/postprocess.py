@@ -7,6 +7,7 @@ and every blob of the result spans at least `min_slices` slices.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -298,6 +299,6 @@ def _targets(source: Tomogram, output: Path | str | None, overwrite: bool) -> tu
         raise ValueError(f"{target} is the mask itself: give another output")
     record = record_path(target)
     for path in (target, record):
-        if path.exists() and not overwrite:
+        if os.path.lexists(path) and not overwrite:
             raise FileExistsError(f"{path} is there already: give --overwrite or another --output")
     return target, record

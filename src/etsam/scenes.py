@@ -104,7 +104,10 @@ def surface_panels(
     labels = Reference(truth).labels
     true = _body(truth, lambda z: labels(z) == 1)
     if true.mesh is None:
-        raise ValueError(f"{truth.path or 'the truth'} holds no membrane (1) to draw")
+        raise ValueError(
+            f"{truth.path or 'the truth'} has no surface to draw: it holds no membrane (1), fills the "
+            "volume, or has a single slice"
+        )
     near = max(tolerance, 0.15 * max(true.frame.spacing))
     panels = [("ground truth", [(true.mesh, TRUE)])]
     names = shortened([name for name, _, _ in masks], LETTERS)

@@ -124,16 +124,19 @@ def simulate_one(
     """
     stem = name or f"sim_{seed:06d}"
     target = folder / f"{stem}.mrc"
-    if target.exists() and not overwrite:
-        _refuse_others(target, seed, shape, options)
-        return target
+    mask, record = folder / f"{stem}_membrane.mrc", target.with_suffix(".json")
+    there = [path for path in (target, mask, record) if os.path.lexists(path)]
+    if there and not overwrite:
+        _refuse_others(there[0], record, (seed, list(shape)), options)
+        if target.exists():
+            return target
     folder.mkdir(parents=True, exist_ok=True)
     result = simulate(seed, shape, options)
     clip = result.parameters["clip_percent"]
     try:
         target.unlink(missing_ok=True)  # it stands for the pair, and comes last
-        _write_mrc(folder / f"{stem}_membrane.mrc", result.mask, result.voxel_spacing)
-        write_text(target.with_suffix(".json"), json.dumps(result.parameters, indent=1))
+        write_text(record, json.dumps(result.parameters, indent=1))  # says whose the others are
+        _write_mrc(mask, result.mask, result.voxel_spacing)
         _write_mrc(target, quantised(result.tomogram, (clip, 100.0 - clip)), result.voxel_spacing)
     except OSError as wrong:
         reason = wrong.strerror or str(wrong)
@@ -142,19 +145,19 @@ def simulate_one(
 
 
 def _refuse_others(
-    target: Path, seed: int, shape: tuple[int, int, int], options: SimulationOptions
+    there: Path, record: Path, seed_and_shape: tuple[int, list[int]], options: SimulationOptions
 ) -> None:
-    """Refuse to keep a pair that is not what is asked for, going by its JSON."""
+    """Refuse to keep or complete a pair that is not what is asked for, going by its JSON."""
     asked, default = (json.loads(json.dumps(asdict(one))) for one in (options, ALL_DRAWN))
     try:
-        made = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
+        made = json.loads(record.read_text(encoding="utf-8"))
         given = default | made["given"]  # an option that came later was left to chance
-        same = (made["seed"], made["shape"], given) == (seed, list(shape), asked)
+        same = (made["seed"], made["shape"]) == seed_and_shape and given == asked
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if not same:
         raise FileExistsError(
-            f"{target} is there, of another shape or of other options: give --overwrite, remove it "
+            f"{there} is there, of another shape or of other options: give --overwrite, remove it "
             "or choose another folder"
         )
 

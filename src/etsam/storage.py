@@ -161,8 +161,8 @@ def write_all(file: ByteFile | IO[bytes], array: np.ndarray) -> None:
 
 
 def partial_name(path: Path) -> Path:
-    """Return the hidden name of a result while this process writes it; another process has another."""
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Return the hidden name of a result while this thread writes it; another one, of any process, has another."""
+    return path.with_name(f".{path.name}.{threading.get_native_id()}.partial")
 
 
 def write_text(path: Path, text: str, *, errors: str = "strict") -> None:

@@ -224,7 +224,7 @@ def csv_records(path: Path) -> list[dict[str, Any]]:
 def _json_records(path: Path) -> list[dict[str, Any]]:
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON table: {error}") from error
     if not isinstance(records, list) or not all(isinstance(item, dict) for item in records):
         raise ValueError(f"{path} is not a table: expected a list of objects, one per score")
@@ -243,13 +243,15 @@ def _score(record: dict[str, Any], place: str) -> Score:
 
 
 def _number(text: str, place: str) -> float | None:
+    """Read a number; an empty field and NaN, as other programs write it, are None."""
     text = text.strip()
     if not text:
         return None
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         raise ValueError(f"{place}: {text!r} is not a number") from None
+    return None if math.isnan(number) else number
 
 
 def _cell(value: Any) -> Any:

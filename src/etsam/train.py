@@ -31,7 +31,7 @@ from etsam.training.options import (
     from_checkpoint,
 )
 from etsam.training.parallel import Team, join
-from etsam.training.run import Run, save_run, start_run
+from etsam.training.run import Run, refuse_foreign, save_run, start_run
 from etsam.training.start import initialise, start_from
 from etsam.training.tasks import Sampler, Task, held_out, make_sampler, tasks
 from etsam.training.validation import clips_picture, validate
@@ -72,8 +72,9 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
     ValueError
         There are no pairs, a pair does not fit, the folder holds another run, the batch is smaller
         than the number of processes, or the loss is no longer a number.
-    FileNotFoundError, OSError
-        A file is missing, the simulating process stopped, or another run is at work in the folder.
+    FileNotFoundError, FileExistsError, OSError
+        A file is missing, weights or a log that are of no run are there, the simulating process
+        stopped, or another run is at work in the folder.
     """
     options.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
@@ -88,7 +89,8 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
         if team.leads:
             place = options.output
             taken = f"another run is at work in {place}: wait for it, or choose another --output"
-            stack.enter_context(held_lock(place / ".lock", taken))
+            refuse_foreign(options)
+            stack.enter_context(held_lock(options.lock, taken))
         store = SliceStore(options.memory_gb)
         stack.callback(store.close)
         clips = sampler or make_sampler(options, store, team, stack)

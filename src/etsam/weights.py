@@ -156,7 +156,7 @@ def resolve_model(model: str | Path, *, progress: Progress | None = None) -> Mod
     if isinstance(record, ZenodoModel):
         return fetch_model(record, progress=progress)
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model != "" and folder.is_dir():  # an empty name is not the current folder
         return _from_folder(folder)
     raise ValueError(
         f"no model {str(model)!r}: expected {', '.join(MODELS)}, or an existing folder with one "

@@ -28,7 +28,8 @@ class PatientFile(io.FileIO):
 def make_patient() -> PatientFile | None:
     """Replace the process's own streams; returns the file behind standard output, None in a terminal.
 
-    A closed one leads nowhere, lest its number become that of a result's file.
+    A closed one leads nowhere, lest its number become that of a result's file. Names that are no Unicode are
+    printed as they are, in any locale.
     """
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -37,6 +38,8 @@ def make_patient() -> PatientFile | None:
     output = None
     if sys.stdout is sys.__stdout__:
         sys.stdout, output = _patient(sys.stdout)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")
     if sys.stderr is sys.__stderr__:
         sys.stderr, _ = _patient(sys.stderr, line_buffering=True)
     return output

@@ -95,7 +95,7 @@ FOLDER = FilePath(file_okay=False)
 @click.option(
     "--float32", is_flag=True, help="Compute in float32 even where the hardware has bfloat16."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 def train(params: dict[str, Any]) -> None:
     """Train one stage on folders DATA of pairs NAME.mrc and NAME_membrane.mrc.
 

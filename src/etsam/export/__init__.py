@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from etsam.export import layouts
@@ -40,7 +42,12 @@ FORMATS = (
     "chimerax",
 )
 DEFAULT_FORMATS = ("ply", "labels", "chimerax")
-FOLDER_FORMATS = ("membrain-pick", "morphometrics", "copick")
+FOLDER_FORMATS = {
+    "membrain-pick": ("mb*.mrc",),
+    "morphometrics": ("config.yml", "segmentations/*_labels.mrc", "tomograms/*"),
+    "copick": ("config.json", "*/Segmentations/*_etsam_0_*.zarr/*", "*/etsam_0_membrane.glb"),
+}
+"""Formats that are folders, and what an export puts there."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -143,11 +150,15 @@ def export_file(
     options = options or ExportOptions()
     source = Path(path)
     home = _home(source, options)
-    folders = [home / _name(kind, source) for kind in FOLDER_FORMATS]
+    folders = {home / _name(kind, source): own for kind, own in FOLDER_FORMATS.items()}
     for target in result_paths(source, options):
         if target not in folders:
             refuse_folder(target)
-        if target.exists() and not options.overwrite:
+        elif options.overwrite:
+            _refuse_additions(target, folders[target])
+        if options.tomogram is not None and target.resolve() == options.tomogram.resolve():
+            raise ValueError(f"{target} is the tomogram itself: give another -o")
+        if os.path.lexists(target) and not options.overwrite:
             raise FileExistsError(f"{target} is there already: give --overwrite or another -o")
     membrane = load_membrane(
         source, threshold=options.threshold, voxel_spacing=options.voxel_spacing
@@ -181,6 +192,20 @@ def result_paths(source: Path, options: ExportOptions) -> list[Path]:
     if "labels" in options.formats:
         paths.append((home / _name("labels", source)).with_suffix(".csv"))
     return paths
+
+
+def _refuse_additions(folder: Path, own: Sequence[str]) -> None:
+    """Keep what other programs, or people, have put into a folder that an export made.
+
+    Raises
+    ------
+    FileExistsError
+        There is a file with a name that none of the patterns has.
+    """
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and not any(fnmatchcase(name, pattern) for pattern in own):
+            raise FileExistsError(f"{path} is of no export: move it, or give another -o")
 
 
 def _home(source: Path, options: ExportOptions) -> Path:

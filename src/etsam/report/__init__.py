@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -64,7 +65,7 @@ def report_file(
     options = options or ReportOptions()
     tomogram_path = Path(path)
     target = page_path(tomogram_path, options.output)
-    if target.exists() and not options.overwrite:
+    if os.path.lexists(target) and not options.overwrite:
         raise FileExistsError(f"{target} is there already: give --overwrite or another --output")
     with closing(open_tomogram(tomogram_path, voxel_spacing=options.voxel_spacing)) as tomogram:
         frame = frame_of(tomogram)

@@ -17,6 +17,8 @@ from etsam.storage import write_text
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+LOG_NAME = "log.jsonl"
+
 Log = Callable[[dict[str, Any]], None]
 
 
@@ -28,7 +30,7 @@ class Journal:
 
     def __init__(self, folder: Path, step: int, log: Log | None = None) -> None:
         self._folder, self._log = folder, log
-        self._path = folder / "log.jsonl"
+        self._path = folder / LOG_NAME
         self._forget(step)
         self._writer = _summary_writer(folder, step)
 

@@ -136,6 +136,11 @@ class TrainOptions:
         return self.output / "state.pt"
 
     @property
+    def lock(self) -> Path:
+        """What a run holds while it is at work; the file stays, and tells that the folder is a run's."""
+        return self.output / ".lock"
+
+    @property
     def identity(self) -> str:
         """What a run must have in common with the one it goes on from, as JSON."""
         spec, config = self.spec.to_dict(), self.config.to_dict()

@@ -9,6 +9,7 @@ import torch
 
 from etsam.sam2 import SAM2, save_checkpoint
 from etsam.sam2.checkpoint import UNREADABLE, why_unreadable, written_whole
+from etsam.training.journal import LOG_NAME
 from etsam.training.optimiser import make_optimiser
 from etsam.training.options import TrainOptions
 from etsam.training.start import initialise, start_from
@@ -67,6 +68,23 @@ def start_run(options: TrainOptions, device: torch.device) -> Run:
     if options.state.is_file():
         run.restore(_saved(options))
     return run
+
+
+def refuse_foreign(options: TrainOptions) -> None:
+    """Keep files under the names of a run's in a folder that no run has been in.
+
+    Raises
+    ------
+    FileExistsError
+        There is one.
+    """
+    if options.state.exists() or options.lock.exists():
+        return
+    for path in (options.weights, options.output / LOG_NAME):
+        if path.exists():
+            raise FileExistsError(
+                f"{path} is there already and of no run: move it, or choose another --output"
+            )
 
 
 def _saved(options: TrainOptions) -> dict[str, Any]:
