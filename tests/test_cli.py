@@ -120,6 +120,13 @@ def test_wrong_values_are_one_line_and_exit_1(
     assert not list(tmp_path.rglob("*.mrc"))
 
 
+def test_shapes_are_of_the_suite(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("simulate", tmp_path / "out", "--shapes", tmp_path)
+    assert (code, out) == (2, "")
+    assert_one_line(err, "give --suite too, or leave them out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_weights_are_listed_and_located(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,8 @@ def simulate(params: dict[str, Any]) -> None:
     """
     if params["suite"]:
         _refuse_beside_suite(params)
+    elif params["shapes"] is not None:
+        raise click.UsageError("--shapes are the suite's: give --suite too, or leave them out")
     seeds = _seeds(params["seeds"])
     shape = parse_triple(params["shape"], "--shape")
 
