@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import sys
@@ -47,7 +48,9 @@ def tomogram(tmp_path: Path) -> Path:
 
 @contextmanager
 def little_memory() -> Iterator[None]:
-    """Let the kernel refuse this process more than `ROOM`."""
+    """Let the kernel refuse this process more than `ROOM`; what earlier tests left is freed before."""
+    gc.collect()
+    give_back_freed()
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before, most = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, most))
