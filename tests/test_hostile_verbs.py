@@ -83,6 +83,7 @@ def test_an_export_never_replaces_the_tomogram(run: Run, tmp_path: Path) -> None
     [
         (("export", "--as", "labels"), "a_labels.mrc"),
         (("postprocess",), "a_postprocessed.mrc"),
+        (("baseline",), "a_ridge.mrc"),
         (("report", "--mask", "a.mrc"), "a_report.html"),
         (("figures", "slices", "-o", "a.png"), "a.png"),
     ],

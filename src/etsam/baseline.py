@@ -25,6 +25,7 @@ from etsam.baselines.programs import (
 )
 from etsam.baselines.ridge import Planes, Progress, RidgeOptions, ridge_slices
 from etsam.provenance import Clock, input_record, provenance, weights_record, write_json
+from etsam.storage import refuse_taken
 from etsam.volume import Tomogram, create_volume, open_tomogram, output_path
 
 RIDGE_THRESHOLD = 0.0
@@ -86,7 +87,8 @@ def baseline(
         )
     result = result_names(path, None if output is None else Path(output), options, store_scores)
     if not overwrite:
-        _check_absent(result)
+        for target in filter(None, (result.mask, result.scores, result.provenance)):
+            refuse_taken(target)
     with closing(open_tomogram(path, voxel_spacing=options.voxel_spacing)) as tomogram:
         details = _segment(tomogram, options, threshold, result, progress)
     details["parameters"] |= {"threshold": threshold, "store_scores": store_scores}
@@ -120,14 +122,6 @@ def _segment(
         "membrane_fraction": voxels / math.prod(tomogram.shape),
     }
     return details
-
-
-def _check_absent(result: BaselineResult) -> None:
-    for target in filter(None, (result.mask, result.scores, result.provenance)):
-        if target.exists():
-            raise FileExistsError(
-                f"{target} is there already: give --overwrite or another --output"
-            )
 
 
 def _method(options: RidgeOptions | ProgramOptions) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from etsam.fetch import RemoteFile, Stopping, damage, fetch, partial_path
 from etsam.listing import Item, Selection, list_items
-from etsam.storage import held_lock, require_space
+from etsam.storage import held_lock, refuse_taken, require_space
 
 State = Literal["here", "part", "absent"]
 Progress = Callable[[int, int], None]
@@ -134,10 +134,8 @@ class _Work:
                 raise ValueError(f"{target} leads out of {self._folder} by a link: refused")
             if item.problem:
                 continue
-            if target.exists() and not (self._options.resume or self._options.overwrite):
-                raise FileExistsError(
-                    f"{target} is there already: give --resume, --overwrite or another --output"
-                )
+            if not (self._options.resume or self._options.overwrite):
+                refuse_taken(target, "--resume, --overwrite or another --output")
 
     def require_space(self) -> None:
         """Check that what is missing fits on the disk."""

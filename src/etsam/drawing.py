@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from etsam.storage import refuse_taken
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -144,10 +145,8 @@ class Saving:
             One is there, and is not to be replaced.
         """
         for target in (figure_file(path, kind) for kind in (*self.formats, *others)):
-            if os.path.lexists(target) and not self.overwrite:
-                raise FileExistsError(
-                    f"{target} is there already: give --overwrite or another --output"
-                )
+            if not self.overwrite:
+                refuse_taken(target)
 
 
 USUAL = Saving()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import math
 import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
-from etsam.storage import RawFile, require_space, scratch_file, write_all
+from etsam.storage import RawFile, partial_name, require_space, scratch_file, write_all
 
 LOGIT_LIMIT = 5.0  # stage-1 logits are clipped to [-5, 5] before stage 2 (paper, 4.3)
 
@@ -111,13 +110,13 @@ class ScratchLogits:
 class NpyWriter:
     """Float32 .npy of shape (Z, Y, X), written slice by slice in order.
 
-    Written to ``<name>.<thread>.partial`` and renamed on a clean exit; an error leaves nothing behind.
+    Written under `partial_name` and renamed on a clean exit; an error leaves nothing behind.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
         self.path = path
         self._shape = shape
-        self._partial = path.with_name(f"{path.name}.{threading.get_native_id()}.partial")
+        self._partial = partial_name(path)
         self._written = 0
         require_space(path.parent, 4 * math.prod(shape), f"writing {path.name}")
         self._file = self._partial.open("wb", buffering=0)

@@ -7,7 +7,6 @@ and every blob of the result spans at least `min_slices` slices.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from etsam.options import MIN_SLICES
 from etsam.provenance import Clock, input_record, provenance, record_path, write_json
 from etsam.results import names_mask
 from etsam.skeleton import clean_packed
+from etsam.storage import refuse_taken
 from etsam.volume import Tomogram, create_volume, open_tomogram, output_path
 
 MAX_RUNG = 5
@@ -299,6 +299,6 @@ def _targets(source: Tomogram, output: Path | str | None, overwrite: bool) -> tu
         raise ValueError(f"{target} is the mask itself: give another output")
     record = record_path(target)
     for path in (target, record):
-        if os.path.lexists(path) and not overwrite:
-            raise FileExistsError(f"{path} is there already: give --overwrite or another --output")
+        if not overwrite:
+            refuse_taken(path)
     return target, record

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import warnings
@@ -31,7 +30,7 @@ from etsam.provenance import (
     refuse_edited,
     write_json,
 )
-from etsam.storage import place_files, require_space, same_spacing
+from etsam.storage import place_files, refuse_taken, require_space, same_spacing
 from etsam.tables import csv_records
 from etsam.volume import KNOWN_SUFFIXES, Tomogram, create_volume, open_tomogram, stem_of
 
@@ -299,10 +298,8 @@ def _refuse_existing(
         refuse_folder(path)
         if path.exists() and path.resolve() in sources and not path.is_symlink():
             raise ValueError(f"{path} is an input: give another --output")
-        if os.path.lexists(path) and not (options.overwrite or options.resume):
-            raise FileExistsError(
-                f"{path} is there already: give --resume, --overwrite or another --output"
-            )
+        if not (options.overwrite or options.resume):
+            refuse_taken(path, "--resume, --overwrite or another --output")
     if not options.overwrite:
         refuse_edited(target.paths() if earlier is None else target.volumes(), earlier or {})
         refuse_edited(_earlier_volumes(target, earlier or {}), earlier or {})

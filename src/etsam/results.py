@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,7 +22,7 @@ from etsam.provenance import (
     refuse_edited,
     sha256,
 )
-from etsam.storage import place_files
+from etsam.storage import place_files, refuse_taken
 from etsam.volume import KNOWN_SUFFIXES, output_path, stem_of
 
 NOT_IN_RESULT = (
@@ -172,10 +171,8 @@ def refuse_existing(result: SegmentResult, source: Path, *, replaceable: bool) -
         if tomogram in path.resolve().parents:
             raise ValueError(f"{path} lies inside of the tomogram {source}: give another --output")
         refuse_folder(path)
-        if os.path.lexists(path) and not replaceable:
-            raise FileExistsError(
-                f"{path} is there already: give --resume, --overwrite or another --output"
-            )
+        if not replaceable:
+            refuse_taken(path, "--resume, --overwrite or another --output")
 
 
 def refuse_others(

@@ -127,7 +127,7 @@ def simulate_one(
     mask, record = folder / f"{stem}_membrane.mrc", target.with_suffix(".json")
     there = [path for path in (target, mask, record) if os.path.lexists(path)]
     if there and not overwrite:
-        _refuse_others(there[0], record, (seed, list(shape)), options)
+        _refuse_others(there[0], record, seed, shape, options)
         if target.exists():
             return target
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,14 +145,18 @@ def simulate_one(
 
 
 def _refuse_others(
-    there: Path, record: Path, seed_and_shape: tuple[int, list[int]], options: SimulationOptions
+    there: Path,
+    record: Path,
+    seed: int,
+    shape: tuple[int, int, int],
+    options: SimulationOptions,
 ) -> None:
     """Refuse to keep or complete a pair that is not what is asked for, going by its JSON."""
     asked, default = (json.loads(json.dumps(asdict(one))) for one in (options, ALL_DRAWN))
     try:
         made = json.loads(record.read_text(encoding="utf-8"))
         given = default | made["given"]  # an option that came later was left to chance
-        same = (made["seed"], made["shape"]) == seed_and_shape and given == asked
+        same = (made["seed"], made["shape"], given) == (seed, list(shape), asked)
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if not same:

@@ -115,8 +115,6 @@ def load_stages(options: SegmentOptions, progress: Progress | None = None) -> li
         A checkpoint is missing, is not one, or cannot be fetched.
     """
     paths = [options.stage1_checkpoint, options.stage2_checkpoint]
-    given, taken = (1, 2) if paths[0] else (2, 1)
-    mixed = paths.count(None) == 1
     sums = ["", ""]
     if None in paths:
         files = resolve_model(options.model, progress=progress)
@@ -128,7 +126,8 @@ def load_stages(options: SegmentOptions, progress: Progress | None = None) -> li
     for number, (path, known) in enumerate(zip(paths, sums, strict=True)):
         assert path is not None
         stages.append(load_stage(path, number, device, dtype=options.dtype, sha256=known))
-    if mixed:
+    if (options.stage1_checkpoint is None) != (options.stage2_checkpoint is None):
+        given, taken = (2, 1) if options.stage1_checkpoint is None else (1, 2)
         warnings.warn(
             f"only stage {given} was given: stage {taken} is that of {options.model}, which does not "
             f"know it; --stage{taken}-checkpoint names another",

@@ -160,6 +160,18 @@ def write_all(file: ByteFile | IO[bytes], array: np.ndarray) -> None:
         done += file.write(view[done : done + ENTRY_BYTES])
 
 
+def refuse_taken(path: Path, ways: str = "--overwrite or another --output") -> None:
+    """Keep what has a result's name already, be it a link that leads nowhere; `ways` say what to give instead.
+
+    Raises
+    ------
+    FileExistsError
+        There is something.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} is there already: give {ways}")
+
+
 def partial_name(path: Path) -> Path:
     """Return the hidden name of a result while this thread writes it; another one, of any process, has another."""
     return path.with_name(f".{path.name}.{threading.get_native_id()}.partial")

@@ -6,14 +6,13 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from etsam.predictions import CONVENTIONS
-from etsam.storage import write_text
+from etsam.storage import refuse_taken, write_text
 
 OTHER_NAMES = {"dataset_id": "dataset", "run_id": "run"}
 """Column names that other tables use, the paper's among them."""
@@ -85,8 +84,8 @@ def check_table_path(
         raise ValueError(f"{path.parent} does not exist: make the folder first")
     if path.exists() and any(other and other.exists() and path.samefile(other) for other in inputs):
         raise ValueError(f"{path} is read as well: give the new table another name")
-    if os.path.lexists(path) and not overwrite:
-        raise FileExistsError(f"{path} is there already: give --overwrite or another name")
+    if not overwrite:
+        refuse_taken(path, "--overwrite or another name")
 
 
 def write_table(path: Path | str, rows: Iterable[Score]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import warnings
@@ -29,6 +28,7 @@ from etsam.midsurface import MidSurface, mid_surface, thickness
 from etsam.ngff_metadata import refuse_folder
 from etsam.options import LOGIT_THRESHOLD
 from etsam.overlay import check_shapes
+from etsam.storage import refuse_taken
 from etsam.volume import Tomogram, open_tomogram, stem_of, whole_volume
 
 FORMATS = (
@@ -158,8 +158,8 @@ def export_file(
             _refuse_additions(target, folders[target])
         if options.tomogram is not None and target.resolve() == options.tomogram.resolve():
             raise ValueError(f"{target} is the tomogram itself: give another -o")
-        if os.path.lexists(target) and not options.overwrite:
-            raise FileExistsError(f"{target} is there already: give --overwrite or another -o")
+        if not options.overwrite:
+            refuse_taken(target, "--overwrite or another -o")
     membrane = load_membrane(
         source, threshold=options.threshold, voxel_spacing=options.voxel_spacing
     )

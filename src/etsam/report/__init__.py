@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -19,7 +18,7 @@ from etsam.report.numbers import measure
 from etsam.report.pack import pack_mesh, pack_volume, thumbnail
 from etsam.report.page import INDEX_MARK, IndexRow, PageSource, index_html, page_html
 from etsam.report.recorded import read_recorded, recorded_parameters, recorded_threshold
-from etsam.storage import same_spacing, write_text
+from etsam.storage import refuse_taken, same_spacing, write_text
 from etsam.volume import Tomogram, open_tomogram, output_path, stem_of, whole_volume
 
 SUFFIX = "_report.html"
@@ -65,8 +64,8 @@ def report_file(
     options = options or ReportOptions()
     tomogram_path = Path(path)
     target = page_path(tomogram_path, options.output)
-    if os.path.lexists(target) and not options.overwrite:
-        raise FileExistsError(f"{target} is there already: give --overwrite or another --output")
+    if not options.overwrite:
+        refuse_taken(target)
     with closing(open_tomogram(tomogram_path, voxel_spacing=options.voxel_spacing)) as tomogram:
         frame = frame_of(tomogram)
         recorded = _recorded(tomogram_path, options)
@@ -124,7 +123,7 @@ def check_index(folder: Path, *, overwrite: bool) -> Path:
         if INDEX_MARK.encode() not in path.read_bytes():
             raise FileExistsError(f"{path} is no index of ours: move it, or give another --output")
         if not overwrite:
-            raise FileExistsError(f"{path} is there already: give --overwrite or another --output")
+            refuse_taken(path)
     return path
 
 
