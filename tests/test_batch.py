@@ -234,6 +234,19 @@ def test_what_is_done_stays_done_when_a_resumed_batch_stops_early(
     assert states(after[1:]) == ["done", "done"]
 
 
+def test_what_is_done_stays_done_when_it_is_refused_a_second_time(
+    tomograms: list[Path], options: SegmentOptions, tmp_path: Path
+) -> None:
+    list(run_batch(BatchPlan(tomograms[:1], options, manifest=tmp_path / "m.jsonl")))
+    (done,) = read_manifest(tmp_path / "m.jsonl")
+    write_mrc(tomograms[1].with_name("TS_1_membrane.mrc"), np.ones(SHAPE, np.int8))
+    outcomes = list(run_batch(BatchPlan(tomograms[:2], options, manifest=tmp_path / "m.jsonl")))
+    assert [type(outcome.error) for outcome in outcomes] == [FileExistsError] * 2
+    first, second = read_manifest(tmp_path / "m.jsonl")
+    assert first == done and done.state == "done"
+    assert second.state == "failed" and second.error == " ".join(str(outcomes[1].error).split())
+
+
 def test_a_model_that_cannot_be_loaded_is_said_once(
     run: Run, tomograms: list[Path], tmp_path: Path
 ) -> None:

@@ -153,7 +153,8 @@ def run_batch(
             except BaseException:
                 manifest.interrupted()
                 raise
-            manifest.put(outcome.entry)
+            taken = isinstance(outcome.error, FileExistsError)
+            (manifest.refused if taken else manifest.put)(outcome.entry)
             if load.failure is not None:
                 raise load.failure
             yield outcome

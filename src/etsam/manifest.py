@@ -65,6 +65,7 @@ class Manifest:
         self.path = path
         self.entries: dict[str, Entry] = {}
         self._done: dict[str, Entry] = {}  # before, and their turn has not come again
+        self._before: dict[str, Entry] = {}
 
     def __enter__(self) -> Self:
         """Take the lock and read what is there.
@@ -83,6 +84,7 @@ class Manifest:
             if not _try(self._lock):
                 raise OSError(f"another batch is at work on {self.path}: wait for it")
             self.entries = {entry.mask: entry for entry in read_manifest(self.path)}
+        self._before = dict(self.entries)
         return self
 
     def __exit__(
@@ -118,6 +120,11 @@ class Manifest:
         self._done.pop(entry.mask, None)
         self._write()
         return entry
+
+    def refused(self, entry: Entry) -> None:
+        """Note that a tomogram was left as it is, since something is there; what was done stays done."""
+        known = self._before.get(entry.mask)
+        self.put(known if known and known.state == "done" else entry)
 
     def started(self, entry: Entry) -> Entry:
         """Note that work on a tomogram begins."""
