@@ -9,6 +9,7 @@ does not change, and as a share of SECONDS_OF_A_TOMOGRAM (96: 256 x 512 x 512 on
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import subprocess
@@ -127,5 +128,7 @@ def engine_start() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    main(int(given[0]) if given else 20, float(given[1]) if given[1:] else TOMOGRAM_SECONDS)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tomograms", type=int, nargs="?", default=20)
+    parser.add_argument("tomogram_seconds", type=float, nargs="?", default=TOMOGRAM_SECONDS)
+    main(**vars(parser.parse_args()))

@@ -8,6 +8,7 @@ norms and activations between them stay floating point: those times are printed 
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from collections.abc import Callable
 from statistics import median
@@ -50,6 +51,7 @@ def measure(width: int, side: int) -> dict[str, float]:
 
 def main() -> None:
     """Print a line a level."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     warnings.simplefilter("ignore")  # torch.ao is on its way out
     torch.backends.quantized.engine = "onednn"
     with torch.inference_mode():

@@ -7,6 +7,7 @@ for a mesh of 500,000 triangles.
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import subprocess
@@ -65,14 +66,20 @@ def measure(task: str) -> None:
     print(json.dumps(result), flush=True)
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Run tasks, by default all, each in a process of its own."""
-    if arguments[:1] == ["--here"]:
-        measure(arguments[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tasks", nargs="*", help=f"{' or '.join(TASKS)}; all of them by default")
+    parser.add_argument("--here", action="store_true", help="in this process, the first one only")
+    given = parser.parse_args()
+    if unknown := set(given.tasks) - set(TASKS):
+        parser.error(f"{', '.join(sorted(unknown))}: no such task")
+    if given.here:
+        measure(given.tasks[0])
         return
-    for task in arguments or TASKS:
+    for task in given.tasks or TASKS:
         subprocess.run([sys.executable, __file__, "--here", task], check=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -9,7 +9,7 @@ python experiments/instances.py LOGITS            # with NAME_membrane_logits.mr
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -96,10 +96,10 @@ def splits_and_merges(found: NDArray[np.integer], true: NDArray[np.integer]) -> 
     return splits, merges
 
 
-def suite(arguments: list[str]) -> Samples:
+def suite(what: str | None) -> Samples:
     """Yield the held-out suite's samples: name, mask and true membranes."""
-    folder = Path(arguments[0]) if arguments and Path(arguments[0]).is_dir() else None
-    thicker = float(arguments[0]) if arguments and folder is None else 1.0
+    folder = Path(what) if what and Path(what).is_dir() else None
+    thicker = float(what) if what and folder is None else 1.0
     for entry in held_out_suite():
         true, spacing = true_membranes(entry, thicker)
         if (np.bincount(true.ravel())[1:] >= SMALLEST).sum() < 2:
@@ -128,14 +128,20 @@ def scores(membrane: Membrane, true: NDArray[np.int32]) -> list[float]:
     return figures
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Print a line per sample and the means."""
-    if arguments and arguments[0].startswith("touching"):
-        logits = arguments[0] == "touching-logits"
-        chosen = scenes(arguments[1:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "what", nargs="?", help="touching, touching-logits, a thickness or a folder"
+    )
+    parser.add_argument("kinds", nargs="*", help="of membranes that touch")
+    given = parser.parse_args()
+    if given.what in ("touching", "touching-logits"):
+        logits = given.what == "touching-logits"
+        chosen = scenes(given.kinds)
         samples: Samples = ((one.name, one.membrane(logits=logits), one.true) for one in chosen)
     else:
-        samples = suite(arguments)
+        samples = suite(given.what)
     heads = "  ARI   Dice  count split merge    s"
     print(f"{'sample':22s} true   components:{heads}   separated:{heads}")
     rows = []
@@ -151,4 +157,4 @@ def _line(name: str, figures: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

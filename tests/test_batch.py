@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import random
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -19,15 +18,16 @@ import pytest
 
 from batch_child import WINDOW, segment_all
 from etsam import segmentation
-from etsam.batch import BatchPlan, ModelOnce, default_manifest, run_batch
+from etsam.batch import BatchPlan, ModelOnce, run_batch
 from etsam.cli.batch import exit_code
 from etsam.cli.progress import duration
 from etsam.logits import tracked_slices
-from etsam.manifest import Entry, Manifest, current_entries, find_manifests, read_manifest
+from etsam.manifest import read_manifest
 from etsam.options import SegmentOptions
 from etsam.results import how_far
 from etsam.sam2 import save_checkpoint
 from test_cli import Run, assert_one_line, write_mrc
+from test_manifest import states
 from tiny_model import SPEC, tiny_network, write_tiny_model
 
 SHAPE = (7, 24, 32)
@@ -53,48 +53,6 @@ def tomograms(tmp_path: Path) -> list[Path]:
     folder = tmp_path / "data"
     folder.mkdir()
     return [write_mrc(folder / f"TS_{n}.mrc", volume(n)) for n in range(3)]
-
-
-def states(entries: list[Entry]) -> list[str]:
-    return [entry.state for entry in entries]
-
-
-def test_a_manifest_is_read_back_and_locked(tmp_path: Path) -> None:
-    path = default_manifest([tmp_path / "a.mrc", tmp_path / "s" / "b.mrc"], None, "2/3")
-    assert path == tmp_path / "etsam_manifest.2of3.jsonl"
-    with Manifest(path) as manifest:
-        first, _ = manifest.begin([(Path(f"{n}.mrc"), tmp_path / f"{n}_m.mrc") for n in "ab"])
-        manifest.started(first)
-        assert states(read_manifest(path)) == ["running", "queued"]
-        assert states(current_entries([path])) == ["running", "queued"]
-        with pytest.raises(OSError, match="another batch"), Manifest(path):
-            pass
-    assert states(current_entries(find_manifests(tmp_path))) == ["interrupted", "queued"]
-    shutil.copy(path, tmp_path / "copy.jsonl")  # without its hidden lock
-    assert states(current_entries([tmp_path / "copy.jsonl"])) == ["interrupted", "queued"]
-    assert not (tmp_path / ".copy.jsonl.lock").exists()
-    with Manifest(path) as manifest:
-        (again,) = manifest.begin([(Path("a.mrc"), tmp_path / "a_m.mrc")])
-        assert manifest.started(again).attempts == 2
-    assert len(read_manifest(path)) == 2
-    path.write_text('{"state": "sleeping"}\n')
-    with pytest.raises(ValueError, match="line 1"):
-        read_manifest(path)
-    with pytest.raises(FileNotFoundError, match="no manifest"):
-        find_manifests(tmp_path / "nowhere")
-
-
-def test_links_are_recorded_where_they_lie(tmp_path: Path) -> None:
-    (tmp_path / "far").mkdir()
-    links = [tmp_path / f"{name}.mrc" for name in ("near", "dangling", "loop")]
-    for link, target in zip(links, ("far/a.mrc", "nowhere.mrc", "loop.mrc"), strict=True):
-        link.symlink_to(target)
-    write_mrc(tmp_path / "far" / "a.mrc", volume(0))
-    path = default_manifest(links, None)
-    assert path == tmp_path / "etsam_manifest.jsonl"
-    with Manifest(path) as manifest:
-        entries = manifest.begin([(link, link.with_suffix(".zarr")) for link in links])
-    assert [entry.input for entry in entries] == [str(link) for link in links]
 
 
 def test_a_link_that_leads_nowhere_fails_alone(

@@ -289,6 +289,15 @@ def test_command(pair: Annotated, tmp_path: Path, run: Run) -> None:
     assert (code, json.loads(text)["results"]["components_kept"]) == (0, 1)
 
 
+@pytest.mark.filterwarnings("always:no voxel of")
+def test_labels_that_no_voxel_has_are_told_once(pair: Annotated, tmp_path: Path, run: Run) -> None:
+    args = ("prepare", pair.tomogram.parent, "-o", tmp_path / "out", "--values", "7")
+    code, _, err = run(*args)
+    assert code == 0
+    (warning,) = [line for line in err.splitlines() if "warning" in line]
+    assert "is labelled 7, as asked for" in warning
+
+
 def test_choices_say_it_for_several(pair: Annotated, tmp_path: Path, run: Run) -> None:
     folder = pair.tomogram.parent
     shutil.copy(pair.tomogram, folder / "b.mrc")

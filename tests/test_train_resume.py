@@ -98,6 +98,24 @@ def test_a_run_of_another_network_is_not_taken_up(folder: Path, tmp_path: Path) 
             train(given)
 
 
+def test_a_run_that_goes_on_otherwise_says_so(folder: Path, tmp_path: Path) -> None:
+    given = options(folder, tmp_path, steps=1)
+    train(given)
+    longer = replace(given, schedule=replace(given.schedule, steps=2))
+    train(longer)
+    batch = given.schedule.batch + 1
+    other = replace(
+        longer, frames=given.frames + 1, schedule=replace(longer.schedule, steps=3, batch=batch)
+    )
+    with pytest.warns(UserWarning) as caught:
+        train(other)
+    (warning,) = caught
+    assert str(warning.message) == (
+        f"the run in {tmp_path} was at work with batch {batch - 1}, now {batch}; frames "
+        f"{given.frames}, now {other.frames}: it goes on as is said now"
+    )
+
+
 @pytest.mark.parametrize(("share", "name"), [(0.5, "stage1.safetensors"), (1.5, "state.pt")])
 def test_what_cannot_be_saved_is_named_and_the_last_state_stays(
     folder: Path, tmp_path: Path, share: float, name: str

@@ -177,7 +177,7 @@ def _show(done: Prepared, as_json: bool) -> None:
             f"{found['components_found']} components kept",
             err=True,
         )
-        if not found["voxels_before"]:
+        if not found["voxels_before"] and not done.details["parameters"]["cleaning"]["values"]:
             report_warning(
                 f"{done.name}: no voxel of the annotation is membrane (1): bytes of 0 and 255 whose "
                 "header says signed read as 0 and -1, not annotated"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from etsam.frames import FrameSpec
 from etsam.losses import LossWeights
@@ -145,6 +145,17 @@ class TrainOptions:
         """What a run must have in common with the one it goes on from, as JSON."""
         spec, config = self.spec.to_dict(), self.config.to_dict()
         return json.dumps({"stage": self.stage, "seed": self.seed, "spec": spec, "config": config})
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """How clips are made and learnt from: what a run that goes on may change, and is told of."""
+        schedule = {k: v for k, v in asdict(self.schedule).items() if k != "steps"}
+        return schedule | {
+            "losses": asdict(self.losses),
+            "frames": self.frames,
+            "sizes": list(self.sizes),
+            "augmentation": self.augmentation,
+        }
 
     @property
     def automatic(self) -> Literal["grid", "zero"]:

@@ -35,7 +35,7 @@ class Team:
         """The same module, whose gradients become the mean over all processes."""
         if self.size == 1:
             return module
-        return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+        return DistributedDataParallel(module, find_unused_parameters=True)
 
     def mean(self, value: Tensor) -> float:
         """The mean of a number over all processes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -102,7 +103,22 @@ def _saved(options: TrainOptions) -> dict[str, Any]:
             f"{options.output} holds a run of another network, stage or seed: choose another "
             "--output, or remove its state.pt"
         )
+    _tell_changes(state.get("choices", options.choices), options)
     return state
+
+
+def _tell_changes(before: dict[str, Any], options: TrainOptions) -> None:
+    """Warn of what was chosen otherwise when the run was saved."""
+    changed = [
+        f"{name} {before[name]!r}, now {value!r}"
+        for name, value in options.choices.items()
+        if name in before and before[name] != value
+    ]
+    if changed:
+        warnings.warn(
+            f"the run in {options.output} was at work with {'; '.join(changed)}: it goes on as is said now",
+            stacklevel=4,
+        )
 
 
 def save_run(run: Run, options: TrainOptions) -> None:
@@ -125,6 +141,6 @@ def save_run(run: Run, options: TrainOptions) -> None:
     }
     metadata = {"frame_spec": options.spec.to_dict(), "provenance": provenance}
     save_checkpoint(options.weights, run.average, metadata, half=False)
-    state = run.state() | {"made_with": options.identity}
+    state = run.state() | {"made_with": options.identity, "choices": options.choices}
     with written_whole(options.state) as partial, partial.open("wb") as file:
         torch.save(state, file)
