@@ -37,6 +37,7 @@ KINDS = {
     "deep": (0.13, 1.6, 1.6),
     "vesicles": (0.14, 1.1, 1.1),
     "whole": (0.24, 1.8, 2.2),
+    "small": (0.12, 1.3, 1.4),
 }
 """Part of the tomograms that are of a kind, and how often clips come from one of them in each stage."""
 CLEAR = 0.4
@@ -106,7 +107,22 @@ def _draw(kind: str, shapes: Path | None, random: np.random.Generator) -> Simula
             carbon=bool(random.random() < 0.45) or None,
             gold=int(random.integers(1, 20)) if random.random() < 0.6 else None,
         )
+    if kind == "small":
+        return _small(random)
     return _sparse(shapes, random)
+
+
+def _small(random: np.random.Generator) -> SimulationOptions:
+    """Many small vesicles, soft and noisy or sharp and clear, at the spacings of whole cells too."""
+    smallest = float(random.uniform(130, 210))
+    return replace(
+        drawn(random, "vesicles", (9.5, 16), (0.5, 3.0), (28, 62)),
+        vesicles=int(random.integers(10, 60)),
+        radii=(smallest, smallest * float(random.uniform(1.3, 2.6))),
+        blur=drawn_blur(random, 0, 14),
+        carbon=bool(random.random() < 0.35),
+        gold=int(random.integers(1, 20)) if random.random() < 0.6 else None,
+    )
 
 
 def _sparse(shapes: Path | None, random: np.random.Generator) -> SimulationOptions:

@@ -196,3 +196,11 @@ def test_the_command_prints_and_writes(tmp_path: Path, run: Run) -> None:
         compare(rows, methods=["x"])
     with pytest.raises(ValueError, match="good has no 'iou'"):
         compare(rows, metrics=["iou"])
+
+
+def test_one_tomogram_has_no_spread(tmp_path: Path, run: Run) -> None:
+    write_table(tmp_path / "t.csv", table({"only": [0.75]}))
+    code, out, err = run("compare", tmp_path / "t.csv")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[2].split() == ["only", "1", "0.7500", "-", "-"]
+    assert "nan" not in out

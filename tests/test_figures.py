@@ -190,6 +190,9 @@ def test_change_pairs_tomograms(tmp_path: Path, run: Run) -> None:
     code, _, err = run(*change, "ours@1", "-o", tmp_path / "d.png", "--format", "pdf")
     assert (code, list(tmp_path.glob("d*"))) == (1, [])
     assert "leave one out" in err
+    code, _, err = run(*change, "ours@1", "-o", tmp_path / "e.tif")
+    assert (code, list(tmp_path.glob("e*"))) == (1, [])
+    assert "figures are written as pdf, png, svg, not as tif" in err
 
 
 def test_distances_are_drawn_in_their_unit_and_the_smallest_is_best() -> None:

@@ -83,7 +83,9 @@ def _show(found: Comparisons) -> None:
         click.echo(f"{metric}\n  {'method':<{width}}    n    mean      SD   95 % interval")
         for method in found.methods:
             s = found.summaries[method, metric]
-            line = f"{s.n:5d}{s.mean:8.4f}{s.sd:8.4f}   {s.low:.4f} to {s.high:.4f}"
+            mean = f"{s.mean:8.4f}" if s.n else f"{'-':>8}"
+            spread = f"{s.sd:8.4f}   {s.low:.4f} to {s.high:.4f}" if s.n > 1 else f"{'-':>8}   -"
+            line = f"{s.n:5d}{mean}{spread}"
             click.echo(f"  {method:<{width}}{line}")
         for item in found.tests:
             if item.metric == metric:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from etsam.drawing import Saving
 
 FORMATS = ("pdf", "png", "svg")
+OTHER_FORMATS = ("tif", "tiff", "jpg", "jpeg", "eps", "ps", "gif", "bmp", "webp")
 USUAL_FORMATS = ("pdf", "png")
 
 format_option = click.option(
@@ -242,12 +243,14 @@ def _output(params: dict[str, Any]) -> tuple[Path, Saving]:
     Raises
     ------
     ValueError
-        The name ends with another type than --format says.
+        The name ends with another type than --format says, or one that is not written.
     """
     from etsam.drawing import Saving
 
     output, formats, overwrite = params["output"], params["formats"], params["overwrite"]
     kind = output.suffix[1:].lower()
+    if kind in OTHER_FORMATS:
+        raise ValueError(f"-o {output}: figures are written as {', '.join(FORMATS)}, not as {kind}")
     if kind not in FORMATS:
         return output, Saving(formats or USUAL_FORMATS, overwrite)
     if formats and set(formats) != {kind}:
