@@ -205,6 +205,20 @@ def test_what_is_done_stays_done_when_it_is_refused_a_second_time(
     assert second.state == "failed" and second.error == " ".join(str(outcomes[1].error).split())
 
 
+def test_what_is_done_stays_done_when_a_second_run_stops_at_once(
+    tomograms: list[Path], options: SegmentOptions, tmp_path: Path
+) -> None:
+    plan = BatchPlan(tomograms[:2], options, manifest=tmp_path / "m.jsonl", fail_fast=True)
+    list(run_batch(plan))
+    before = read_manifest(tmp_path / "m.jsonl")
+    (outcome,) = run_batch(replace(plan, run="second"))
+    assert isinstance(outcome.error, FileExistsError)
+    assert read_manifest(tmp_path / "m.jsonl") == before
+    tomograms[0].write_bytes(b"nothing")
+    list(run_batch(replace(plan, options=replace(options, overwrite=True), run="third")))
+    assert states(read_manifest(tmp_path / "m.jsonl")) == ["failed", "queued"]
+
+
 def test_a_model_that_cannot_be_loaded_is_said_once(
     run: Run, tomograms: list[Path], tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from etsam import engine
-from etsam.batch import BatchPlan
+from etsam.batch import BatchPlan, run_batch
 from etsam.engine import Engine, run_on_engine
 from etsam.manifest import read_manifest
 from etsam.options import SegmentOptions
@@ -116,6 +116,19 @@ def test_workers_warn_in_one_line(
     lines = capfd.readouterr().err.splitlines()
     assert lines and all(line.startswith(f"etsam: warning: {path}: ") for line in lines)
     assert lines[-1].endswith("1 NaN or infinite voxels were read as the mean of their slice")
+
+
+@OF_DASK
+def test_what_is_done_stays_done_when_workers_refuse_it(
+    options: SegmentOptions, tmp_path: Path
+) -> None:
+    pytest.importorskip("distributed")
+    plan = BatchPlan(write_tomograms(tmp_path, 1), options, manifest=tmp_path / "m.jsonl")
+    list(run_batch(plan))
+    before = read_manifest(tmp_path / "m.jsonl")
+    (outcome,) = run_on_engine(replace(plan, run="second"), Engine(), lambda: None, lambda _: None)
+    assert isinstance(outcome.error, FileExistsError)
+    assert read_manifest(tmp_path / "m.jsonl") == before and before[0].state == "done"
 
 
 def test_workers_get_a_device_each(monkeypatch: pytest.MonkeyPatch) -> None:

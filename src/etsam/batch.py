@@ -52,6 +52,11 @@ class BatchPlan:
     masks: dict[Path, Path] = field(default_factory=dict)
     run: str = field(default_factory=lambda: uuid4().hex[:12])
 
+    @property
+    def replacing(self) -> bool:
+        """Whether what is done is done again."""
+        return self.options.overwrite and not self.resume
+
     def options_for(self, path: Path) -> SegmentOptions:
         """Return the choices for one tomogram."""
         mask = self.masks.get(path)
@@ -144,7 +149,7 @@ def run_batch(
     masks = plan.masks_by_path()
     load = ModelOnce(plan.options)
     with Manifest(plan.manifest) as manifest:
-        queue = manifest.begin(masks.items(), resume=plan.resume)
+        queue = manifest.begin(masks.items(), replacing=plan.replacing)
         for path, entry in zip(plan.paths, queue, strict=True):
             running = manifest.started(replace(entry, **here()))
             progress = None if progress_for is None else progress_for(path)
@@ -153,8 +158,7 @@ def run_batch(
             except BaseException:
                 manifest.interrupted()
                 raise
-            taken = isinstance(outcome.error, FileExistsError)
-            (manifest.refused if taken else manifest.put)(outcome.entry)
+            manifest.ended(outcome.entry, outcome.error)
             if load.failure is not None:
                 raise load.failure
             yield outcome

@@ -66,7 +66,7 @@ def run_on_engine(
     if None in (plan.options.stage1_checkpoint, plan.options.stage2_checkpoint):
         resolve_model(plan.options.model)  # fetched once, before the workers want it
     with Manifest(plan.manifest) as manifest, start_workers(engine, say) as client:
-        entries = manifest.begin(masks.items(), resume=plan.resume)
+        entries = manifest.begin(masks.items(), replacing=plan.replacing)
         events: Queue[Any] = Queue()
         client.subscribe_topic(TOPIC, lambda event: events.put(event[1]))
         waiting: dict[Any, tuple[Path, str]] = {}
@@ -87,7 +87,7 @@ def run_on_engine(
                     continue
                 path, mask = waiting.pop(event)
                 outcome = _outcome(event, path, manifest.entries[mask])
-                manifest.put(outcome.entry)
+                manifest.ended(outcome.entry, outcome.error)
                 yield outcome
                 if plan.fail_fast and outcome.error is not None:
                     return

@@ -96,17 +96,17 @@ class Manifest:
         if self.path is not None:
             self._lock.release()
 
-    def begin(self, pairs: Iterable[tuple[Path, Path]], *, resume: bool = False) -> list[Entry]:
+    def begin(self, pairs: Iterable[tuple[Path, Path]], *, replacing: bool = False) -> list[Entry]:
         """Queue tomograms, each with its mask; earlier attempts are counted on.
 
-        With `resume` what is done stays on record as done until its turn comes.
+        What is done stays on record as done until its turn comes, but where all is to be replaced.
         """
         queued = []
         for source, mask in pairs:
             key = os.path.realpath(mask)
             known = self.entries.get(key)
             attempts = known.attempts if known else 0
-            if known and resume and known.state == "done":
+            if known and known.state == "done" and not replacing:
                 self._done[key] = known
             entry = Entry(str(with_own_name(source)), key, attempts=attempts)
             self.entries[key] = entry
@@ -121,10 +121,12 @@ class Manifest:
         self._write()
         return entry
 
-    def refused(self, entry: Entry) -> None:
-        """Note that a tomogram was left as it is, since something is there; what was done stays done."""
+    def ended(self, entry: Entry, error: BaseException | None) -> None:
+        """Note what became of a tomogram; what was done stays done where it was left since it is there."""
         known = self._before.get(entry.mask)
-        self.put(known if known and known.state == "done" else entry)
+        if known is not None and known.state == "done" and isinstance(error, FileExistsError):
+            entry = known
+        self.put(entry)
 
     def started(self, entry: Entry) -> Entry:
         """Note that work on a tomogram begins."""
