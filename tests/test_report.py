@@ -298,6 +298,19 @@ def test_an_index_that_is_there_is_kept(tmp_path: Path, run) -> None:
     assert b"c_report.html" in index.read_bytes()
 
 
+def test_an_index_leads_to_a_page_that_was_there(tmp_path: Path, run) -> None:
+    paths = [segmented_as(tmp_path / f"{name}.mrc") for name in "ab"]
+    assert run("report", paths[0])[0] == 0
+    before = (tmp_path / "a_report.html").read_bytes()
+    code, out, err = run("report", *paths)
+    assert code == 1 and "a_report.html is there already" in err
+    assert [Path(line).name for line in out.split()] == ["b_report.html", "index.html"]
+    assert (tmp_path / "a_report.html").read_bytes() == before
+    index = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert 'href="a_report.html"' in index and 'href="b_report.html"' in index
+    assert index.count('<img class="thumb"') == 1 and index.count("page of before") == 1
+
+
 def test_index_of_nothing_is_a_page(tmp_path: Path) -> None:
     assert "0 tomograms" in write_index([], tmp_path).read_text(encoding="utf-8")
 

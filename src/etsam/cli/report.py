@@ -49,7 +49,14 @@ def report(params: dict[str, Any]) -> int:
     if len(tomograms) > 1 and (params["mask"] or params["logits"]):
         raise ValueError("--mask and --logits go with one tomogram: use --results for several")
 
-    from etsam.report import ReportOptions, check_index, page_path, report_file, write_index
+    from etsam.report import (
+        ReportOptions,
+        check_index,
+        kept_row,
+        page_path,
+        report_file,
+        write_index,
+    )
     from etsam.report.page import IndexRow
     from etsam.volume import whole_volume
 
@@ -61,8 +68,12 @@ def report(params: dict[str, Any]) -> int:
     rows: list[IndexRow] = []
 
     def run(path: Path) -> None:
-        with StageProgress(unit="steps") as progress:
-            rows.append(report_file(path, options, progress))
+        try:
+            with StageProgress(unit="steps") as progress:
+                rows.append(report_file(path, options, progress))
+        except FileExistsError:
+            rows.append(kept_row(path, options))
+            raise
         click.echo(page_path(path, options.output))
 
     code = run_each(tomograms, run)

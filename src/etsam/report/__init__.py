@@ -14,7 +14,7 @@ from etsam.membrane import load_membrane
 from etsam.options import LOGIT_THRESHOLD
 from etsam.overlay import check_shapes
 from etsam.provenance import record_path
-from etsam.report.numbers import measure
+from etsam.report.numbers import Flag, measure
 from etsam.report.pack import pack_mesh, pack_volume, thumbnail
 from etsam.report.page import INDEX_MARK, IndexRow, PageSource, index_html, page_html
 from etsam.report.recorded import read_recorded, recorded_parameters, recorded_threshold
@@ -94,6 +94,13 @@ def report_file(
         picture = thumbnail(tomogram, membrane)
         _say(progress, 3)
     return IndexRow(stem_of(tomogram_path), target, picture, measured.rows, measured.flags)
+
+
+def kept_row(path: Path | str, options: ReportOptions) -> IndexRow:
+    """Return a row of an index for a page that was there and is kept: its link, nothing measured."""
+    target = page_path(Path(path), options.output)
+    flag = Flag("page of before", "info", "Its numbers are on the page; --overwrite makes it anew.")
+    return IndexRow(stem_of(path), target, None, {}, [flag])
 
 
 def write_index(rows: Sequence[IndexRow], folder: Path | str, *, overwrite: bool = False) -> Path:

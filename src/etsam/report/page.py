@@ -49,11 +49,11 @@ class PageSource:
 
 @dataclass(frozen=True)
 class IndexRow:
-    """A tomogram in the index: where its page lies, a picture as data URI, numbers and flags."""
+    """A tomogram in the index: where its page lies, a picture as data URI if any, numbers and flags."""
 
     name: str
     page: Path
-    picture: str
+    picture: str | None
     numbers: Mapping[str, Any]
     flags: Sequence[Flag]
 
@@ -112,8 +112,10 @@ def index_html(rows: Sequence[IndexRow], title: str, folder: Path) -> str:
 
 
 def _index_row(row: IndexRow, shown: Sequence[str], folder: Path) -> str:
+    alt = f"Slice of {escape(row.name)} with its mask"
+    picture = f'<img class="thumb" src="{row.picture}" alt="{alt}">' if row.picture else ""
     cells = [
-        f'<td><img class="thumb" src="{row.picture}" alt="Slice of {escape(row.name)} with its mask"></td>',
+        f"<td>{picture}</td>",
         f'<td><a href="{_link(row.page, folder)}">{escape(row.name)}</a></td>',
     ]
     for key in shown:
