@@ -268,6 +268,30 @@ def test_two_inputs_of_one_name_do_not_go_into_one_folder(
     assert_one_line(err, "would both become")
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("postprocess", "bad.mrc", "none.mrc"),
+        ("baseline", "bad.mrc", "none.mrc"),
+        ("export", "bad.mrc", "none.mrc"),
+        ("export", "mask.mrc", "--as", "points", "--point-spacing", "1"),
+        ("report", "bad.mrc", "none.mrc"),
+        ("simulate", "--shape", "1,2,3"),
+    ],
+    ids=lambda args: args[0],
+)
+def test_bad_input_leaves_no_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_mrc(tmp_path / "mask.mrc", np.ones((8, 16, 16), np.int8))
+    (tmp_path / "bad.mrc").write_bytes(b"no volume")
+    place = ("out",) if args[0] == "simulate" else ("-o", "out")
+    code, out, err = run(*args, *place)
+    assert (code, out) == (1, "") and "etsam: error: " in err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("verb", ["segment", "postprocess", "baseline"])
 def test_an_mrc_and_a_zarr_of_one_name_do_not_share_a_json(
     run: Run, tmp_path: Path, verb: str

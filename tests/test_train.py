@@ -148,6 +148,7 @@ def test_wrong_options_are_refused_at_once(folder: Path, tmp_path: Path) -> None
         options(folder, tmp_path, sizes=(50,))
     with pytest.raises(ValueError, match="no pairs"):
         train(options(tmp_path, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("channels", [3, 6])

@@ -197,6 +197,7 @@ def simulate_many(
     FileExistsError, MemoryError, OSError, ValueError
         See `simulate` and `simulate_one`.
     """
+    check_shape(shape)  # before a folder is made for it
     jobs = [(Path(folder), seed, shape, options, None, overwrite) for seed in seeds]
     if workers == 1:
         with _one_thread():

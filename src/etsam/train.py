@@ -33,7 +33,7 @@ from etsam.training.options import (
 from etsam.training.parallel import Team, join
 from etsam.training.run import Run, refuse_foreign, save_run, start_run
 from etsam.training.start import initialise, start_from
-from etsam.training.tasks import Sampler, Task, held_out, make_sampler, tasks
+from etsam.training.tasks import Sampler, Task, held_out, make_sampler, open_groups, tasks
 from etsam.training.validation import clips_picture, validate
 
 __all__ = [
@@ -76,9 +76,12 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
         A file is missing, weights or a log that are of no run are there, the simulating process
         stopped, or another run is at work in the folder.
     """
-    options.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
     with ExitStack() as stack:
+        store = SliceStore(options.memory_gb)
+        stack.callback(store.close)
+        groups = [] if sampler else open_groups(options, store)  # before a folder is made
+        options.output.mkdir(parents=True, exist_ok=True)
         team = stack.enter_context(join(options.device))
         stack.enter_context(_sound_attention())
         stack.enter_context(_no_denormals())
@@ -91,9 +94,7 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
             taken = f"another run is at work in {place}: wait for it, or choose another --output"
             refuse_foreign(options)
             stack.enter_context(held_lock(options.lock, taken))
-        store = SliceStore(options.memory_gb)
-        stack.callback(store.close)
-        clips = sampler or make_sampler(options, store, team, stack)
+        clips = sampler or make_sampler(options, groups, store, team, stack)
         run = start_run(options, team.device)
         scribe = None
         if team.leads:

@@ -86,7 +86,7 @@ def check_output_name(output: Path | None) -> None:
 
 
 def check_output(paths: Sequence[Path], output: Path | None) -> None:
-    """Make the folder for the results of several files; refuse to write them into one.
+    """Refuse to write the results of several files into one.
 
     Raises
     ------
@@ -99,7 +99,6 @@ def check_output(paths: Sequence[Path], output: Path | None) -> None:
 
     if output.exists() or names_mask(output):
         raise click.UsageError(f"--output {output} is not a folder: {len(paths)} inputs need one")
-    output.mkdir(parents=True)
 
 
 def refuse_same_targets(paths: Sequence[Path], target: Callable[[Path], Path]) -> None:

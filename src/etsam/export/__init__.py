@@ -94,9 +94,7 @@ class _Work:
     @property
     def tomogram_stem(self) -> str:
         """The tomogram's own stem, as programs match files by it."""
-        if self.options.tomogram is not None:
-            return stem_of(self.options.tomogram)
-        return self.stem.removesuffix("_logits").removesuffix("_membrane")
+        return _tomogram_stem(self.source, self.options)
 
     def instances(self) -> Instances:
         if "instances" not in self._made:
@@ -165,6 +163,9 @@ def export_file(
     )
     if not membrane.mask.any():
         raise ValueError(f"{source} holds no membrane: there is nothing to export")
+    if "points" in options.formats:  # before a folder is made or anything takes its time
+        check_star_name(_tomogram_stem(source, options))
+        check_point_spacing(options.point_spacing, membrane.frame)
     with closing(open_tomogram(source, voxel_spacing=options.voxel_spacing)) as like:
         tomogram = None
         if options.tomogram is not None:
@@ -173,9 +174,6 @@ def export_file(
         home.mkdir(parents=True, exist_ok=True)
         with _staged(home, stem_of(source)) as folder:
             work = _Work(source, like, tomogram, membrane, options, folder)
-            if "points" in options.formats:  # before anything takes its time
-                check_star_name(work.tomogram_stem)
-                check_point_spacing(options.point_spacing, membrane.frame)
             for number, kind in enumerate(options.formats):
                 if progress is not None:
                     progress("export", number, len(options.formats))
@@ -183,6 +181,12 @@ def export_file(
             placed = _placed(folder, home, progress, len(options.formats))
     work.say_if_unlabelled()
     return placed
+
+
+def _tomogram_stem(source: Path, options: ExportOptions) -> str:
+    if options.tomogram is not None:
+        return stem_of(options.tomogram)
+    return stem_of(source).removesuffix("_logits").removesuffix("_membrane")
 
 
 def result_paths(source: Path, options: ExportOptions) -> list[Path]:

@@ -36,10 +36,14 @@ class Sampler(Protocol):
         ...
 
 
-def make_sampler(
-    options: TrainOptions, store: SliceStore, team: Team, stack: ExitStack
-) -> ClipSampler:
-    """Draws the training clips, from folders and from what is simulated meanwhile."""
+def open_groups(options: TrainOptions, store: SliceStore) -> list[Group]:
+    """The pairs of every folder that is learnt from, checked but not read.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As `open_pairs`, or nothing of a folder is annotated.
+    """
     groups = []
     for source in options.sources:
         pairs = open_pairs(source.folder, options.spec, store, with_logits=options.stage == 2)
@@ -49,6 +53,13 @@ def make_sampler(
                 "expected 1 (membrane) and 0"
             )
         groups.append(Group(pairs, len(pairs) if source.weight is None else source.weight))
+    return groups
+
+
+def make_sampler(
+    options: TrainOptions, groups: list[Group], store: SliceStore, team: Team, stack: ExitStack
+) -> ClipSampler:
+    """Draws the training clips, from folders (`open_groups`) and from what is simulated meanwhile."""
     fresh = options.fresh
     if fresh is None:
         return ClipSampler(lambda _: groups, options.spec, options.seed, options.augmentation)
