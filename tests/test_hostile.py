@@ -169,6 +169,27 @@ def test_archives(run: Run, tmp_path: Path, codec: Any, damage: str, place: int)
 
 
 @pytest.mark.parametrize("codec", [gzip, bz2])
+def test_a_damaged_archive_is_not_called_something_else(tmp_path: Path, codec: Any) -> None:
+    """A header that comes out wrong is the damage's doing, which bzip2 says at the end of a block only."""
+    data = np.random.default_rng(0).integers(-9, 9, (20, 64, 64), np.int16)
+    whole = codec.compress(mrc_bytes(data, {}))
+    path = tmp_path / "a.mrc.bz2"
+    told = []
+    for place in range(20, len(whole), 500):
+        packed = bytearray(whole)
+        packed[place] ^= 4
+        path.write_bytes(packed)
+        try:
+            open_tomogram(path).close()
+        except ValueError as error:
+            told.append(str(error))
+    assert told and [text for text in told if "damaged" not in text.split(".bz2")[-1]] == []
+    path.write_bytes(codec.compress(b"no volume" * 500))
+    with pytest.raises(ValueError, match="not an MRC volume"):
+        open_tomogram(path)
+
+
+@pytest.mark.parametrize("codec", [gzip, bz2])
 def test_an_archive_that_unpacks_to_too_much_is_left_packed(
     run: Run, tmp_path: Path, codec: Any
 ) -> None:

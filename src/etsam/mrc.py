@@ -29,6 +29,9 @@ from etsam.storage import (
 )
 
 COPY_BYTES = 1 << 20
+DAMAGE_BYTES = (
+    64 << 20
+)  # unpacked of what is no MRC, to see if it is damaged; a block of bzip2 holds 46 MB
 DEFLATE_LIMIT = 1040  # deflate never shrinks by more than 1032
 COMPRESSIONS = {b"\x1f\x8b": ".gz", b"BZh": ".bz2"}
 OTHER_COMPRESSIONS = {b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -114,14 +117,18 @@ def _decompress(path: Path, packed: io.FileIO, compression: str) -> io.FileIO:
     """
     with packed, _codec(compression).open(packed) as stream:
         header = _read_packed(stream, HEADER_BYTES, path)
-        layout, info = read_header(header, path, None)
-        total = layout.data_offset + math.prod(info.shape) * layout.dtype.itemsize
-        packed_size = os.fstat(packed.fileno()).st_size
-        if compression == ".gz" and packed_size * DEFLATE_LIMIT < total:
-            raise ValueError(
-                f"{path} cannot hold the {total:,} bytes its header says ({packed_size:,} packed): it is damaged"
-            )
-        check_slice(info.shape[1:], path)  # before anything is unpacked
+        try:
+            layout, info = read_header(header, path, None)
+            total = layout.data_offset + math.prod(info.shape) * layout.dtype.itemsize
+            packed_size = os.fstat(packed.fileno()).st_size
+            if compression == ".gz" and packed_size * DEFLATE_LIMIT < total:
+                raise ValueError(
+                    f"{path} cannot hold the {total:,} bytes its header says ({packed_size:,} packed): it is damaged"
+                )
+            check_slice(info.shape[1:], path)  # before anything is unpacked
+        except ValueError:
+            _refuse_damaged(stream, path)
+            raise
         target = scratch_file(total, f"unpacking {path}")
         try:
             write_all(target, np.frombuffer(header, np.uint8))
@@ -137,6 +144,19 @@ def _decompress(path: Path, packed: io.FileIO, compression: str) -> io.FileIO:
             target.close()
             raise
         return target
+
+
+def _refuse_damaged(stream: IO[bytes], path: Path) -> None:
+    """Read on to the next checksum, which in bzip2 comes after what it vouches for.
+
+    Raises
+    ------
+    ValueError
+        The packed data are damaged or cut short.
+    """
+    for _ in range(DAMAGE_BYTES // COPY_BYTES):
+        if not _read_packed(stream, COPY_BYTES, path):
+            return
 
 
 def _codec(compression: str) -> ModuleType:
