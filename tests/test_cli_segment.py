@@ -89,6 +89,22 @@ def test_a_tomogram_gives_mask_preview_and_json(run: Run, tomogram: Path, model:
     assert "stage 2 of 2" in stages
 
 
+def test_resuming_beside_a_true_mask_does_not_ask_to_resume(
+    run: Run, tomogram: Path, model: Path
+) -> None:
+    truth = write_mrc(tomogram.with_name(f"{tomogram.stem}_membrane.mrc"), np.zeros(SHAPE, np.int8))
+    before = truth.read_bytes()
+    args = ("segment", tomogram, "--model", model)
+    for more in ((), ("--resume",)):
+        code, out, err = run(*args, *more)
+        assert (code, out) == (1, "")
+        assert_one_line(err, f"{truth} is there already: give --overwrite or another --output")
+    assert truth.read_bytes() == before
+    truth.unlink()
+    assert run(*args)[0] == 0
+    assert_one_line(run(*args)[2], "give --resume, --overwrite or another --output")
+
+
 def test_json_is_printed_per_tomogram_and_failures_are_counted(
     run: Run, tomogram: Path, model: Path, tmp_path: Path
 ) -> None:

@@ -165,6 +165,9 @@ def refuse_existing(result: SegmentResult, source: Path, *, replaceable: bool) -
         A result would replace or lie in the tomogram, or replace an earlier result.
     """
     tomogram = source.resolve()
+    ways = "--overwrite or another --output"
+    if earlier_result(result) is not None:
+        ways = f"--resume, {ways}"
     for path in result.paths():
         if path.exists() and path.resolve() == tomogram:
             raise ValueError(f"{path} is the tomogram itself: give another --output")
@@ -172,7 +175,7 @@ def refuse_existing(result: SegmentResult, source: Path, *, replaceable: bool) -
             raise ValueError(f"{path} lies inside of the tomogram {source}: give another --output")
         refuse_folder(path)
         if not replaceable:
-            refuse_taken(path, "--resume, --overwrite or another --output")
+            refuse_taken(path, ways)
 
 
 def refuse_others(
