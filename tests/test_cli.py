@@ -54,6 +54,10 @@ def test_help_and_version(run: Run) -> None:
         ("segment",),
         ("segment", "a.mrc", "--sample"),
         ("segment", "a.mrc", "--logit-threshold", "high"),
+        ("segment", "a.mrc", "--logit-threshold", "1e300"),
+        ("report", "a.mrc", "--logit-threshold", "-1e300"),
+        ("export", "a.mrc", "--as", "points", "--point-spacing", "1e300"),
+        ("baseline", "a.mrc", "--threshold", "1e39"),
         ("segment", "a.mrc", "--stage1-prompt", "etsam_stage1_partial"),
         ("segment", "a.mrc", "--normalize-method", "none"),
         ("segment", "a.mrc", "--interval", "0"),
@@ -108,6 +112,8 @@ def test_a_group_alone_shows_its_help(run: Run, group: str, verb: str) -> None:
         (("weights", "where", "nonesuch"), "expected one of compact, etsam-v1"),
         (("postprocess", "absent.mrc"), "absent.mrc"),
         (("train", "absent", "-o", "run"), "absent"),
+        (("prepare", "a", "-o", "out", "--smooth", "1e-300"), "expected 0 (off), or 0.1 or more"),
+        (("simulate", "out", "--contrast-to-noise", "1e-300"), "expected 0.001 to 1000"),
     ],
 )
 def test_wrong_values_are_one_line_and_exit_1(

@@ -360,6 +360,8 @@ def test_what_is_refused_in_one_line(tmp_path: Path, run: Run) -> None:
         ((other, "-t", truth, "--voxel-spacing", 0), 1, "voxel spacing 0.0 is not plausible"),
         ((other, "-t", truth, "--threshold", "nan"), 1, "expected finite numbers"),
         ((other, "-t", truth, "--tolerance", "nan"), 1, "expected finite numbers"),
+        ((other, "-t", truth, "--tolerance", "1e300"), 1, "finite numbers up to 1e+09"),
+        ((other, "-t", truth, "--threshold", "-1e39"), 1, "finite numbers up to 1e+09"),
         ((other, "-t", truth, "-o", truth), 1, "expected one that ends in .csv or .json"),
         ((other, "-t", truth, "-o", tmp_path / "no" / "x.csv"), 1, "make the folder first"),
         ((other, "-t", truth, "-o", "x.csv", "--curves", "x.csv"), 2, "are the same file"),

@@ -23,6 +23,7 @@ from etsam.volume import Tomogram
 Progress = Callable[[str, int, int], None]
 Box = tuple[slice, slice, slice]
 
+NARROWEST = 0.1  # voxels; a narrower Gaussian changes nothing
 REACH = 3.0  # standard deviations of the Gaussian that smooths
 HALF = 0.5
 HOLE_SLAB_VOXELS = 8_000_000  # looked at together; outside membranes nearly every voxel counts
@@ -64,6 +65,8 @@ class CleaningOptions:
         for name in ("fill", "smooth", "min_voxels"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected 0 (off) or more")
+        if 0 < self.smooth < NARROWEST:
+            raise ValueError(f"smooth is {self.smooth}: expected 0 (off), or {NARROWEST} or more")
         if any(value < 1 for value in self.values):
             raise ValueError(f"values are {self.values}: membrane labels are 1 and more")
         if self.keep and self.drop:

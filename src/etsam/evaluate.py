@@ -19,6 +19,7 @@ from scipy.special import expit
 from etsam.components import PackedMask, blob_hits, find_blobs
 from etsam.directions import LEANS, PlaneDice, recall_by_lean
 from etsam.metrics import Confusion, PrecisionRecall, ScoreHistogram, Truth, confusion, read_labels
+from etsam.options import LARGEST
 from etsam.pairing import Pairing
 from etsam.predictions import TYPICAL_THRESHOLD, ScoreKind, score_kind
 from etsam.resample import resampled
@@ -82,11 +83,11 @@ class EvaluateOptions:
             raise ValueError("--voxel-spacing says that voxels are equal: give it or --resample")
         if self.voxel_spacing is not None:
             check_spacing(self.voxel_spacing)
-        odd = [x for x in (*self.thresholds, self.tolerance) if not np.isfinite(x)]
+        odd = [x for x in (*self.thresholds, self.tolerance) if not abs(x) <= LARGEST]
         if odd or self.tolerance < 0:
             raise ValueError(
-                f"thresholds {self.thresholds}, tolerance {self.tolerance}: expected finite numbers, "
-                "the tolerance not below 0"
+                f"thresholds {self.thresholds}, tolerance {self.tolerance}: expected finite numbers "
+                f"up to {LARGEST:g}, the tolerance not below 0"
             )
 
     def levels(self, kind: ScoreKind, own: float) -> tuple[float, ...]:

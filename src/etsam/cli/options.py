@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from etsam.cli.paths import FilePath
+from etsam.options import LARGEST
 
 Command = Callable[..., Any]
 Numbers = TypeVar("Numbers", float, tuple[float, ...], None)
@@ -29,10 +30,13 @@ min_slices_option = click.option(
 
 
 def finite(ctx: click.Context, param: click.Parameter, value: Numbers) -> Numbers:
-    """Refuse nan and inf, which click takes for numbers."""
+    """Refuse nan and inf, which click takes for numbers, and what float32 has no room to compute with."""
     for number in value if isinstance(value, tuple) else (value,):
         if number is not None and not math.isfinite(number):
             raise click.BadParameter(f"{number} is not a finite number", ctx, param)
+        if number is not None and abs(number) > LARGEST:
+            text = f"{number:g} is out of range: expected {-LARGEST:g} to {LARGEST:g}"
+            raise click.BadParameter(text, ctx, param)
     return value
 
 
