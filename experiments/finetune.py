@@ -35,8 +35,8 @@ UNSEEN = 25_000
 """Seeds lie so far beyond the first of stage 2."""
 PARTS = 8
 """Folders of volumes and of slabs, so that several processes can track them."""
-PART = {1: 0.5, 2: 0.5}
-"""How far what is packed lies from the weights before to those after, by stage."""
+PART = 0.5
+"""How far what is packed lies from the weights before to those after."""
 
 
 def prepare(given: argparse.Namespace) -> None:
@@ -121,7 +121,7 @@ def main() -> None:
     )
     after = train(options, print_entry, sampler)
     if os.environ.get("RANK", "0") == "0":
-        pack(options, after, PART[given.stage])
+        pack(options, after, PART)
 
 
 if __name__ == "__main__":

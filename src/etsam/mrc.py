@@ -29,9 +29,7 @@ from etsam.storage import (
 )
 
 COPY_BYTES = 1 << 20
-DAMAGE_BYTES = (
-    64 << 20
-)  # unpacked of what is no MRC, to see if it is damaged; a block of bzip2 holds 46 MB
+DAMAGE_BYTES = 64 << 20  # unpacked of what is no MRC; a block of bzip2 holds 46 MB
 DEFLATE_LIMIT = 1040  # deflate never shrinks by more than 1032
 COMPRESSIONS = {b"\x1f\x8b": ".gz", b"BZh": ".bz2"}
 OTHER_COMPRESSIONS = {b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}

@@ -16,9 +16,7 @@ Normalisation = Literal["min_max_positive_values", "softplus_minmax", "min_max",
 LOGIT_THRESHOLD = -0.25  # default of the paper (4.3) and of the released code
 MAX_TILE = 1024  # pixels of the network; larger frames are tiled
 MIN_TILE = 192  # tiles share 128 with their neighbours
-LARGEST = (
-    1e9  # of thresholds and distances; beyond, arithmetic in float32 overflows sooner or later
-)
+LARGEST = 1e9  # of thresholds and distances; far beyond, float32 overflows
 MIN_SLICES = 10  # blobs over fewer consecutive slices are noise (paper, section 2.4)
 
 

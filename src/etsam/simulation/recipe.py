@@ -20,10 +20,7 @@ SPACINGS = (
     100.0,
 )  # Å; finer ones take minutes for a cube of 64, in coarser ones nothing is seen
 RADII = (50.0, 1e5)  # Å; tighter bilayers do not exist
-MIN_CONTRAST, MAX_CONTRAST = (
-    0.001,
-    1000.0,
-)  # membrane over noise; long before there is only one to be seen
+CONTRASTS = (0.001, 1000.0)  # membrane over noise; long before there is only one to be seen
 
 LEAN = math.degrees(math.asin(0.6))
 """Membranes in the missing wedge are not labelled from this lean on [degrees]."""
@@ -74,10 +71,10 @@ class SimulationOptions:
                 f"voxels of {spacing} Å cannot be simulated: expected {SPACINGS[0]:g} to "
                 f"{SPACINGS[1]:g} Å, such as 10"
             )
-        if ratio is not None and not MIN_CONTRAST <= ratio <= MAX_CONTRAST:
+        if ratio is not None and not CONTRASTS[0] <= ratio <= CONTRASTS[1]:
             raise ValueError(
-                f"a contrast to noise of {ratio} cannot be simulated: expected {MIN_CONTRAST:g} to "
-                f"{MAX_CONTRAST:g}, such as 1"
+                f"a contrast to noise of {ratio} cannot be simulated: expected {CONTRASTS[0]:g} to "
+                f"{CONTRASTS[1]:g}, such as 1"
             )
         low, high = self.radii or RADII
         if not RADII[0] <= low <= high <= RADII[1]:

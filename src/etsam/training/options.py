@@ -149,8 +149,8 @@ class TrainOptions:
     @property
     def choices(self) -> dict[str, Any]:
         """How clips are made and learnt from: what a run that goes on may change, and is told of."""
-        schedule = {k: v for k, v in asdict(self.schedule).items() if k != "steps"}
-        return schedule | {
+        return {
+            "schedule": asdict(self.schedule),
             "losses": asdict(self.losses),
             "frames": self.frames,
             "sizes": list(self.sizes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -109,10 +109,11 @@ def _saved(options: TrainOptions) -> dict[str, Any]:
 
 def _tell_changes(before: dict[str, Any], options: TrainOptions) -> None:
     """Warn of what was chosen otherwise when the run was saved."""
+    old, new = (choices["schedule"] | choices for choices in (before, options.choices))
     changed = [
-        f"{name} {before[name]!r}, now {value!r}"
-        for name, value in options.choices.items()
-        if name in before and before[name] != value
+        f"{name} {old[name]!r}, now {value!r}"
+        for name, value in new.items()
+        if name not in ("schedule", "steps") and name in old and old[name] != value
     ]
     if changed:
         warnings.warn(
@@ -129,17 +130,8 @@ def save_run(run: Run, options: TrainOptions) -> None:
     OSError
         They cannot be written; what was saved before is still there.
     """
-    provenance = {
-        "stage": options.stage,
-        "step": run.step,
-        "schedule": asdict(options.schedule),
-        "losses": asdict(options.losses),
-        "frames": options.frames,
-        "sizes": list(options.sizes),
-        "augmentation": options.augmentation,
-        "seed": options.seed,
-    }
-    metadata = {"frame_spec": options.spec.to_dict(), "provenance": provenance}
+    done = {"stage": options.stage, "step": run.step, "seed": options.seed}
+    metadata = {"frame_spec": options.spec.to_dict(), "provenance": done | options.choices}
     save_checkpoint(options.weights, run.average, metadata, half=False)
     state = run.state() | {"made_with": options.identity, "choices": options.choices}
     with written_whole(options.state) as partial, partial.open("wb") as file:
