@@ -298,10 +298,12 @@ def test_command_line_refuses_what_does_not_fit(run: Run, folder: Path, tmp_path
         ((folder, "--memory-gb", "nan"), "nan is not a finite number"),
         ((folder, "--size", 100), "multiples of 32"),
         ((folder, "--stage", 2, "--simulate", 0.5), "needs --stage1-checkpoint"),
+        ((folder, "--validation", tmp_path), "no pairs"),
     ):
         code, _, err = run("train", *given, "-o", tmp_path / "run", "--device", "cpu")
         assert code == (2 if "finite" in said else 1)
         assert said in err and err.count("\n") == 1
+        assert not (tmp_path / "run").exists()
 
 
 def test_stage1_logits_are_those_of_the_pipeline(

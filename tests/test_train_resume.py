@@ -209,7 +209,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_equal_one(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The same global batches of 3 clips, shared as 2 and 1: losses to 1e-5, weights to 1e-5.
 
     AdamW divides a gradient by its size, so where it is all but 0 its rounding makes a step: such
@@ -222,6 +224,7 @@ def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
     )
     train(one)
     multiprocessing.spawn(train_as, (2, free_port(), two), nprocs=2)
+    assert "strides" not in capfd.readouterr().err
     first, second = (read_log(given.output)[-1]["loss"] for given in (one, two))
     assert second == pytest.approx(first, rel=1e-5)
     before, after = (load_checkpoint(given.weights)[0].state_dict() for given in (one, two))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from etsam.storage import refuse_taken
+from etsam.storage import appearing, refuse_taken
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -164,13 +164,8 @@ def save(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path]:
     files = []
     for kind in formats:
         target = figure_file(path, kind)
-        unfinished = target.with_name(target.name + ".partial")
-        try:
-            with style():
-                figure.savefig(unfinished, format=kind, dpi=DPI)
-            unfinished.replace(target)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with appearing(target) as partial, style():
+            figure.savefig(partial, format=kind, dpi=DPI)
         files.append(target)
     return files
 

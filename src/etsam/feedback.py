@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
 from collections.abc import Callable
 from contextlib import closing
@@ -19,7 +18,7 @@ from etsam.logits import LOGIT_LIMIT, ScratchLogits
 from etsam.options import SegmentOptions
 from etsam.pipeline import StageRun, Volume, plan_stage, run_stage
 from etsam.stages import Stage, choose_device, load_stage
-from etsam.storage import require_space, write_text
+from etsam.storage import appearing, require_space, write_text
 from etsam.volume import open_tomogram
 
 NOTE = "stage1_logits.json"
@@ -84,7 +83,6 @@ def _claim(folder: Path, maker: dict[str, object], kept: int) -> None:
 def _write_logits(path: Path, stage: Stage, step: int) -> None:
     """Segment one tomogram, and fill the slices that are not tracked as stage 2 sees them in use."""
     target = logits_path(path)
-    partial = target.with_name(target.name + ".partial")
     with open_tomogram(path) as tomogram:
         require_space(target.parent, math.prod(tomogram.shape), f"writing {target.name}")
         volume = Volume(tomogram, tomogram.voxel_spacing)
@@ -95,11 +93,8 @@ def _write_logits(path: Path, stage: Stage, step: int) -> None:
             )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        try:
+        with appearing(target) as partial:
             _fill(partial, replace(run, scaling=scaling))
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def _fill(target: Path, run: StageRun) -> None:

@@ -17,6 +17,7 @@ from scipy.ndimage import binary_dilation, gaussian_filter
 
 from etsam.drawing import round_length
 from etsam.overlay import check_shapes
+from etsam.storage import appearing
 from etsam.volume import Tomogram
 
 WIDTH = 2400
@@ -105,12 +106,8 @@ def save_preview(
         left, top = layout.corner(column, 0)
         _label(draw, (left + layout.font // 2, top + layout.font // 4), f"z = {z}", font)
     _scale_bar(draw, layout, tomogram)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with appearing(path) as partial:
         image.save(partial, "PNG", compress_level=6)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return chosen
 
 

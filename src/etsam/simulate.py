@@ -21,7 +21,7 @@ from etsam.memory import memory_errors
 from etsam.simulation.recipe import SimulationOptions, draw
 from etsam.simulation.render import render
 from etsam.simulation.suite import SUITE_SHAPE, held_out_suite
-from etsam.storage import MAX_SIDE, write_text
+from etsam.storage import MAX_SIDE, appearing, write_text
 
 ALL_DRAWN = SimulationOptions()
 MIN_SIDE = 16  # voxels
@@ -95,14 +95,9 @@ def quantised(tomogram: np.ndarray, percentiles: tuple[float, float]) -> np.ndar
 
 
 def _write_mrc(path: Path, data: np.ndarray, spacing: float) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with mrcfile.new(partial, overwrite=True) as mrc:
-            mrc.set_data(data)
-            mrc.voxel_size = spacing
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with appearing(path) as partial, mrcfile.new(partial, overwrite=True) as mrc:
+        mrc.set_data(data)
+        mrc.voxel_size = spacing
 
 
 def simulate_one(

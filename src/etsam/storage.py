@@ -179,9 +179,19 @@ def partial_name(path: Path) -> Path:
 
 def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
     """Write a UTF-8 text file that appears only when complete; line ends stay as they are."""
-    partial = partial_name(path)
-    try:
+    with appearing(path, partial_name(path)) as partial:
         partial.write_text(text, encoding="utf-8", errors=errors, newline="")
+
+
+@contextmanager
+def appearing(path: Path, partial: Path | None = None) -> Iterator[Path]:
+    """A name to write a file under, ``NAME.partial`` if none is given: the file gets its own once complete.
+
+    Where writing fails nothing is left, and a file that was there before stays.
+    """
+    partial = partial or path.with_name(path.name + ".partial")
+    try:
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

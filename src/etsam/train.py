@@ -80,15 +80,16 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
     with ExitStack() as stack:
         store = SliceStore(options.memory_gb)
         stack.callback(store.close)
-        groups = [] if sampler else open_groups(options, store)  # before a folder is made
-        options.output.mkdir(parents=True, exist_ok=True)
+        groups = [] if sampler else open_groups(options, store)
         team = stack.enter_context(join(options.device))
-        stack.enter_context(_sound_attention())
-        stack.enter_context(_no_denormals())
         if options.schedule.batch < team.size:
             raise ValueError(
                 f"a batch of {options.schedule.batch} cannot be shared by {team.size} processes"
             )
+        held = held_out(options, store) if team.leads else None
+        options.output.mkdir(parents=True, exist_ok=True)  # nothing of the request was refused
+        stack.enter_context(_sound_attention())
+        stack.enter_context(_no_denormals())
         if team.leads:
             place = options.output
             taken = f"another run is at work in {place}: wait for it, or choose another --output"
@@ -98,7 +99,6 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
         run = start_run(options, team.device)
         scribe = None
         if team.leads:
-            held = held_out(options, store)
             journal = stack.enter_context(Journal(options.output, run.step, log))
             scribe = _Scribe(options, journal, held, team.device)
         drawn = stack.enter_context(closing(tasks(run.step, options, clips, team)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from etsam.storage import write_text
+from etsam.storage import appearing, write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -47,10 +46,8 @@ class Journal:
 
     def show(self, name: str, picture: np.ndarray, step: int) -> None:
         """Write a picture, uint8 (h, w, 3), to NAME.png."""
-        target = self._folder / f"{name}.png"
-        partial = target.with_name(target.name + ".partial")
-        Image.fromarray(picture).save(partial, format="PNG")
-        os.replace(partial, target)
+        with appearing(self._folder / f"{name}.png") as partial:
+            Image.fromarray(picture).save(partial, format="PNG")
         if self._writer is not None:
             self._writer.add_image(name, picture, step, dataformats="HWC")
 

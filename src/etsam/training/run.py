@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from etsam.sam2 import SAM2, save_checkpoint
 from etsam.sam2.checkpoint import UNREADABLE, why_unreadable, written_whole
@@ -57,10 +58,9 @@ def start_run(options: TrainOptions, device: torch.device) -> Run:
     """Networks and optimiser as the schedule begins, or as they were saved."""
     channels = options.spec.channels(feedback=options.stage == 2)
     config = replace(options.config, in_channels=channels)
-    layout = torch.channels_last
-    model = SAM2(config).to(device, memory_format=layout)  # type: ignore[call-overload]
+    model = _laid_out(SAM2(config).to(device))
     initialise(model)
-    average = SAM2(config).to(device, memory_format=layout)  # type: ignore[call-overload]
+    average = _laid_out(SAM2(config).to(device))
     if options.start is not None:
         start_from(model, options.start, options.spec)
     average.load_state_dict(model.state_dict())
@@ -69,6 +69,14 @@ def start_run(options: TrainOptions, device: torch.device) -> Run:
     if options.state.is_file():
         run.restore(_saved(options))
     return run
+
+
+def _laid_out(model: SAM2) -> SAM2:
+    """Keep kernels of convolutions as these compute fastest, and as their gradients come."""
+    for part in model.modules():
+        if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)) and max(part.kernel_size) > 1:
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def refuse_foreign(options: TrainOptions) -> None:
