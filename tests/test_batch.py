@@ -219,6 +219,18 @@ def test_what_is_done_stays_done_when_a_second_run_stops_at_once(
     assert states(read_manifest(tmp_path / "m.jsonl")) == ["failed", "queued"]
 
 
+def test_what_an_interruption_kept_from_beginning_stays_queued(
+    tomograms: list[Path], options: SegmentOptions, tmp_path: Path
+) -> None:
+    def stop(_path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(run_batch(BatchPlan(tomograms, options, manifest=tmp_path / "m.jsonl"), stop))
+    entries = read_manifest(tmp_path / "m.jsonl")
+    assert [(e.state, e.attempts) for e in entries] == [("queued", 0)] * 3
+
+
 def test_a_model_that_cannot_be_loaded_is_said_once(
     run: Run, tomograms: list[Path], tmp_path: Path
 ) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from etsam import manifest as module
 from etsam.batch import default_manifest
 from etsam.manifest import Entry, Manifest, current_entries, find_manifests, read_manifest
 from test_cli import write_mrc
@@ -53,3 +55,41 @@ def test_links_are_recorded_where_they_lie(tmp_path: Path) -> None:
     with Manifest(path) as manifest:
         entries = manifest.begin([(link, link.with_suffix(".zarr")) for link in links])
     assert [entry.input for entry in entries] == [str(link) for link in links]
+
+
+def test_a_refused_manifest_is_left_alone_and_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text("tomograms to do\n")
+    with pytest.raises(ValueError, match="line 1 is not what etsam wrote"), Manifest(path):
+        pass
+    assert [found.name for found in tmp_path.iterdir()] == ["m.jsonl"]
+    path.unlink()
+    answers: list[object] = [[], ValueError("changed since"), [], []]
+
+    def read(_path: Path) -> object:
+        answer = answers.pop(0)
+        if isinstance(answer, ValueError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(module, "read_manifest", read)
+    with pytest.raises(ValueError, match="changed since"), Manifest(path):
+        pass
+    with Manifest(path) as manifest:  # its lock was given back
+        assert manifest.entries == {}
+
+
+def test_only_lines_that_change_are_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    usual = module.asdict
+    monkeypatch.setattr(module, "asdict", lambda entry: made.append(entry.mask) or usual(entry))
+    with Manifest(tmp_path / "m.jsonl") as manifest:
+        pairs = [(Path(f"{n}.mrc"), tmp_path / f"{n}_m.mrc") for n in range(40)]
+        for entry in manifest.begin(pairs):
+            manifest.ended(replace(manifest.started(entry), state="done"), None)
+    assert len(made) == 3 * 40
+    assert states(read_manifest(tmp_path / "m.jsonl")) == ["done"] * 40

@@ -151,8 +151,8 @@ def run_batch(
     with Manifest(plan.manifest) as manifest:
         queue = manifest.begin(masks.items(), replacing=plan.replacing)
         for path, entry in zip(plan.paths, queue, strict=True):
-            running = manifest.started(replace(entry, **here()))
             progress = None if progress_for is None else progress_for(path)
+            running = manifest.started(replace(entry, **here()))
             try:
                 outcome = segment_one(path, running, plan, load, progress)
             except BaseException:

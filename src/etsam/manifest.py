@@ -6,16 +6,14 @@ import json
 import os
 import socket
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from etsam.storage import with_own_name, write_text
-
-if TYPE_CHECKING:
-    from filelock import FileLock
+from etsam.storage import held_lock, with_own_name, write_text
 
 MANIFEST_NAME = "etsam_manifest"
 SUFFIX = ".jsonl"
@@ -64,11 +62,13 @@ class Manifest:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.entries: dict[str, Entry] = {}
-        self._done: dict[str, Entry] = {}  # before, and their turn has not come again
-        self._before: dict[str, Entry] = {}
+        self._done: dict[str, Entry] = {}  # by batches before this one
+        self._replacing = False
+        self._lines: dict[str, tuple[Entry, str]] = {}  # as they were last written
+        self._lock = ExitStack()
 
     def __enter__(self) -> Self:
-        """Take the lock and read what is there.
+        """Take the lock and read what is there; a file that is no manifest is refused before a lock is made.
 
         Raises
         ------
@@ -78,13 +78,15 @@ class Manifest:
             The file is not a manifest.
         """
         if self.path is not None:
+            read_manifest(self.path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _lock_path(self.path).touch()
-            self._lock = _lock_of(self.path)
-            if not _try(self._lock):
-                raise OSError(f"another batch is at work on {self.path}: wait for it")
-            self.entries = {entry.mask: entry for entry in read_manifest(self.path)}
-        self._before = dict(self.entries)
+            taken = f"another batch is at work on {self.path}: wait for it"
+            with ExitStack() as lock:
+                lock.enter_context(held_lock(_lock_path(self.path), taken))
+                self.entries = {entry.mask: entry for entry in read_manifest(self.path)}
+                self._lock = lock.pop_all()
+        self._done = {mask: known for mask, known in self.entries.items() if known.state == "done"}
         return self
 
     def __exit__(
@@ -93,21 +95,19 @@ class Manifest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.path is not None:
-            self._lock.release()
+        self._lock.close()
 
     def begin(self, pairs: Iterable[tuple[Path, Path]], *, replacing: bool = False) -> list[Entry]:
         """Queue tomograms, each with its mask; earlier attempts are counted on.
 
         What is done stays on record as done until its turn comes, but where all is to be replaced.
         """
+        self._replacing = replacing
         queued = []
         for source, mask in pairs:
             key = os.path.realpath(mask)
             known = self.entries.get(key)
             attempts = known.attempts if known else 0
-            if known and known.state == "done" and not replacing:
-                self._done[key] = known
             entry = Entry(str(with_own_name(source)), key, attempts=attempts)
             self.entries[key] = entry
             queued.append(entry)
@@ -117,15 +117,13 @@ class Manifest:
     def put(self, entry: Entry) -> Entry:
         """Replace an entry, and write the file."""
         self.entries[entry.mask] = entry
-        self._done.pop(entry.mask, None)
         self._write()
         return entry
 
     def ended(self, entry: Entry, error: BaseException | None) -> None:
         """Note what became of a tomogram; what was done stays done where it was left since it is there."""
-        known = self._before.get(entry.mask)
-        if known is not None and known.state == "done" and isinstance(error, FileExistsError):
-            entry = known
+        if isinstance(error, FileExistsError):
+            entry = self._done.get(entry.mask, entry)
         self.put(entry)
 
     def started(self, entry: Entry) -> Entry:
@@ -141,11 +139,15 @@ class Manifest:
         self._write()
 
     def _write(self) -> None:
+        """Write all lines, of which only those of entries that changed are made anew."""
         if self.path is None:
             return
-        shown = self.entries | self._done
-        lines = [json.dumps(asdict(entry), default=str) for entry in shown.values()]
-        write_text(self.path, "".join(f"{line}\n" for line in lines))
+        for mask, current in self.entries.items():
+            waits = current.state == "queued" and not self._replacing
+            entry = self._done.get(mask, current) if waits else current
+            if mask not in self._lines or self._lines[mask][0] is not entry:
+                self._lines[mask] = entry, json.dumps(asdict(entry), default=str)
+        write_text(self.path, "".join(f"{self._lines[mask][1]}\n" for mask in self.entries))
 
 
 def read_manifest(path: Path) -> list[Entry]:
@@ -230,29 +232,14 @@ def _lock_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
 
 
-def _lock_of(path: Path) -> FileLock:
-    from filelock import FileLock
-
-    return FileLock(_lock_path(path))
-
-
 def _is_idle(path: Path) -> bool:
     """Whether no batch has a manifest open; not known, and so False, where others' files lie."""
     if not _lock_path(path).exists():  # copied without hidden files: no batch was ever here
         return os.access(path.parent, os.W_OK)
     if not os.access(_lock_path(path), os.W_OK):
         return False
-    lock = _lock_of(path)
-    idle = _try(lock)
-    lock.release()
-    return idle
-
-
-def _try(lock: FileLock) -> bool:
-    from filelock import Timeout
-
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        with held_lock(_lock_path(path), "a batch is at work"):
+            return True
+    except OSError:
         return False
-    return True
