@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from etsam import pairing
 from etsam.evaluate import SWEEP, EvaluateOptions, curve_rows, evaluate
 from etsam.pairing import Pairing, find_pairings, match, read_pairings
 from etsam.predictions import Prediction, open_prediction, recognise, score_kind
@@ -217,6 +218,16 @@ def test_levels_of_zarrs_are_scored_as_the_whole(tmp_path: Path) -> None:
         *read_pairings(table),
     ):
         assert (pair.dataset, pair.run, pair.prediction.method) == ("truth", "a", "ETSAM")
+
+
+def test_names_of_thousands_are_looked_at_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Path] = []
+    usual = pairing.stem_of
+    monkeypatch.setattr(pairing, "stem_of", lambda path: seen.append(path) or usual(path))
+    truths = [Path(f"truth/TS_{n}_membrane.mrc") for n in range(1000)]
+    masks = [Path(f"out/TS_{n}_membrane.mrc") for n in range(999, -1, -1)]
+    assert match(masks, truths) == list(zip(masks, reversed(truths), strict=True))
+    assert len(seen) <= 3 * len(truths)
 
 
 @pytest.mark.filterwarnings("ignore:.*scored against run TS_1, not TS_1_2")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from etsam.inputs import choose_masks, find_tomograms
-from etsam.layout import fetched_run
+from etsam.layout import run_of_mask
 from etsam.pairing import find_pairings, read_pairings
 from etsam.projects import select
 from etsam.tables import read_table
@@ -80,6 +80,35 @@ def test_masks_are_scored_without_their_tomograms_but_one_a_run(
     (pair,) = find_pairings([tmp_path / "masks"], [fetched])
     assert pair.truth == fetched / "10001" / "258" / "target_mask" / "truth.mrc"
     write_mrc(pair.truth.with_name("other_truth.mrc"), LABELS)
-    assert fetched_run(pair.truth) is None  # many of a kind in a folder that is called so
+    assert run_of_mask(pair.truth) is None  # many of a kind in a folder that is called so
     with pytest.raises(ValueError, match=r"258 has 2 membrane annotations .*`etsam prepare`"):
         find_pairings([tmp_path / "masks"], [fetched])
+
+
+def test_masks_of_the_portals_runs_are_scored_by_their_folders(tmp_path: Path, run: Run) -> None:
+    for name in ("TS_026", "TS_027"):
+        place = tmp_path / "data" / "10000" / name / "Reconstructions" / "VoxelSpacing13.480"
+        for part in ("Tomograms/100", "Annotations/100", "Annotations/101"):
+            (place / part).mkdir(parents=True)
+        write_mrc(place / "Tomograms" / "100" / f"{name}.mrc", LABELS.astype(np.float32), 13.48)
+        truth = write_mrc(
+            place / "Annotations" / "100" / "membrane-1.0_segmentationmask.mrc", LABELS, 13.48
+        )
+        write_mrc(truth.parents[1] / "101" / "ribosome-1.0_segmentationmask.mrc", LABELS, 13.48)
+    data, masks = tmp_path / "data", tmp_path / "masks"
+    masks.mkdir()
+    for mask in choose_masks(find_tomograms([data]), masks, copick=False).values():
+        write_mrc(mask, (LABELS > 0).astype(np.int8), 13.48)
+    table = tmp_path / "scores.csv"
+    code, _, err = run("evaluate", masks, "-t", data, "-o", table)
+    assert code == 0 and "warning" not in err, err
+    rows = [row for row in read_table(table) if row.metric == "dice"]
+    assert [row.tomogram for row in rows] == [("10000", "TS_026"), ("10000", "TS_027")]
+    assert {row.value for row in rows} == {1.0}
+    (pair,) = find_pairings([next(masks.glob("TS_027*"))], [data / "10000" / "TS_027"])
+    assert (pair.truth, pair.dataset, pair.run) == (truth, "10000", "TS_027")
+    write_mrc(truth.with_name("inner_membrane-1.0_segmentationmask.mrc"), LABELS, 13.48)
+    assert run_of_mask(truth) is None
+    code, _, err = run("evaluate", masks, "-t", data)
+    assert code == 1
+    assert_one_line(err, "VoxelSpacing13.480 has 2 membrane annotations", "`etsam prepare`")

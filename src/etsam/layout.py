@@ -12,7 +12,9 @@ MASK_ENDING = "_membrane"
 RECORD_ENDING = "_prepared.json"  # how `etsam prepare` made a pair, beside it
 ABOVE = ("", "*/", "*/*/")
 """A run, a dataset of runs, several datasets; no ``**``, which would look into every Zarr."""
-PORTAL_TOMOGRAMS = "Reconstructions/VoxelSpacing*/Tomograms/*/*"
+PORTAL_SPACINGS = "Reconstructions/VoxelSpacing*"
+PORTAL_TOMOGRAMS = "Tomograms/*/*"
+PORTAL_ANNOTATIONS = "Annotations"
 PORTAL_MASKS = ("*membrane*_segmentationmask.*", "*/*membrane*_segmentationmask.*")
 FETCHED_TOMOGRAMS = "tomogram/*"
 FETCHED_MASKS = "target_mask"
@@ -33,12 +35,12 @@ class Annotated:
 
 
 @dataclass(frozen=True)
-class FetchedRun:
-    """A run that `etsam download` fetched, and the names its results go by: ``{dataset}_{run}``, its tomogram's."""
+class MaskedRun:
+    """A run told by the folders of its mask, and its tomograms that the mask lies on."""
 
     dataset: str
     run: str
-    names: tuple[str, ...]
+    tomograms: tuple[Path, ...]
 
 
 def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
@@ -108,7 +110,8 @@ def find_inputs(places: Iterable[Path], annotations: tuple[Path, ...] = ()) -> l
 
 def portal_tomograms(folder: Path) -> list[Path]:
     """List the tomograms of a run, a dataset or several datasets of the portal, in order."""
-    return by_stem(path for up in ABOVE for path in folder.glob(up + PORTAL_TOMOGRAMS))
+    pattern = f"{PORTAL_SPACINGS}/{PORTAL_TOMOGRAMS}"
+    return by_stem(path for up in ABOVE for path in folder.glob(up + pattern))
 
 
 def fetched_tomograms(folder: Path) -> dict[Path, str]:
@@ -119,31 +122,48 @@ def fetched_tomograms(folder: Path) -> dict[Path, str]:
     return {found.tomogram: found.name for found in _fetched(folder)}
 
 
-def fetched_masks(folder: Path) -> list[Path]:
-    """List the masks of runs as `etsam download` lays them out, one a run, whether its tomogram is there or not.
+def masks_of_runs(folder: Path) -> list[Path]:
+    """List the masks of runs as `etsam download` or the portal lay them out, tomograms there or not.
+
+    One a run, or of the portal's one a voxel spacing.
 
     Raises
     ------
     ValueError
-        A run has several masks.
+        There are several.
     """
-    runs: dict[Path, list[Path]] = {}
-    for mask in by_stem(path for up in ABOVE for path in folder.glob(f"{up}{FETCHED_MASKS}/*")):
-        runs.setdefault(mask.parent.parent, []).append(mask)
-    for run, masks in runs.items():
-        _refuse_several(run, masks)
-    return [mask for masks in runs.values() for mask in masks]
+    found: list[Path] = []
+    for pattern in (FETCHED_MASKS, f"{PORTAL_SPACINGS}/{PORTAL_ANNOTATIONS}"):
+        for place in sorted(path for up in ABOVE for path in folder.glob(up + pattern)):
+            masks = _masks_in(place)
+            _refuse_several(place.parent, masks)
+            found += masks
+    return found
 
 
-def fetched_run(mask: Path) -> FetchedRun | None:
-    """Return the run whose only mask this is, told by the folders of `etsam download`; None elsewhere."""
-    mask = whole_volume(mask)
-    if mask.parent.name != FETCHED_MASKS or len(by_stem(mask.parent.glob("*"))) > 1:
+def run_of_mask(mask: Path) -> MaskedRun | None:
+    """Return the run whose only mask this is, told by the folders of `etsam download` or the portal; None elsewhere."""
+    mask = whole_volume(mask).absolute()
+    place = next(
+        (path for path in mask.parents[:2] if path.name == PORTAL_ANNOTATIONS), mask.parent
+    )
+    here = place.resolve().parent
+    if place.name == FETCHED_MASKS:
+        run, tomograms = here, here.glob(FETCHED_TOMOGRAMS)
+    elif place.name == PORTAL_ANNOTATIONS and here.match(PORTAL_SPACINGS):
+        run, tomograms = here.parents[1], here.glob(PORTAL_TOMOGRAMS)
+    else:
         return None
-    run = mask.parent.resolve().parent
-    tomograms = by_stem(run.glob(FETCHED_TOMOGRAMS))
-    names = (f"{run.parent.name}_{run.name}", *map(stem_of, tomograms))
-    return FetchedRun(run.parent.name, run.name, names)
+    own = mask.parent, stem_of(mask)
+    if any((path.parent, stem_of(path)) != own for path in _masks_in(place)):
+        return None
+    return MaskedRun(run.parent.name, run.name, tuple(by_stem(tomograms)))
+
+
+def _masks_in(place: Path) -> list[Path]:
+    """The masks in a folder `FETCHED_MASKS` or, of membranes, `PORTAL_ANNOTATIONS`."""
+    patterns = ("*",) if place.name == FETCHED_MASKS else PORTAL_MASKS
+    return by_stem(path for pattern in patterns for path in place.glob(pattern))
 
 
 def _refuse_several(place: Path, masks: Sequence[Path]) -> None:
@@ -167,8 +187,7 @@ def _side_by_side(folder: Path) -> list[Annotated]:
 def _portal(folder: Path) -> list[Annotated]:
     found = []
     for tomogram in portal_tomograms(folder):
-        annotations = tomogram.parents[2] / "Annotations"
-        masks = by_stem(path for pattern in PORTAL_MASKS for path in annotations.glob(pattern))
+        masks = _masks_in(tomogram.parents[2] / PORTAL_ANNOTATIONS)
         found.append(_of_run(tomogram.parents[4], tomogram, masks))
     return found
 
@@ -177,7 +196,7 @@ def _fetched(folder: Path) -> list[Annotated]:
     found = []
     for tomogram in by_stem(path for up in ABOVE for path in folder.glob(up + FETCHED_TOMOGRAMS)):
         run = tomogram.parents[1]
-        found.append(_of_run(run, tomogram, by_stem((run / FETCHED_MASKS).glob("*"))))
+        found.append(_of_run(run, tomogram, _masks_in(run / FETCHED_MASKS)))
     return found
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from etsam.layout import RECORD_ENDING, fetched_masks, fetched_run
+from etsam.layout import RECORD_ENDING, masks_of_runs, run_of_mask
 from etsam.predictions import Prediction, recognise, run_of
+from etsam.projects import mask_in_folder, member_of
 from etsam.tables import csv_records
 from etsam.volume import KNOWN_SUFFIXES, TIFF_SUFFIXES, stands_aside, stem_of, whole_volume
 
@@ -42,7 +43,7 @@ def find_pairings(
     In a folder of predictions only names that a program is known to give are taken, unless a
     `method` is given, and no tilt series; where there are scores, the mask of the same run is left out. The dataset
     is the folder of the truth unless it is given; of pairs that `etsam prepare` made, dataset and run
-    are those in its record, of runs that `etsam download` fetched those of their folders.
+    are those in its record, of runs as `etsam download` or the CryoET Data Portal lay them out those of their folders.
 
     Raises
     ------
@@ -85,10 +86,10 @@ def _made_from(mask: Path, scores: Path) -> bool:
 
 
 def _recorded(truth: Path) -> dict[str, str]:
-    """Dataset and run of a truth: as `etsam prepare` noted them beside it, or of what `etsam download` fetched."""
-    fetched = fetched_run(truth)
-    if fetched is not None:
-        return {"dataset": fetched.dataset, "run": fetched.run}
+    """Dataset and run of a truth: as `etsam prepare` noted them beside it, or as the folders of runs are called."""
+    laid_out = run_of_mask(truth)
+    if laid_out is not None:
+        return {"dataset": laid_out.dataset, "run": laid_out.run}
     path = whole_volume(truth).parent / f"{truth_name(truth)}{RECORD_ENDING}"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -112,7 +113,7 @@ def read_pairings(path: Path) -> list[Pairing]:
     FileNotFoundError, ValueError
         There is no such table, or it lacks a column.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give a CSV with columns prediction, truth")
     pairings = []
     for number, record in enumerate(csv_records(path), 1):
@@ -156,23 +157,26 @@ def match(predictions: Sequence[Path], truths: Sequence[Path]) -> list[tuple[Pat
     if len(predictions) == 1 and len(truths) == 1:
         return [(predictions[0], truths[0])]
     names = {truth: run_names(truth) for truth in truths}
+    called: dict[str, list[Path]] = {}
+    for truth, own in names.items():
+        for name in dict.fromkeys(own):
+            called.setdefault(name, []).append(truth)
     pairs = []
     for path in predictions:
-        fits = {
-            truth: max((len(name) for name in own if _belongs(stem_of(path), name)), default=0)
-            for truth, own in names.items()
-        }
-        longest = max(fits.values(), default=0)
-        best = [truth for truth in truths if longest and fits[truth] == longest]
+        stem = stem_of(path)
+        starts = (stem[:length] for length in range(len(stem), 0, -1))  # the longest first
+        best = next(
+            (called[name] for name in starts if name in called and _belongs(stem, name)), []
+        )
         if len(best) != 1:
             what = "several truths" if best else "no truth"
             listed = ", ".join(sorted(names[truth][0] for truth in (best or truths))[:5])
             raise ValueError(
                 f"{path}: {what} for it (runs: {listed}); name it RUN_..., or use --pairs"
             )
-        known, own = names[best[0]], run_of(path)
-        if own is not None and own not in known:
-            warnings.warn(f"{path} is scored against run {known[0]}, not {own}", stacklevel=2)
+        known, told = names[best[0]], run_of(path)
+        if told is not None and told not in known:
+            warnings.warn(f"{path} is scored against run {known[0]}, not {told}", stacklevel=2)
         pairs.append((path, best[0]))
     return pairs
 
@@ -180,11 +184,18 @@ def match(predictions: Sequence[Path], truths: Sequence[Path]) -> list[tuple[Pat
 def run_names(truth: Path) -> tuple[str, ...]:
     """Return what the run of a truth is called in names of predictions: as the truth is.
 
-    A run that `etsam download` fetched also as its folders, ``{dataset}_{run}``, and as its tomogram.
+    A run told by its folders also as these, ``{dataset}_{run}``, and as its tomograms; one of the portal also as
+    its own folder, and as `etsam segment` calls its masks in a folder of many.
     """
-    fetched = fetched_run(truth)
-    own = (truth_name(truth),)
-    return own if fetched is None else (*fetched.names, *own)
+    laid_out = run_of_mask(truth)
+    if laid_out is None:
+        return (truth_name(truth),)
+    names = [f"{laid_out.dataset}_{laid_out.run}", *map(stem_of, laid_out.tomograms)]
+    for tomogram in laid_out.tomograms:
+        member = member_of(tomogram)
+        if member is not None:
+            names += [member.run, truth_name(mask_in_folder(tomogram, member, Path()))]
+    return (*dict.fromkeys(names), truth_name(truth))
 
 
 def _belongs(name: str, run: str) -> bool:
@@ -199,11 +210,11 @@ def _truths_in(place: Path) -> list[Path]:
             )
         return [place]
     named = [path for path in _volumes_in(place) if truth_name(path) != stem_of(path)]
-    found = named or fetched_masks(place)
+    found = named or masks_of_runs(place)
     if not found:
         raise FileNotFoundError(
             f"{place} holds no ground truth: expected names such as RUN_membrane.mrc, or "
-            "DATASET/RUN/target_mask/ as `etsam download` lays runs out"
+            "DATASET/RUN as `etsam download` or the CryoET Data Portal lay runs out"
         )
     return found
 

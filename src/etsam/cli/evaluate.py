@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     "truths",
     multiple=True,
     type=FilePath(),
-    help="Ground truth: a volume, or a folder of RUN_membrane.mrc, ... or of `etsam download`.",
+    help="Ground truth: a volume, or a folder of RUN_membrane.mrc, ... or of runs, fetched or the portal's.",
 )
 @click.option(
     "--pairs",
