@@ -108,6 +108,10 @@ def test_a_group_alone_shows_its_help(run: Run, group: str, verb: str) -> None:
     [
         (("simulate", "out", "--seeds", "a:b"), "expected a number, or FIRST:LAST"),
         (("simulate", "out", "--shape", "64,64"), "three whole numbers Z,Y,X"),
+        (
+            ("simulate", "out", "--shape", f"64,64,{'9' * 5000}"),
+            "...': expected three whole numbers",
+        ),
         (("weights", "fetch", "nonesuch"), "expected compact, etsam-v1"),
         (("weights", "where", "nonesuch"), "expected one of compact, etsam-v1"),
         (("postprocess", "absent.mrc"), "absent.mrc"),

@@ -50,6 +50,24 @@ def test_training_replaces_nothing_that_is_of_no_run(run: Run, tmp_path: Path, n
     assert run(*given)[0] == 0
 
 
+def test_a_table_may_come_through_a_pipe_and_an_empty_one_is_called_so(
+    run: Run, tmp_path: Path
+) -> None:
+    write_mrc(tmp_path / "a_membrane.mrc", sheet())
+    pipe = tmp_path / "pairs.csv"
+    os.mkfifo(pipe)
+    text = "prediction,truth\na_membrane.mrc,a_membrane.mrc\n"
+    writer = threading.Thread(target=pipe.write_text, args=(text,))
+    writer.start()
+    code, out, err = run("evaluate", "--pairs", pipe)
+    writer.join()
+    assert code == 0 and ",dice,1\n" in out, err
+    refused(run("evaluate", "--pairs", os.devnull), f"{os.devnull} names no pairs")
+    refused(run("evaluate", "--pairs", tmp_path / "no.csv"), "no.csv does not exist")
+    refused(run("compare", os.devnull), f"{os.devnull} holds no scores")
+    refused(run("compare", tmp_path), "is no file")
+
+
 @pytest.mark.parametrize("name", ["sim_000000_membrane.mrc", "sim_000000.json"])
 def test_simulating_replaces_no_file_of_ones_own(run: Run, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("precious")

@@ -73,7 +73,7 @@ def test_shards_part_the_tomograms() -> None:
     parts = [shard(paths, f"{i}/4") for i in range(1, 5)]
     assert sorted(path for part in parts for path in part) == sorted(paths)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    for wrong in ("0/4", "5/4", "1", "a/b", "-1/2", "1/0", ""):
+    for wrong in ("0/4", "5/4", "1", "a/b", "-1/2", "1/0", "", f"1/{'9' * 5000}"):
         with pytest.raises(ValueError, match="i/N"):
             shard(paths, wrong)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -333,11 +334,15 @@ def test_choices_say_it_for_several(pair: Annotated, tmp_path: Path, run: Run) -
         (["--box", "1:2,3:4"], "--box is '1:2,3:4': expected Z:Z,Y:Y,X:X"),
         (["--box", "5:2,:,:"], "the box 5:2,:,: leaves nothing of 10 x 16 x 18 voxels"),
         (["--keep", "a"], "--keep is 'a': expected numbers"),
+        (["--keep", "9" * 5000], "--keep is '999"),
+        (["--values", "9" * 5000], "...': expected numbers from 1 on"),
+        (["--box", f":,:,0:{'9' * 5000}"], "--box is ':,:,0:999"),
         (["--keep", "9"], "no component 9: there are 2"),
         (["--link", "--normalise", "min_max"], "give --link or --normalise"),
         (["--resume", "--overwrite"], "give one"),
         (["--limit", "nowhere.mrc"], "nowhere.mrc does not exist"),
         (["--choices", "nowhere.csv"], "nowhere.csv does not exist"),
+        (["--choices", os.devnull], f"{os.devnull} names no tomogram"),
     ],
 )
 def test_command_refuses_in_one_line(
@@ -348,4 +353,4 @@ def test_command_refuses_in_one_line(
     assert out == ""
     lines = [line for line in err.splitlines() if line.startswith("etsam: error")]
     assert len(lines) == 1
-    assert words in lines[0]
+    assert words in lines[0] and len(lines[0]) < 300

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from etsam.layout import fetched_tomograms, portal_tomograms
 from etsam.ngff_metadata import is_zarr
+from etsam.options import is_whole, quoted
 from etsam.pairing import truth_name
 from etsam.predictions import recognise
 from etsam.projects import (
@@ -191,6 +192,6 @@ def shard(paths: list[Path], text: str) -> list[Path]:
         The text is not of that form.
     """
     number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise ValueError(f"shard is {text!r}: expected i/N with i from 1 to N, e.g. 2/8")
+    if not (is_whole(number) and is_whole(count) and 1 <= int(number) <= int(count)):
+        raise ValueError(f"shard is {quoted(text)}: expected i/N with i from 1 to N, e.g. 2/8")
     return paths[int(number) - 1 :: int(count)]

@@ -18,6 +18,18 @@ MAX_TILE = 1024  # pixels of the network; larger frames are tiled
 MIN_TILE = 192  # tiles share 128 with their neighbours
 LARGEST = 1e9  # of thresholds and distances; far beyond, float32 overflows
 MIN_SLICES = 10  # blobs over fewer consecutive slices are noise (paper, section 2.4)
+MOST_QUOTED = 60  # letters
+MOST_DIGITS = 18  # int64 holds them; Python itself refuses to read some thousands
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is a whole number from 0 on, of no more than 18 digits."""
+    return text.isdecimal() and len(text) <= MOST_DIGITS
+
+
+def quoted(text: str) -> str:
+    """A text as messages quote it: of an endless one the beginning."""
+    return repr(text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}...")
 
 
 @dataclass(frozen=True)

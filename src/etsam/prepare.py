@@ -180,7 +180,7 @@ def read_choices(path: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]
     FileNotFoundError, ValueError
         There is no such table, it reads otherwise, or names none or a tomogram twice.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give a CSV with columns name, keep, drop")
     records = csv_records(path)
     if not records:

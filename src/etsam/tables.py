@@ -53,7 +53,7 @@ def read_table(path: Path | str) -> list[Score]:
         If a column is missing, a number cannot be read, or the table is empty.
     """
     path = Path(path)
-    if not path.is_file():
+    if path.is_dir() or not path.exists():  # a pipe is a table too
         what = "is no file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {what}: give a table made by `etsam evaluate`")
     records = _json_records(path) if path.suffix.lower() == ".json" else csv_records(path)

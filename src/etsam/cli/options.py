@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from etsam.cli.paths import FilePath
-from etsam.options import LARGEST
+from etsam.options import LARGEST, is_whole, quoted
 
 Command = Callable[..., Any]
 Numbers = TypeVar("Numbers", float, tuple[float, ...], None)
@@ -141,7 +141,9 @@ def parse_triple(text: str, name: str) -> tuple[int, int, int]:
         Anything else.
     """
     parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"{name} is {text!r}: expected three whole numbers Z,Y,X, e.g. 64,256,256")
+    if len(parts) != 3 or not all(is_whole(part.strip()) for part in parts):
+        raise ValueError(
+            f"{name} is {quoted(text)}: expected three whole numbers Z,Y,X, e.g. 64,256,256"
+        )
     z, y, x = (int(part) for part in parts)
     return z, y, x

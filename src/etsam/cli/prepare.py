@@ -18,7 +18,7 @@ from etsam.cli.command import (
 from etsam.cli.options import finite, overwrite_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
-from etsam.options import Normalisation
+from etsam.options import Normalisation, is_whole, quoted
 
 if TYPE_CHECKING:
     from etsam.annotations import Box, CleaningOptions
@@ -142,19 +142,19 @@ def _with(options: PrepareOptions, keep: tuple[int, ...], drop: tuple[int, ...])
 
 def _numbers(text: str, name: str) -> tuple[int, ...]:
     words = [word.strip() for word in text.split(",")] if text else []
-    if not all(word.isdecimal() and int(word) for word in words):
-        raise ValueError(f"{name} is {text!r}: expected numbers from 1 on, such as 1,4,7")
+    if not all(is_whole(word) and int(word) for word in words):
+        raise ValueError(f"{name} is {quoted(text)}: expected numbers from 1 on, such as 1,4,7")
     return tuple(int(word) for word in words)
 
 
 def _box(text: str) -> Box:
     sides = [side.split(":") for side in text.split(",")]
     good = len(sides) == 3 and all(
-        len(side) == 2 and all(not end or end.isdecimal() for end in side) for side in sides
+        len(side) == 2 and all(not end or is_whole(end) for end in side) for side in sides
     )
     if not good:
         raise ValueError(
-            f"--box is {text!r}: expected Z:Z,Y:Y,X:X in voxels, as in 20:180,:,100:900"
+            f"--box is {quoted(text)}: expected Z:Z,Y:Y,X:X in voxels, as in 20:180,:,100:900"
         )
     z, y, x = (slice(*(int(end) if end else None for end in side)) for side in sides)
     return z, y, x

@@ -10,9 +10,9 @@ from click.core import ParameterSource
 from etsam.cli.command import VerbCommand
 from etsam.cli.options import finite, overwrite_option, parse_triple
 from etsam.cli.paths import FilePath
+from etsam.options import is_whole, quoted
 
 MAX_SEEDS = 1_000_000
-MAX_DIGITS = 18  # of a seed
 PRESETS = ["any", "vesicles", "organelle", "cell", "virus", "polnet", "empty"]
 
 
@@ -83,11 +83,9 @@ def _refuse_beside_suite(params: dict[str, Any]) -> None:
 
 def _seeds(text: str) -> range:
     first, colon, last = text.partition(":")
-    if not first.isdecimal() or (colon and not last.isdecimal()):
-        raise ValueError(f"--seeds is {text!r}: expected a number, or FIRST:LAST such as 0:10")
-    if max(len(first), len(last)) > MAX_DIGITS:
+    if not is_whole(first) or (colon and not is_whole(last)):
         raise ValueError(
-            f"--seeds has numbers of more than {MAX_DIGITS} digits: expected fewer, such as 0:10"
+            f"--seeds is {quoted(text)}: expected a number, or FIRST:LAST such as 0:10"
         )
     seeds = range(int(first), int(last) if colon else int(first) + 1)
     if not 0 < seeds.stop - seeds.start <= MAX_SEEDS:
