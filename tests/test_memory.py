@@ -6,6 +6,7 @@ import gc
 import json
 import resource
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,11 +17,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from etsam import evaluate, segmentation
+from etsam.batch import BatchPlan, run_batch
 from etsam.memory import _trimmer, give_back_freed, smaller_tile
 from etsam.options import SegmentOptions
 from etsam.results import how_far
 from etsam.sam2 import SAM2
 from etsam.segmentation import segment_array, segment_file
+from etsam.tables import read_table
 from test_cli import Run, assert_one_line, write_mrc
 from tiny_model import write_tiny_model
 
@@ -156,3 +160,48 @@ def test_freed_memory_between_pieces_in_use_is_given_back() -> None:
     give_back_freed()
     assert resident_mb() < full - 100
     assert all(piece.all() for piece in kept)
+
+
+def test_a_failed_tomogram_keeps_nothing_of_what_it_read(
+    tomogram: Path, options: SegmentOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[weakref.ref[np.ndarray]] = []
+
+    def fail(*_: object, **__: object) -> None:
+        activations = np.zeros(8)
+        left.append(weakref.ref(activations))
+        try:
+            raise RuntimeError("out of memory")
+        except RuntimeError as error:
+            raise MemoryError("out of memory") from error
+
+    monkeypatch.setattr(segmentation, "segment_file", fail)
+    outcomes = list(run_batch(BatchPlan([tomogram, tomogram.with_name("b.mrc")], options)))
+    assert [type(outcome.error) for outcome in outcomes] == [MemoryError] * 2
+    assert [reference() for reference in left] == [None, None]
+
+
+def test_curves_of_millions_of_points_are_not_kept(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves: list[weakref.ref[object]] = []
+    kept: list[int] = []
+
+    def scored(*args: object) -> list[evaluate.Evaluation]:
+        kept.append(sum(curve() is not None for curve in curves))
+        found = usual(*args)
+        curves.extend(weakref.ref(one.curve) for one in found)
+        return found
+
+    usual = evaluate.evaluate
+    monkeypatch.setattr(evaluate, "evaluate", scored)
+    for name in "abc":
+        write_mrc(tmp_path / f"{name}_membrane.mrc", np.eye(16, dtype=np.int8)[None].repeat(4, 0))
+        scores = np.random.default_rng(1).normal(size=(4, 16, 16)).astype(np.float32)
+        write_mrc(tmp_path / f"{name}_scores.mrc", scores)
+    masks = [tmp_path / f"{name}_scores.mrc" for name in "abc"]
+    given = ["-t", tmp_path, "-o", tmp_path / "s.csv", "--curves", tmp_path / "c.csv"]
+    code, _, err = run("evaluate", *masks, *given)
+    assert code == 0, err
+    assert len(curves) == 3 and kept == [0, 0, 0]
+    assert len(read_table(tmp_path / "c.csv")) == 3 * 101

@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
+from etsam import __main__
 from test_cli import write_mrc
 
-CODE = "import sys; from etsam.cli import main; main(sys.argv[1:])"
+CODE = "from etsam.__main__ import main; main()"
 
 
 @pytest.fixture
@@ -35,6 +37,20 @@ def test_a_run_goes_on_without_its_messages(masks: list[Path], redirection: str)
     done = clean(masks, redirection)
     assert done.returncode == 0 and all(made(masks))
     assert "Traceback" not in done.stderr and "error" not in done.stderr
+
+
+def test_ctrl_c_while_the_command_is_loaded_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Loading(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "etsam.cli", Loading("etsam.cli"))
+    with pytest.raises(SystemExit) as stop:
+        __main__.main()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "etsam: error: interrupted\n"
 
 
 def test_errors_that_nobody_reads_still_count(masks: list[Path]) -> None:

@@ -1,6 +1,22 @@
-"""`python -m etsam`: the command line, where the script `etsam` is not on the path."""
+"""Where the command `etsam` and `python -m etsam` begin: before anything that takes time to load."""
 
-from etsam.cli import main
+from __future__ import annotations
+
+import sys
+
+INTERRUPTED = 130  # exit code of what Ctrl-C ended
+
+
+def main() -> None:
+    """Run the command line; a Ctrl-C while it is still being loaded ends it in one line too."""
+    try:
+        from etsam.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("etsam: error: interrupted\n")
+        sys.exit(INTERRUPTED)
+
 
 if __name__ == "__main__":  # processes that are started anew import this file too
     main()

@@ -186,7 +186,7 @@ def segment_one(
     except FAILURES as error:
         text = " ".join(str(error).split()) or type(error).__name__
         failed = replace(entry, state="failed", error=text, **_measured(begun))
-        return Outcome(path, failed, error=error)
+        return Outcome(path, failed, error=_without_frames(error))
     details = result.details
     done = replace(
         entry,
@@ -198,6 +198,15 @@ def segment_one(
         **_measured(begun),
     )
     return Outcome(path, done, result)
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """An error without its tracebacks, which hold all that was in memory where it arose; it may be kept long."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def _measured(begun: float) -> dict[str, Any]:

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etsam.cli.command import EXIT_FAILED, EXPECTED_ERRORS, VerbCommand, report_error
+from etsam.cli.command import EXIT_FAILED, EXPECTED_ERRORS, VerbCommand, one_line, report_error
 from etsam.cli.options import finite, overwrite_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 
 if TYPE_CHECKING:
-    from etsam.evaluate import EvaluateOptions, Evaluation
+    from etsam.evaluate import EvaluateOptions
     from etsam.pairing import Pairing
+    from etsam.tables import Score
 
 
 @click.command(cls=VerbCommand, short_help="Score predictions against ground truth.")
@@ -94,7 +95,7 @@ def evaluate(params: dict[str, Any]) -> int:
     etsam evaluate masks/ -t truth/ -o scores.csv
     etsam evaluate TS_1_scores.mrc -t TS_1_membrane.mrc --sweep
     """
-    from etsam.evaluate import EvaluateOptions, curve_rows
+    from etsam.evaluate import EvaluateOptions
     from etsam.storage import with_own_name
     from etsam.tables import COLUMNS, check_table_path, csv_text, write_table
 
@@ -115,33 +116,42 @@ def evaluate(params: dict[str, Any]) -> int:
         raise click.UsageError("--output and --curves are the same file")
     for path in (output, curves):
         check_table_path(path, [params["pairs"]], overwrite=params["overwrite"])
-    found = _evaluated(pairings, options)
-    rows = [row for evaluation in found for row in evaluation.rows]
+    rows, points, failed = _evaluated(pairings, options)
     if rows and curves is not None:
-        write_table(curves, [row for item in found for row in curve_rows(item)])
+        write_table(curves, points)
     if rows and output is None:
         click.echo(csv_text(COLUMNS, map(asdict, rows)), nl=False)
     elif rows:
         write_table(output, rows)
         click.echo(output)
-    return EXIT_FAILED if len(found) < len(pairings) else 0
+    return EXIT_FAILED if failed else 0
 
 
-def _evaluated(pairings: list[Pairing], options: EvaluateOptions) -> list[Evaluation]:
-    """Score what can be scored; a line for each that cannot."""
+def _evaluated(
+    pairings: list[Pairing], options: EvaluateOptions
+) -> tuple[list[Score], list[Score], int]:
+    """Score what can be scored, a line for each that cannot: rows of scores, of curves, and how many failed.
+
+    Nothing else is kept: a curve may have a million points, an error all that was read until then.
+    """
+    from etsam.evaluate import curve_rows
     from etsam.evaluate import evaluate as run_evaluation
 
-    found: list[Evaluation] = []
-    failed: list[Exception] = []
+    rows: list[Score] = []
+    points: list[Score] = []
+    failures: list[str] = []
     with StageProgress() as progress:
         for pairing in pairings:
             try:
-                found += run_evaluation([pairing], options, progress)
+                for found in run_evaluation([pairing], options, progress):
+                    rows += found.rows
+                    points += curve_rows(found)
+                    del found
             except EXPECTED_ERRORS as error:
-                failed.append(error)
-    for failure in failed:
+                failures.append(one_line(error))
+    for failure in failures:
         report_error(failure)
-    return found
+    return rows, points, len(failures)
 
 
 def _pairings(params: dict[str, Any]) -> list[Pairing]:
