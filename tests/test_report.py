@@ -10,6 +10,7 @@ import math
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -22,6 +23,7 @@ from etsam.membrane import Membrane, load_membrane
 from etsam.report import ReportOptions, report_file, write_index
 from etsam.report.numbers import measure
 from etsam.report.pack import pack_volume
+from etsam.report.page import PageSource, page_html
 from etsam.report.recorded import read_recorded
 from etsam.volume import open_tomogram, tomogram_from_array
 
@@ -136,6 +138,28 @@ def test_flags() -> None:
     slab = np.zeros_like(whole)
     slab[-2:, 8:40, 8:40] = True
     assert "top of volume" in flags(whole | slab)
+
+
+def test_a_mask_without_a_surface_has_no_area_rather_than_none_at_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from etsam.frame import Frame
+
+    grey = tomogram_from_array(np.zeros((44, 48, 56), np.float32))
+    whole, speck = shell(grey.shape) > -0.25, np.zeros(grey.shape, bool)
+    speck[20, 20, 20] = True
+    monkeypatch.setattr("etsam.report.numbers.PAGE_FACES", 100)
+    monkeypatch.setitem(sys.modules, "fast_simplification", None)
+    for mask, reason in ((speck, "too small to be smoothed."), (whole, "'etsam[export]'.")):
+        membrane = Membrane(mask, None, Frame(mask.shape, (SPACING,) * 3))
+        measured = measure(membrane, grey)
+        assert measured.mesh is None and measured.rows["membrane_area_um2"] is None
+        assert {row["area_um2"] for row in measured.membranes} <= {None}
+        (flag,) = (flag for flag in measured.flags if flag.name == "no surface")
+        assert flag.text.startswith("No 3-D view, and no area: ") and flag.text.endswith(reason)
+        source = PageSource("a", membrane.frame, 0.0, False, None)
+        page = page_html(source, measured, pack_volume(grey, membrane), None)
+        assert '<th scope="row">membrane area</th><td>unknown</td>' in page
 
 
 def test_large_tomograms_are_binned_into_the_budget() -> None:

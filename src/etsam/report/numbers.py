@@ -52,16 +52,16 @@ def measure(membrane: Membrane, tomogram: Tomogram) -> Measured:
     surface = mid_surface(membrane)
     instances = separate_membranes(membrane, surface=surface)
     plain = plain_components(membrane)
-    mesh = _mesh(membrane)
+    mesh, reason = _mesh(membrane)
     local = thickness(membrane, surface) / 10
     greys = _grey_levels(tomogram, instances)
     voxels = int(np.count_nonzero(membrane.mask))
     volume = voxels * membrane.frame.voxel_volume
-    area = mesh.area / 2 if mesh is not None else 0.0
+    area = None if mesh is None else mesh.area / 2
     known = local[np.isfinite(local)]
     rows: dict[str, Any] = {
         "membrane_volume_um3": volume / 1e12,
-        "membrane_area_um2": area / 1e8,
+        "membrane_area_um2": None if area is None else area / 1e8,
         "share_of_volume": voxels / membrane.mask.size,
         "membranes": int(np.count_nonzero(instances.voxels >= SMALL_VOXELS)),
         "connected_components": len(plain),
@@ -69,6 +69,8 @@ def measure(membrane: Membrane, tomogram: Tomogram) -> Measured:
         "thickness_p5_p95_nm": np.percentile(known, [5, 95]).tolist() if known.size else None,
     }
     flags = _flags(membrane, plain, local, greys)
+    if mesh is None:
+        flags.append(Flag("no surface", "info", f"No 3-D view, and no area: {reason}."))
     return Measured(
         rows,
         _largest(instances, surface, local, area),
@@ -79,16 +81,16 @@ def measure(membrane: Membrane, tomogram: Tomogram) -> Measured:
     )
 
 
-def _mesh(membrane: Membrane) -> Mesh | None:
-    """Return the surface for the page; None where the mask is too thin for one."""
+def _mesh(membrane: Membrane) -> tuple[Mesh | None, str]:
+    """Return the surface for the page, or why there is none: a mask too thin for one, a library not installed."""
     try:
-        return surface_mesh(membrane, max_faces=PAGE_FACES)
-    except ValueError:
-        return None
+        return surface_mesh(membrane, max_faces=PAGE_FACES), ""
+    except ValueError as error:
+        return None, str(error).partition(";")[0]
 
 
 def _largest(
-    instances: Instances, surface: MidSurface, local: np.ndarray, area: float
+    instances: Instances, surface: MidSurface, local: np.ndarray, area: float | None
 ) -> list[dict[str, Any]]:
     """Describe the largest membranes; area is shared out by points of the mid-surface."""
     names = instances.labels[tuple(surface.voxels.T)]
@@ -99,11 +101,12 @@ def _largest(
         own = local[names == number]
         own = own[np.isfinite(own)]
         slices = np.flatnonzero((instances.labels == number).any(axis=(1, 2)))
+        share = float(points[number]) / max(1, int(points.sum()))
         result.append(
             {
                 "label": number,
                 "voxels": int(instances.voxels[number - 1]),
-                "area_um2": area / 1e8 * float(points[number]) / max(1, int(points.sum())),
+                "area_um2": None if area is None else area / 1e8 * share,
                 "thickness_nm": float(np.median(own)) if own.size else None,
                 "slices": [int(slices[0]), int(slices[-1])],
             }

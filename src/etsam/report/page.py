@@ -176,7 +176,7 @@ def _numbers(rows: Mapping[str, Any]) -> str:
     cells = []
     for key, value in rows.items():
         name, unit = LABELS[key]
-        text = f"{_figure(key, value)} {unit}".strip()
+        text = _figure(key, value) if value is None else f"{_figure(key, value)} {unit}".strip()
         cells.append(f'<tr><th scope="row">{escape(name)}</th><td>{escape(text)}</td></tr>')
     return "".join(cells)
 
@@ -194,7 +194,7 @@ def _figure(key: str, value: Any) -> str:
 
 def _membranes(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(
-        f'<tr><th scope="row">{row["label"]}</th><td>{row["area_um2"]:.3g}</td>'
+        f'<tr><th scope="row">{row["label"]}</th><td>{_figure("", row["area_um2"])}</td>'
         f"<td>{_figure('', row['thickness_nm'])}</td><td>{row['voxels']:,}</td>"
         f"<td>{row['slices'][0]} to {row['slices'][1]}</td></tr>"
         for row in rows
