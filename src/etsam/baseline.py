@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from etsam import __version__
 from etsam.baselines.programs import (
@@ -23,10 +20,11 @@ from etsam.baselines.programs import (
     run_program,
     score_slices,
 )
-from etsam.baselines.ridge import Planes, Progress, RidgeOptions, ridge_slices
+from etsam.baselines.ridge import Progress, RidgeOptions, ridge_slices
 from etsam.provenance import Clock, input_record, provenance, weights_record, write_json
+from etsam.results import write_thresholded
 from etsam.storage import refuse_taken
-from etsam.volume import Tomogram, create_volume, open_tomogram, output_path
+from etsam.volume import Tomogram, open_tomogram, output_path
 
 RIDGE_THRESHOLD = 0.0
 """Where the ridge filter's mean Dice on simulated tomograms is largest."""
@@ -115,7 +113,10 @@ def _segment(
             result.mask.parent.mkdir(parents=True, exist_ok=True)
             slices = ridge_slices(tomogram, options, progress)
         stack.enter_context(closing(slices))
-        voxels = _write(result, tomogram, slices, (_method(options), threshold))
+        label = f"etsam {__version__} baseline {_method(options)} > {threshold:g}"
+        voxels = write_thresholded(
+            slices, tomogram, threshold, mask=result.mask, scores=result.scores, label=label
+        )
     details = _details(options, run, clock, input_record(tomogram))
     details["results"] = {
         "membrane_voxels": voxels,
@@ -195,26 +196,3 @@ def _details(
         clock=clock,
     )
     return details | {"peak_rss_mb": run.peak_rss_mb}
-
-
-def _write(
-    result: BaselineResult, tomogram: Tomogram, slices: Iterator[Planes], kind: tuple[str, float]
-) -> int:
-    """Write mask and scores slice by slice; returns the number of membrane voxels."""
-    method, threshold = kind
-    label = f"etsam {__version__} baseline {method} > {threshold:g}"
-    voxels = 0
-    with ExitStack() as stack:
-        mask = create_volume(result.mask, tomogram, dtype="int8", label=label)
-        stack.enter_context(mask)
-        scores = None
-        if result.scores is not None:
-            scores = create_volume(result.scores, tomogram, dtype="float32", label=label)
-            stack.enter_context(scores)
-        for z, plane in enumerate(slices):
-            membrane = plane > threshold
-            voxels += int(np.count_nonzero(membrane))
-            mask.write_slice(z, membrane.view(np.int8))
-            if scores is not None:
-                scores.write_slice(z, plane)
-    return voxels

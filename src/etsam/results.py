@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from etsam.ngff_metadata import refuse_folder
 from etsam.options import SegmentOptions
@@ -23,7 +25,7 @@ from etsam.provenance import (
     sha256,
 )
 from etsam.storage import place_files, refuse_taken
-from etsam.volume import KNOWN_SUFFIXES, output_path, stem_of
+from etsam.volume import KNOWN_SUFFIXES, Tomogram, create_volume, output_path, stem_of
 
 NOT_IN_RESULT = (
     *("model", "stage1_checkpoint", "stage2_checkpoint"),  # the sums of the weights tell more
@@ -272,6 +274,37 @@ def _place(folder: Path, result: SegmentResult) -> None:
     if result.cleaned is not None:  # its own JSON, where `etsam postprocess` made the one before
         stale.append(record_path(result.cleaned))
     place_files(folder, made, stale)
+
+
+def write_thresholded(
+    slices: Iterable[np.ndarray],
+    like: Tomogram,
+    threshold: float,
+    *,
+    mask: Path,
+    scores: Path | None,
+    label: str,
+) -> int:
+    """Write scores, float32 (Y, X) slice by slice, as an int8 mask of those above a threshold; themselves if wanted.
+
+    Returns
+    -------
+    voxels
+        How many are membrane.
+    """
+    voxels = 0
+    with ExitStack() as stack:
+        masks = stack.enter_context(create_volume(mask, like, dtype="int8", label=label))
+        kept = None
+        if scores is not None:
+            kept = stack.enter_context(create_volume(scores, like, dtype="float32", label=label))
+        for z, plane in enumerate(slices):
+            membrane = plane > threshold
+            voxels += int(np.count_nonzero(membrane))
+            masks.write_slice(z, membrane.view(np.int8))
+            if kept is not None:
+                kept.write_slice(z, plane)
+    return voxels
 
 
 def clear_folder(folder: Path, keep: tuple[str, ...] = ()) -> None:

@@ -38,9 +38,10 @@ from etsam.results import (
     request_of,
     result_names,
     work_folder,
+    write_thresholded,
 )
 from etsam.storage import require_space
-from etsam.volume import Tomogram, create_volume, open_tomogram, tomogram_from_array
+from etsam.volume import Tomogram, open_tomogram, tomogram_from_array
 
 if TYPE_CHECKING:
     from etsam.stages import Stage
@@ -270,8 +271,16 @@ def _attempt(
         clear_folder(staged.mask.parent)
     unfinished.settled["tile"] = options.tile
     options = _settled(tomogram, stages, options, progress, unfinished)
-    slices = _slices(tomogram, stages, options, progress, unfinished)
-    return options, _write_volumes(tomogram, slices, options, staged)
+    with closing(_slices(tomogram, stages, options, progress, unfinished)) as slices:
+        voxels = write_thresholded(
+            slices,
+            tomogram,
+            options.logit_threshold,
+            mask=staged.mask,
+            scores=staged.logits,
+            label=segmentation_label(options),
+        )
+    return options, voxels
 
 
 def _settled(
@@ -324,32 +333,6 @@ def _slices(
 
     volume = Volume(tomogram, tomogram.voxel_spacing)
     return segment_slices(volume, stages, options, progress, unfinished)
-
-
-def _write_volumes(
-    tomogram: Tomogram,
-    slices: Generator[np.ndarray, None, None],
-    options: SegmentOptions,
-    staged: SegmentResult,
-) -> int:
-    """Write mask and logits slice by slice; returns the number of membrane voxels."""
-    label = segmentation_label(options)
-    voxels = 0
-    with ExitStack() as stack:
-        stack.enter_context(closing(slices))
-        mask = create_volume(staged.mask, tomogram, dtype="int8", label=label)
-        stack.enter_context(mask)
-        logits = None
-        if staged.logits is not None:
-            logits = create_volume(staged.logits, tomogram, dtype="float32", label=label)
-            stack.enter_context(logits)
-        for z, plane in enumerate(slices):
-            membrane = plane > options.logit_threshold
-            voxels += int(np.count_nonzero(membrane))
-            mask.write_slice(z, membrane.view(np.int8))
-            if logits is not None:
-                logits.write_slice(z, plane)
-    return voxels
 
 
 def _finish(
