@@ -279,6 +279,13 @@ def test_masks_of_other_values_are_refused(tmp_path: Path, z: int) -> None:
         sampler(tmp_path).batch(0, range(9), SHAPE)
 
 
+def test_a_mask_that_is_a_link_to_nowhere_is_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "t0.mrc", tmp_path)
+    (tmp_path / "t0_membrane.mrc").symlink_to("gone.mrc")
+    with pytest.raises(FileNotFoundError, match=r"t0_membrane\.mrc does not exist"):
+        open_pairs(tmp_path, FrameSpec(), new_store(), with_logits=False)
+
+
 def test_missing_logits_and_small_volumes_are_refused(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match="--stage1-checkpoint"):
         open_pairs(folder, FrameSpec(), new_store(), with_logits=True)

@@ -77,12 +77,17 @@ def test_a_dataverse_keeps_its_folders_and_redirects(server: DataServers, tmp_pa
 def test_runs_of_the_portal_by_the_official_client(
     server: DataServers, tmp_path: Path, format: str
 ) -> None:
-    names = fetched(download(["10444/16674"], tmp_path, options(server, format=format)))
+    chosen, seen = options(server, format=format), []
+    names = fetched(
+        download(["10444/16674"], tmp_path, chosen, lambda *bytes_: seen.append(bytes_))
+    )
     assert set(names) == {
         f"10444/16674/tomogram/TS_9.{format}",
         f"10444/16674/target_mask/32927_membrane-1.0_segmentationmask.{format}",
     }  # the annotation that the set names, not the other one
     files = files_in(tmp_path)
+    there = sum(len(files[name]) for name in files if name.startswith("10444/"))
+    assert seen[-1] == (there, there)
     if format == "mrc":
         assert files["10444/16674/tomogram/TS_9.mrc"] == TOMOGRAM[::-1]
     else:

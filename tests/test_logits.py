@@ -53,10 +53,18 @@ def test_npy_is_what_numpy_writes(tmp_path: Path) -> None:
     assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
 
 
-def test_npy_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_npy_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.npy"
     with pytest.raises(ValueError, match="expected slice 0"), NpyWriter(path, SHAPE) as writer:
         writer.write_slice(1, volume()[1])
     with pytest.raises(ValueError, match="1 of 5 slices"), NpyWriter(path, SHAPE) as writer:
         writer.write_slice(0, volume()[0])
+    assert not list(tmp_path.iterdir())
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
+    with pytest.raises(OSError, match="No space left"):
+        NpyWriter(path, SHAPE)
     assert not list(tmp_path.iterdir())

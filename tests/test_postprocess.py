@@ -199,6 +199,8 @@ def test_refuses_what_is_not_a_mask(tmp_path: Path, membranes: np.ndarray) -> No
         clean_mask(membranes[0])
     with pytest.raises(ValueError, match=r"\(Z, Y, X\) mask"):
         clean_mask(membranes.astype(np.float32))
+    with pytest.raises(ValueError, match=r"\(3, 0, 5\) .* \(Z, Y, X\) mask"):
+        clean_mask(np.zeros((3, 0, 5), np.int8))
     assert {path.name for path in tmp_path.iterdir()} == {"logits.mrc", "labels.mrc"}
 
 

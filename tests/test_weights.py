@@ -170,6 +170,9 @@ def test_a_cached_file_that_changed_is_refused(zenodo: FakeZenodo) -> None:
     files.stage2.write_bytes(STAGE2[:1000])
     with pytest.raises(ValueError, match="changed since it was fetched"):
         fetch_model(model_at(zenodo))
+    (files.stage2.parent / weights.CHECKSUM_FILE).write_text("0123\n")
+    with pytest.raises(ValueError, match="SHA256SUMS is damaged: delete .* fetched anew"):
+        fetch_model(model_at(zenodo))
 
 
 def test_files_put_into_the_cache_by_hand_are_used(

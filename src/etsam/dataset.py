@@ -127,7 +127,7 @@ class Pair:
             self.shape = volume.shape
             self.voxel_spacing = volume.voxel_spacing
         for path in filter(None, (mask, self.logits)):
-            if not path.exists():
+            if path == self.logits and not path.exists():
                 raise FileNotFoundError(f"no stage-1 logits at {path}; give --stage1-checkpoint")
             with open_volume(path) as volume:
                 if volume.shape != self.shape:

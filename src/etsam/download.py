@@ -121,6 +121,7 @@ class _Work:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._done: dict[tuple[str, str], int] = {}
+        self._there = 0  # bytes, of all that is done
         self._failed: set[str] = set()
         self._unchecked: set[str] = set()
         self._total = sum(part.size or 0 for item in items for part in item.parts)
@@ -251,6 +252,7 @@ class _Work:
     def _report(self, item: Item, part: RemoteFile, done: int) -> None:
         if self._progress is not None:
             with self._lock:
-                self._done[item.name, part.name] = done
-                there = sum(self._done.values())
-                self._progress(there, max(there, self._total))
+                key = item.name, part.name
+                self._there += done - self._done.get(key, 0)
+                self._done[key] = done
+                self._progress(self._there, max(self._there, self._total))

@@ -121,7 +121,11 @@ class NpyWriter:
         require_space(path.parent, 4 * math.prod(shape), f"writing {path.name}")
         self._file = self._partial.open("wb", buffering=0)
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self._file, header)
+        try:
+            np.lib.format.write_array_header_1_0(self._file, header)
+        except BaseException:
+            self._discard()
+            raise
 
     def write_slice(self, z: int, logits: np.ndarray) -> None:
         """Append slice z (Y, X).
@@ -139,6 +143,10 @@ class NpyWriter:
         write_all(self._file, np.ascontiguousarray(logits, dtype="<f4"))
         self._written += 1
 
+    def _discard(self) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
     def restart(self) -> None:
         """Begin with slice 0 again."""
         self._file.seek(-self._written * 4 * math.prod(self._shape[1:]), os.SEEK_CUR)
@@ -155,9 +163,9 @@ class NpyWriter:
     ) -> None:
         self._file.close()
         if kind is not None:
-            self._partial.unlink(missing_ok=True)
+            self._discard()
         elif self._written < self._shape[0]:
-            self._partial.unlink(missing_ok=True)
+            self._discard()
             raise ValueError(f"{self._written} of {self._shape[0]} slices written to {self.path}")
         else:
             self._partial.replace(self.path)

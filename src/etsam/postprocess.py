@@ -173,7 +173,7 @@ def clean_mask(
     ValueError
         If the array is not a (Z, Y, X) mask.
     """
-    if mask.ndim != 3 or mask.dtype.kind not in "bui":
+    if mask.ndim != 3 or 0 in mask.shape[1:] or mask.dtype.kind not in "bui":
         raise ValueError(
             f"array of shape {mask.shape} and type {mask.dtype}: expected a (Z, Y, X) mask of "
             "bool or 0/1 integers; compare logits with a threshold first"

@@ -297,7 +297,10 @@ def _recorded_sums(folder: Path) -> dict[str, str]:
     file = folder / CHECKSUM_FILE
     if not file.is_file():
         return {}
-    pairs = (line.split(maxsplit=1) for line in file.read_text().splitlines() if line.strip())
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    pairs = [line.split(maxsplit=1) for line in lines if line.strip()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"{file} is damaged: delete {folder}, so that it is fetched anew")
     return {name: value for value, name in pairs}
 
 
