@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import etsam.ngff
@@ -46,6 +47,29 @@ def test_a_write_that_fails_has_a_number(tmp_path: Path, version: str) -> None:
             writer.write_slice(z, voxels()[z])
     assert caught.value.errno == errno.EIO and worth_keeping(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_zarr_that_cannot_get_its_name_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.zarr"
+    write(path, voxels(), list(range(37)), "0.4", "float32")
+    names: list[str] = []
+    usual = os.replace
+
+    def replace_all_but_one(source: Path, target: Path) -> None:
+        names.append(target.name)
+        if names.count("a.zarr") == 1 and target.name == "a.zarr":
+            raise OSError(errno.EIO, "Input/output error")
+        usual(source, target)
+
+    monkeypatch.setattr("os.replace", replace_all_but_one)
+    with pytest.raises(OSError, match="Input/output error"):
+        write(path, voxels() + 1, list(range(37)), "0.4", "float32")
+    monkeypatch.undo()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
+    with open_tomogram(path) as kept:
+        assert np.array_equal(kept.read_slice(3), voxels()[3])
 
 
 def test_full_disks_have_their_own_numbers() -> None:

@@ -139,6 +139,14 @@ def test_another_range_than_asked_for_is_not_joined(server: DataServers, tmp_pat
     assert [asked for *_, asked in server.asked] == [None, "bytes=3000000-", None]
 
 
+def test_a_range_refused_though_none_was_asked_for_is_asked_again(
+    server: DataServers, tmp_path: Path
+) -> None:
+    server.faults["/a.mrc"] = [416, {"Content-Range": "bytes */0"}, 416]
+    fetch(remote(server), tmp_path / "a", patience=QUICK)
+    assert (tmp_path / "a").read_bytes() == DATA
+
+
 @pytest.mark.parametrize(("size", "checked"), [(None, False), (len(DATA), False), (None, True)])
 def test_an_end_that_nothing_states_is_told(
     server: DataServers, tmp_path: Path, size: int | None, checked: bool

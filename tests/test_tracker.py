@@ -252,5 +252,7 @@ def test_bank_holds_no_views_of_larger_tensors(model: SAM2) -> None:
     """A view would keep the whole of what it shows part of."""
     bank = MemoryBank.for_config(CONFIG)
     list(track(model, video(8), {0: square()}, bank))
-    for tensor in tensors(bank):
+    held = list(tensors(bank))
+    assert len(held) == 2 + CONFIG.num_maskmem - 1 + CONFIG.max_pointers - 1
+    for tensor in held:
         assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()

@@ -102,6 +102,7 @@ def test_training_answers_what_tracking_answers() -> None:
     with torch.no_grad():
         answers = list(run_clips(model, given, Plan("mask", away=1)))
     tracked = dict(track(model, list(given.frames[0]), {0: given.labels[0, 0] == 1}))  # type: ignore[arg-type]
+    assert [index for index, _ in answers] == [1, 2, 3]
     for index, output in answers:
         torch.testing.assert_close(output.logits[0, 0], tracked[index], rtol=2e-2, atol=2e-2)
 

@@ -267,14 +267,14 @@ def _attempt(
     try:
         opened = _open(remote.url, headers, patience.timeout)
     except _PastTheEnd as error:
-        if error.total == have:
+        if have and error.total == have:
             return True
-        part.unlink()
+        part.unlink(missing_ok=True)
         raise _Transient(f"{error}: beginning again", wait=0) from error
     with opened as response:
         start = _starts_at(response, have)
         if start is None:
-            part.unlink()
+            part.unlink(missing_ok=True)
             raise _Transient("the server sent another range than was asked for: beginning again", 0)
         length = _number(response.headers.get("Content-Length"))
         total = remote.size if length is None else start + length

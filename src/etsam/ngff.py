@@ -182,7 +182,11 @@ class NgffSink:
             old = partial_name(self._path.with_name(f"{self._path.name}.replaced"))
             remove(old)
             os.replace(self._path, old)
-            os.replace(self._partial, self._path)
+            try:
+                os.replace(self._partial, self._path)
+            except BaseException:
+                os.replace(old, self._path)
+                raise
             remove(old)
         else:
             os.replace(self._partial, self._path)
