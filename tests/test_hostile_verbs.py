@@ -68,6 +68,14 @@ def test_a_table_may_come_through_a_pipe_and_an_empty_one_is_called_so(
     refused(run("compare", tmp_path), "is no file")
 
 
+def test_two_methods_on_one_run_have_a_line_each(run: Run, tmp_path: Path) -> None:
+    truth = write_mrc(tmp_path / "a_membrane.mrc", sheet())
+    masks = [write_mrc(tmp_path / f"a{end}.mrc", sheet()) for end in ("_ridge", "_semantic")]
+    code, _, err = run("evaluate", *masks, "-t", truth)
+    assert code == 0
+    assert [line.split(" in ")[0] for line in err.splitlines()] == ["a: 12 slices"] * 2
+
+
 @pytest.mark.parametrize("name", ["sim_000000_membrane.mrc", "sim_000000.json"])
 def test_simulating_replaces_no_file_of_ones_own(run: Run, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("precious")

@@ -49,7 +49,13 @@ class PackedMask:
         return sum(map(len, self._slices))
 
     def append(self, data: NDArray[np.bool_]) -> None:
-        """Add the next slice (Y, X)."""
+        """Add the next slice (Y, X).
+
+        Raises
+        ------
+        ValueError
+            It has another shape than the others.
+        """
         if data.shape != self.slice_shape:
             raise ValueError(f"slice has shape {data.shape}, expected {self.slice_shape}")
         self.append_packed(pack_slice(data))

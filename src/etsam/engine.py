@@ -156,7 +156,13 @@ def _is_local(name: object) -> TypeGuard[int]:
 
 @contextmanager
 def start_workers(engine: Engine, say: Callable[[str], None]) -> Iterator[Any]:
-    """Start the workers, and stop them in the end."""
+    """Start the workers, yield dask's client of them, and stop them in the end.
+
+    Raises
+    ------
+    ValueError
+        dask is not installed, or does not take the options.
+    """
     distributed = _module("distributed")
     workers = engine.workers or max(1, _gpus())
     options = _read_options(engine.options)

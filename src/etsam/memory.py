@@ -47,7 +47,13 @@ def _trimmer() -> Callable[[int], int] | None:
 
 @contextmanager
 def memory_errors(advice: str = LESS_MEMORY) -> Iterator[None]:
-    """Turn what torch raises when memory, of a device or of the machine, is used up into MemoryError."""
+    """Turn what torch raises when memory, of a device or of the machine, is used up into one line.
+
+    Raises
+    ------
+    MemoryError
+        It is; `advice` says what to do.
+    """
     try:
         yield
     except RuntimeError as error:

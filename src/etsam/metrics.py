@@ -221,7 +221,13 @@ class ScoreHistogram:
         self._seen[keys[_differ(self._seen[keys], rest)]] = MIXED
 
     def merge(self, other: ScoreHistogram) -> None:
-        """Add the counts of another histogram of as many bits, of the same kind of scores."""
+        """Add the counts of another histogram of as many bits, of the same kind of scores.
+
+        Raises
+        ------
+        ValueError
+            It is of others.
+        """
         if (other.bits, other.probabilities) != (self.bits, self.probabilities):
             raise ValueError(
                 f"histograms of {self.bits} and {other.bits} bits, or of logits and probabilities, "

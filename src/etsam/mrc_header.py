@@ -98,6 +98,11 @@ def parse_header(header: bytes, path: Path) -> tuple[ByteOrder, np.ndarray]:
     """Return the byte order ("<" or ">") and the fields, trusting the dimensions over the machine stamp.
 
     A side below 65536 reads as 65536 or more in the other byte order, so that one order at most is plausible.
+
+    Raises
+    ------
+    ValueError
+        It is too short, or in neither order that of a volume of real voxels.
     """
     if len(header) < HEADER_BYTES:
         raise ValueError(f"{path} has {len(header)} bytes: too short for an MRC header (1024)")

@@ -164,7 +164,13 @@ def stage_spec(model: SAM2, metadata: dict[str, object]) -> FrameSpec:
 
 
 def check_channels(stage: Stage, number: int) -> None:
-    """Refuse a network that does not take the frames its settings make."""
+    """Refuse a network that does not take the frames its settings make.
+
+    Raises
+    ------
+    ValueError
+        Their numbers of channels differ.
+    """
     wanted, given = stage.model.config.in_channels, stage.spec.channels(feedback=number > 0)
     if wanted != given:
         raise ValueError(

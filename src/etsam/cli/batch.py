@@ -99,7 +99,13 @@ class BatchDisplay:
 def run_segment(
     plan: BatchPlan, params: dict[str, Any], show: Callable[[SegmentResult], None]
 ) -> int:
-    """Segment tomograms as the options of the command say; returns the exit code."""
+    """Segment tomograms as the options of the command say; returns the exit code.
+
+    Raises
+    ------
+    click.UsageError
+        Options of an engine are given without one.
+    """
     if params["engine"] is None and (params["workers"] or params["engine_options"]):
         raise click.UsageError("--workers and --engine-options need --engine")
     if not plan.paths:

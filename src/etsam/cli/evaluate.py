@@ -140,15 +140,18 @@ def _evaluated(
     rows: list[Score] = []
     points: list[Score] = []
     failures: list[str] = []
-    with StageProgress() as progress:
-        for pairing in pairings:
-            try:
-                for found in run_evaluation([pairing], options, progress):
-                    rows += found.rows
-                    points += curve_rows(found)
-                    del found
-            except EXPECTED_ERRORS as error:
-                failures.append(one_line(error))
+    for pairing in pairings:
+        try:
+            with (
+                StageProgress() as progress
+            ):  # of its own: bars of thousands would not fit a terminal
+                (found,) = run_evaluation([pairing], options, progress)
+        except EXPECTED_ERRORS as error:
+            failures.append(one_line(error))
+            continue
+        rows += found.rows
+        points += curve_rows(found)
+        del found
     for failure in failures:
         report_error(failure)
     return rows, points, len(failures)

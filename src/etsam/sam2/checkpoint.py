@@ -148,6 +148,11 @@ def infer_config(state: State, path: Path) -> SAM2Config:
 
     Head counts, windows and global blocks leave no trace in the shapes: they come from the
     published preset with the same widths and depths.
+
+    Raises
+    ------
+    ValueError
+        A parameter of SAM 2.1 is missing, or no published network has these sizes.
     """
     try:
         embed_dim = state["image_encoder.trunk.patch_embed.proj.weight"].shape[0]

@@ -136,7 +136,13 @@ class Recipe:
 
 
 def draw(rng: np.random.Generator, options: SimulationOptions) -> Recipe:
-    """Draw a recipe at random within the options."""
+    """Draw a recipe at random within the options.
+
+    Raises
+    ------
+    ValueError
+        The preset is unknown.
+    """
     if options.preset not in PRESETS:
         raise ValueError(f"unknown preset {options.preset!r}; use one of {', '.join(PRESETS)}")
     preset = str(rng.choice(PRESETS[1:], p=_SHARES))
