@@ -309,6 +309,35 @@ def test_a_state_that_cannot_be_saved_costs_one_tomogram(
     assert not list(tmp_path.glob(".a_membrane*"))
 
 
+@pytest.mark.filterwarnings("ignore:no membrane found")
+def test_hours_of_work_outlive_a_disk_that_is_gone_for_a_while(
+    segment: Callable[..., tuple[int, str, str]],
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = write_mrc(tmp_path / "a.mrc", noise())
+    left = tmp_path / ".a_membrane.mrc.partial"
+
+    def stop(fraction: float, _message: str) -> None:
+        if fraction > 0.5:
+            raise KeyboardInterrupt
+
+    options = SegmentOptions(model=model, device="cpu", polarity="dark", preview=False)
+    with pytest.raises(KeyboardInterrupt):
+        segment_file(path, options, stop)
+    files = {one.name for one in left.iterdir()}
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("No such file or directory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(unfinished, "safe_open", gone)
+        fails(segment(path, "--no-preview", "--resume"), "left unfinished cannot be read")
+        assert {one.name for one in left.iterdir()} == files
+    assert segment(path, "--no-preview", "--resume")[0] == 0
+
+
 @pytest.mark.filterwarnings("ignore:no membrane found", "default:1 of 2 chunks")
 def test_chunks_that_are_missing_are_said_and_damaged_ones_refused(
     segment: Callable[..., tuple[int, str, str]], tmp_path: Path

@@ -300,7 +300,13 @@ def _settled(
 def _unfinished(
     folder: Path, task: Task, stages: list[Stage], resume: bool, run: str
 ) -> Unfinished:
-    """What an earlier process left in the folder, or a new beginning in an empty folder."""
+    """What an earlier process left in the folder, or a new beginning in an empty folder.
+
+    Raises
+    ------
+    OSError
+        With `resume` where what was left cannot be read; it stays there.
+    """
     import torch
 
     from etsam.unfinished import Unfinished
@@ -308,7 +314,13 @@ def _unfinished(
     weight = stages[0].model.no_mem_embed
     made_by = [__version__, torch.__version__, weight.device.type, str(weight.dtype)]
     unfinished = Unfinished(folder, asdict(task) | {"made_by": made_by})
-    if not unfinished.load() or not (resume or (run and unfinished.settled.get("run") == run)):
+    try:
+        found = unfinished.load()
+    except OSError:
+        if resume:
+            raise
+        found = False
+    if not found or not (resume or (run and unfinished.settled.get("run") == run)):
         unfinished.restart()
     unfinished.settled["run"] = run
     clear_folder(folder, keep=unfinished.files())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,13 @@ class Unfinished:
     _saved_at: float = field(default_factory=time.monotonic)
 
     def load(self) -> bool:
-        """Take up what is in the folder; False where that is nothing, or of another run."""
+        """Take up what is in the folder; False where that is nothing, damaged, or of another run.
+
+        Raises
+        ------
+        OSError
+            It cannot be read, as when a network disk is gone: it may be hours of work.
+        """
         path = self.folder / STATE_FILE
         if not path.is_file():
             return False
@@ -75,7 +82,10 @@ class Unfinished:
             position = Position(state["stage"], state["done"], recent)
             extremes = {n: LogitRange(*pair) for n, pair in enumerate(state["extremes"])}
             settled = dict(state["settled"])
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+        except OSError as error:
+            reason = f"what was left unfinished cannot be read ({error})"
+            raise OSError(errno.EIO, reason, str(path)) from error
+        except (SafetensorError, KeyError, TypeError, ValueError):
             return False
         self.position = self._saved = position
         self._extremes, self.settled = extremes, settled
