@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,11 @@ def test_a_refused_manifest_is_left_alone_and_free(
     with pytest.raises(ValueError, match="line 1 is not what etsam wrote"), Manifest(path):
         pass
     assert [found.name for found in tmp_path.iterdir()] == ["m.jsonl"]
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="no regular file"), Manifest(path):
+        pass
+    assert path.is_fifo() and [found.name for found in tmp_path.iterdir()] == ["m.jsonl"]
     path.unlink()
     answers: list[object] = [[], ValueError("changed since"), [], []]
 

@@ -112,20 +112,18 @@ def run_segment(
         click.echo("etsam: nothing to do: this shard has no tomogram", err=True)
         return 0
     signals = Signals()
-    outcomes: list[Outcome] = []
+    done = kept = failed = 0
     with signals.caught(), closing(_outcomes(plan, params, signals)) as stream:
         for outcome in stream:
-            outcomes.append(outcome)
+            kept += outcome.entry.reused
             if outcome.result is not None:
+                done += 1
                 show(outcome.result)
             else:
+                failed += 1
                 _report(outcome)
-    failed = sum(outcome.error is not None for outcome in outcomes)
     if len(plan.paths) > 1:
-        kept = sum(outcome.entry.reused for outcome in outcomes)
-        text = (
-            f"{len(outcomes) - failed} of {len(plan.paths)} done ({kept} before), {failed} failed"
-        )
+        text = f"{done} of {len(plan.paths)} done ({kept} before), {failed} failed"
         click.echo(f"etsam: {text}: {plan.manifest}", err=True)
     return exit_code(failed)
 
