@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etsam.batch import BatchClock, BatchPlan, Outcome, run_batch
-from etsam.cli.command import EXIT_FAILED, Stopped, one_line, report_error
+from etsam.cli.command import EXIT_FAILED, Stopped, report_failure
 from etsam.cli.progress import StageProgress, duration
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ def run_segment(
                 show(outcome.result)
             else:
                 failed += 1
-                _report(outcome)
+                assert outcome.error is not None
+                report_failure(outcome.path, outcome.error)
     if len(plan.paths) > 1:
         text = f"{done} of {len(plan.paths)} done ({kept} before), {failed} failed"
         click.echo(f"etsam: {text}: {plan.manifest}", err=True)
@@ -147,12 +148,6 @@ def _outcomes(
         for number, outcome in enumerate(stream, 1):
             progress("batch", number, len(plan.paths))
             yield outcome
-
-
-def _report(outcome: Outcome) -> None:
-    assert outcome.error is not None
-    line = one_line(outcome.error)
-    report_error(line if str(outcome.path) in line else f"{outcome.path}: {line}")
 
 
 def exit_code(failed: int) -> int:

@@ -46,6 +46,12 @@ def report_error(error: BaseException | str) -> None:
     click.echo(f"etsam: error: {one_line(error)}", err=True)
 
 
+def report_failure(path: Path, error: BaseException) -> None:
+    """Write why a file failed as one line that names it."""
+    line = one_line(error)
+    report_error(line if str(path) in line else f"{path}: {line}")
+
+
 def report_warning(message: Warning | str) -> None:
     """Write ``etsam: warning: ...`` to stderr, as exactly one line."""
     click.echo(f"etsam: warning: {one_line(str(message))}", err=True)
@@ -130,6 +136,5 @@ def run_each(paths: Sequence[Path], run: Callable[[Path], None]) -> int:
             run(path)
         except EXPECTED_ERRORS as error:
             failed += 1
-            line = one_line(error)
-            report_error(line if str(path) in line else f"{path}: {line}")
+            report_failure(path, error)
     return EXIT_FAILED if failed else 0
