@@ -78,9 +78,8 @@ class Manifest:
             The file is not a manifest.
         """
         if self.path is not None:
-            if (
-                self.path.exists() and not self.path.is_file()
-            ):  # a device would be replaced by a file
+            # a device would be replaced by a file
+            if self.path.exists() and not self.path.is_file():
                 raise ValueError(f"{self.path} is no regular file: name another for the record")
             read_manifest(self.path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
