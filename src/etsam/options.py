@@ -42,7 +42,7 @@ class SegmentOptions:
         Name or folder of a model; checkpoints take the place of its stages.
     device, dtype
         ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``float32``, ``bfloat16``, or ``auto``:
-        bfloat16 for our own models where the hardware multiplies it, float32 for published ones.
+        bfloat16 for our own models where the hardware is faster in it, float32 for published ones.
     normalize_method, stage1_prompt, stage2_prompt, interval
         Grey-value scaling, prompts, and the distance of their dots in pixels and of repeated
         prompts in slices (default 50, or 10 when splitting).

@@ -63,7 +63,7 @@ def portal_runs(
     with_masks: bool = True,
     servers: PortalServers | None = None,
 ) -> dict[str, PortalRun | FileNotFoundError]:
-    """Ask the portal for the files of runs, by ``dataset/run``: five questions for all of them.
+    """Ask the portal for the files of runs, by ``dataset/run``: five or six questions for all of them.
 
     The tomogram is the one with the run's voxel spacing, of several the one with masks on it, then
     the one that the portal shows, then the oldest. Masks are the run's annotations if it names

@@ -99,9 +99,10 @@ FOLDER = FilePath(file_okay=False)
 def train(params: dict[str, Any]) -> None:
     """Train one stage on folders DATA of pairs NAME.mrc and NAME_membrane.mrc.
 
-    Masks hold 1 membrane, 0 not, -1 not annotated, as `etsam simulate` writes them; OME-Zarr and the
-    CryoET Data Portal's folders are read too. The run's folder gets stage1.safetensors or
-    stage2.safetensors, log.jsonl, pictures and state.pt; the same command goes on where it stopped.
+    Masks hold 1 membrane, 0 not, -1 not annotated, as `etsam simulate` writes them; OME-Zarr and
+    folders of the CryoET Data Portal and of `etsam download` are read too. The run's folder gets
+    stage1.safetensors or stage2.safetensors, log.jsonl, pictures and state.pt; the same command goes
+    on where it stopped.
     Stage 2 also needs stage-1 logits, NAME_stage1.npy, beside each tomogram: --stage1-checkpoint
     makes them. On several GPUs: torchrun --no-python --nproc-per-node 4 etsam train ...
     """

@@ -77,8 +77,8 @@ class TrainOptions:
     memory_gb
         Of slices kept in memory; the others are read from disk each time.
     dtype
-        What matrix products are computed in; ``auto`` is bfloat16 where the device has instructions
-        for it (without them it is many times slower), else float32.
+        What matrix products are computed in; ``auto`` is bfloat16 where the device is faster in it,
+        as `etsam.stages.choose_dtype` finds out, else float32.
     start
         Checkpoint to start from.
     fresh
