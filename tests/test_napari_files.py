@@ -110,6 +110,11 @@ def test_each_kind_of_layer_has_its_writer() -> None:
     manifest = yaml.safe_load(text)["contributions"]
     places = {command["id"]: command["python_name"] for command in manifest["commands"]}
     writers = {w["layer_types"][0]: places[w["command"]] for w in manifest["writers"]}
+    (reader,) = manifest["readers"]
+    kinds = ("mrc", "rec", "map", "mrcs", "ccp4", "st", "ali", "preali")
+    files_known = {f"*.{kind}{packed}" for kind in kinds for packed in ("", ".gz", ".bz2")}
+    assert set(reader["filename_patterns"]) == files_known | {"*.zarr"}
+    assert all(files.get_reader(f"a{pattern[1:]}") for pattern in files_known)
     assert writers == {
         "labels": f"{files.__name__}:{write_labels.__name__}",
         "image": f"{files.__name__}:{write_image.__name__}",

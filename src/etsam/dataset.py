@@ -221,6 +221,6 @@ def open_pairs(
     if not found:
         raise ValueError(
             f"no pairs in {folder}; expected NAME.mrc (or .zarr) beside NAME_membrane.mrc, or runs "
-            "as the CryoET Data Portal lays them out"
+            "as `etsam download` or the CryoET Data Portal lay them out"
         )
     return [Pair(tomogram, mask, spec, store, with_logits=with_logits) for tomogram, mask in found]
