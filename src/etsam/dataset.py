@@ -126,9 +126,9 @@ class Pair:
         with open_volume(tomogram) as volume:
             self.shape = volume.shape
             self.voxel_spacing = volume.voxel_spacing
+        if self.logits is not None and not self.logits.exists():
+            raise FileNotFoundError(f"no stage-1 logits at {self.logits}; give --stage1-checkpoint")
         for path in filter(None, (mask, self.logits)):
-            if path == self.logits and not path.exists():
-                raise FileNotFoundError(f"no stage-1 logits at {path}; give --stage1-checkpoint")
             with open_volume(path) as volume:
                 if volume.shape != self.shape:
                     raise ValueError(f"{path} is {volume.shape}, but {tomogram} is {self.shape}")

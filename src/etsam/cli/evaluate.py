@@ -142,9 +142,8 @@ def _evaluated(
     failures: list[str] = []
     for pairing in pairings:
         try:
-            with (
-                StageProgress() as progress
-            ):  # of its own: bars of thousands would not fit a terminal
+            # a display of its own: bars of thousands would not fit a terminal
+            with StageProgress() as progress:
                 (found,) = run_evaluation([pairing], options, progress)
         except EXPECTED_ERRORS as error:
             failures.append(one_line(error))
