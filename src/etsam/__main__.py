@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-INTERRUPTED = 130  # exit code of what Ctrl-C ended
+INTERRUPTED = 130  # as `etsam.cli.command` has it, which is not loaded yet
 
 
 def main() -> None:

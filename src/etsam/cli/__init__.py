@@ -11,7 +11,13 @@ import click
 
 from etsam import __version__
 from etsam.cli.baseline import baseline
-from etsam.cli.command import EXPECTED_ERRORS, report_error, report_warning
+from etsam.cli.command import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXPECTED_ERRORS,
+    report_error,
+    report_warning,
+)
 from etsam.cli.compare import compare
 from etsam.cli.download import download
 from etsam.cli.evaluate import evaluate
@@ -90,10 +96,10 @@ def main(args: Sequence[str] | None = None) -> None:
         report_error(error.format_message())
         code = EXIT_USAGE
     except click.Abort:
-        code = 130
+        code = EXIT_INTERRUPTED
     except EXPECTED_ERRORS as error:
         report_error(error)
-        code = 1
+        code = EXIT_FAILED
     code = code if isinstance(code, int) else 0
     sys.stdout.flush()
     if output is not None and output.failure is not None and output.failure.errno != errno.EPIPE:
