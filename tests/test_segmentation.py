@@ -16,8 +16,7 @@ import pytest
 
 import etsam
 from etsam import polarity, stages
-from etsam.export.layouts import MIN_VOXELS
-from etsam.instances import separate_membranes
+from etsam.instances import MIN_VOXELS, separate_membranes
 from etsam.membrane import load_membrane
 from etsam.options import SegmentOptions
 from etsam.provenance import sha256

@@ -20,6 +20,9 @@ from etsam.sheets import carry_on, link_sheets
 MAX_LABEL = 32_767
 """Largest label an int16 volume holds."""
 
+MIN_VOXELS = 500
+"""Smaller membranes get no label, unless something else is asked for."""
+
 
 @dataclass(frozen=True)
 class Instances:

@@ -6,6 +6,7 @@ import errno
 import io
 import math
 import os
+import secrets
 import shutil
 import tempfile
 import threading
@@ -112,7 +113,7 @@ def _moments(data: np.ndarray) -> tuple[float, float, float, float]:
         squared = float(np.square(values - mean) @ weights)
         return mean, squared, float(values.min()), float(values.max())
     mean = float(data.mean(dtype=np.float64))
-    squared = float(np.square(data - np.float64(mean)).sum())
+    squared = float(np.square(np.subtract(data, mean, dtype=np.float64)).sum())
     return mean, squared, float(data.min()), float(data.max())
 
 
@@ -173,8 +174,8 @@ def refuse_taken(path: Path, ways: str = "--overwrite or another --output") -> N
 
 
 def partial_name(path: Path) -> Path:
-    """Return the hidden name of a result while this thread writes it; another one, of any process, has another."""
-    return path.with_name(f".{path.name}.{threading.get_native_id()}.partial")
+    """Return a hidden name of a result while it is written; no other call, on any machine, returns the same."""
+    return path.with_name(f".{path.name}.{secrets.randbits(64)}.partial")
 
 
 def write_text(path: Path, text: str, *, errors: str = "strict") -> None:

@@ -21,7 +21,7 @@ from etsam.export.points import (
     write_mid_surface,
     write_star,
 )
-from etsam.instances import Instances, plain_components, separate_membranes
+from etsam.instances import MIN_VOXELS, Instances, plain_components, separate_membranes
 from etsam.membrane import Membrane, load_membrane
 from etsam.meshes import MAX_FACES, Mesh, surface_mesh
 from etsam.midsurface import MidSurface, mid_surface, thickness
@@ -59,7 +59,7 @@ class ExportOptions:
     formats: tuple[str, ...] = DEFAULT_FORMATS
     threshold: float = LOGIT_THRESHOLD
     instances: bool = True
-    min_voxels: int = layouts.MIN_VOXELS
+    min_voxels: int = MIN_VOXELS
     max_faces: int = MAX_FACES
     point_spacing: float = SPACING
     voxel_spacing: float | None = None

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from etsam.export.mesh_files import write_mesh
 from etsam.frame import Frame
-from etsam.instances import Instances, separate_membranes
+from etsam.instances import MIN_VOXELS, Instances, separate_membranes
 from etsam.membrane import load_membrane
 from etsam.meshes import Mesh
 from etsam.storage import VolumeInfo
@@ -27,9 +27,6 @@ MEMBRANE_COLOUR = (255, 176, 0, 255)
 PALETTE = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999999")
 """Colours that all kinds of colour vision tell apart (Okabe and Ito)."""
 
-
-MIN_VOXELS = 500
-"""Smaller membranes get no label."""
 INSTANCES = "etsam membranes, 1 the largest"
 PLACE_TOLERANCE = 0.01  # voxels
 

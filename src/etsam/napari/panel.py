@@ -24,7 +24,7 @@ from qtpy.QtWidgets import (
 )
 
 from etsam.frame import Frame
-from etsam.instances import separate_membranes
+from etsam.instances import MIN_VOXELS, separate_membranes
 from etsam.membrane import Membrane, quantised
 from etsam.napari.files import SOURCE, layer_volume, write_labels
 from etsam.napari.work import CancelledError, Run, logit_slices
@@ -61,7 +61,7 @@ class SegmentPanel(QWidget):  # type: ignore[misc]
     def _build(self) -> None:
         self.layer_box = QComboBox()
         self.membranes_box = QComboBox()
-        self.membranes_box.addItems(["dark", "bright", "auto"])
+        self.membranes_box.addItems(["auto", "dark", "bright"])
         self.threshold = QDoubleSpinBox()
         self.threshold.setRange(-8, 8)
         self.threshold.setSingleStep(0.25)
@@ -157,7 +157,7 @@ class SegmentPanel(QWidget):  # type: ignore[misc]
         with layer_volume(self.mask.data, self.meta) as volume:
             frame = Frame(volume.shape, volume.voxel_spacing or (1.0, 1.0, 1.0), volume.origin)
         field = quantised(self.logits, self.threshold.value())
-        found = separate_membranes(Membrane(mask, field, frame), min_voxels=100)
+        found = separate_membranes(Membrane(mask, field, frame), min_voxels=MIN_VOXELS)
         self.viewer.add_labels(
             found.labels.astype(np.int32),
             name=self.mask.name.replace("_membrane", "_membranes"),
