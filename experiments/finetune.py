@@ -4,17 +4,20 @@
     torchrun --standalone --nproc-per-node 2 experiments/finetune.py runs/finetune --stage1 S1 --stage2 S2
     torchrun --standalone --nproc-per-node 2 experiments/finetune.py runs/finetune --stage1 S1 --stage 1
 
-Tomograms are those of `train_resident.py` for stage 2, of other seeds. **Stage 2** is the default. Slabs of
-one to four slices are volumes of their own, and stage 1 tracks them as such. What is packed is
-``compact_stage2.safetensors``; the bundled stage 2 lies half way to the averaged weights that `--seed 211
---steps 1100` had saved by step 400. ``experiments/LOG.md`` tells of the rounds before the resident recipe.
+Tomograms are those of `train_resident.py` for stage 2, of other seeds; preparing twice adds to what is there.
+**Stage 2** is the default. Slabs of one to four slices are volumes of their own, and stage 1 tracks them as
+such. What is packed (``compact_stage1.safetensors``, ``compact_stage2.safetensors``) lies ``--part`` of the
+way from ``--before`` to the averaged weights of the run. ``experiments/LOG.md`` tells which rounds made the
+bundled weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from train_resident import LOSSES, SLAB_WEIGHT, SLABS, THIN, pack
 from etsam.dataset import find_pairs, logits_path
 from etsam.feedback import write_stage1_logits
 from etsam.simulate import limit_threads
+from etsam.storage import write_text
 from etsam.train import Schedule, TrainOptions, train
 from etsam.training.resident import ResidentPairs, ResidentSampler
 from etsam.volume import open_tomogram
@@ -35,13 +39,15 @@ UNSEEN = 25_000
 """Seeds lie so far beyond the first of stage 2."""
 PARTS = 8
 """Folders of volumes and of slabs, so that several processes can track them."""
-PART = 0.5
-"""How far what is packed lies from the weights before to those after."""
+WEIGHTS = "weights.json"
+"""How often clips come from each tomogram, by its seed."""
 
 
 def prepare(given: argparse.Namespace) -> None:
     """Simulate, cut slabs, run stage 1 over all of it."""
     folder, work = given.folder, listed(given)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / WEIGHTS, json.dumps({**read_weights(folder), **{w[1]: w[4] for w in work}}))
     with ProcessPoolExecutor(given.workers, initializer=limit_threads) as pool:
         for number, (path, _) in enumerate(pool.map(make, work)):
             cut(path, folder / f"slabs{number % PARTS}", SLABS if work[number][3] == FLAT else 0)
@@ -52,14 +58,23 @@ def prepare(given: argparse.Namespace) -> None:
 
 def listed(given: argparse.Namespace) -> list[Job]:
     """What to simulate: tomograms as the resident recipe has them for stage 2, of other seeds."""
-    work = jobs(given.folder, 2, given.shapes, given.unseen + given.count)[given.unseen :]
-    return [(given.folder / f"pairs{i % PARTS}", *job[1:]) for i, job in enumerate(work)]
+    work = jobs(given.folder, 2, given.shapes, given.unseen + given.count, given.sparse)
+    return [
+        (given.folder / f"pairs{i % PARTS}", *job[1:]) for i, job in enumerate(work[given.unseen :])
+    ]
+
+
+def read_weights(folder: Path) -> dict[int, float]:
+    """What was prepared so far, by seed."""
+    place = folder / WEIGHTS
+    saved = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+    return {int(seed): float(weight) for seed, weight in saved.items()}
 
 
 def load(given: argparse.Namespace) -> ResidentPairs:
     """What was prepared, in memory; each of several processes takes its part."""
     rank, ranks = (int(os.environ.get(name, old)) for name, old in (("RANK", 0), ("WORLD_SIZE", 1)))
-    weights = {seed: weight for _, seed, _, _, weight in listed(given)}
+    weights = read_weights(given.folder)
     found = []
     for place in sorted(given.folder.glob("pairs?")):
         pairs = [path for path, _ in find_pairs(place)]
@@ -106,8 +121,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300, help="tomograms")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--unseen", type=int, default=UNSEEN, help="first tomogram, of stage 2's")
+    parser.add_argument("--sparse", type=float, help="share of sparse scenes, if another")
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=31)
+    parser.add_argument("--before", type=Path, help="where the way begins [default: the start]")
+    parser.add_argument("--part", type=float, default=0.5, help="of the way that is packed")
     given = parser.parse_args()
     if given.prepare:
         prepare(given)
@@ -121,7 +139,7 @@ def main() -> None:
     )
     after = train(options, print_entry, sampler)
     if os.environ.get("RANK", "0") == "0":
-        pack(options, after, PART)
+        pack(replace(options, start=given.before or options.start), after, given.part)
 
 
 if __name__ == "__main__":

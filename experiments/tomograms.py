@@ -63,9 +63,13 @@ Soft = tuple[np.ndarray, np.ndarray, IntensityScaling]
 """Slices (Z, Y, X) int8, labels and how the slices are scaled."""
 
 
-def jobs(folder: Path, stage: int, shapes: Path | None, count: int) -> list[Job]:
-    """What to simulate for a stage."""
+def jobs(
+    folder: Path, stage: int, shapes: Path | None, count: int, sparse: float | None = None
+) -> list[Job]:
+    """What to simulate for a stage; `sparse` is another share of such scenes than `KINDS` says."""
     shares = np.array([share for share, *_ in KINDS.values()])
+    if sparse is not None:
+        shares[list(KINDS).index("sparse")] = sparse
     listed = []
     for number in range(count):
         seed = FIRST_SEEDS[stage] + number

@@ -53,7 +53,7 @@ LOSSES = {
     1: replace(COMPACT_LOSSES, object_score=0.0),
     2: replace(COMPACT_LOSSES, object_score=0.0, smooth=300.0),
 }
-BIAS, DOUBT = -0.6, 1.5
+BIAS, DOUBT = -0.6, 2.5
 """Of stage 2 (`FrameSpec`): its threshold, and what it may doubt of stage 1 in the logits that result."""
 PART = {1: 1.0, 2: 0.5}
 """How far what is packed lies from the weights before to those after, by stage."""

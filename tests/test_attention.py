@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from etsam.sam2 import attention
 from etsam.sam2.attention import attend, in_blocks, in_parts
 from etsam.sam2.config import SAM2Config
+from etsam.sam2.mask_decoder import KEY_GAP, ImageAttention
 from etsam.sam2.memory import RotaryAttention, Rotations
 from etsam.sam2.positions import axial_rotation
 
@@ -105,3 +106,29 @@ def test_parts_are_put_together_in_order(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sizes == [3] * 7 + [2]
     in_parts(double, x, 3)  # gradients are on: all at once
     assert sizes[-1] == 23
+
+
+def weight_of_one(learnt: int, keys: int) -> float:
+    """What one key gets of the attention, whose score exceeds those of all the others by `KEY_GAP`."""
+    attend_to = ImageAttention(
+        SAM2Config(d_model=32, memory_dim=16, decoder_heads=2, decoder_tokens=learnt)
+    )
+    with torch.no_grad():
+        for layer in (attend_to.k_proj, attend_to.v_proj, attend_to.out_proj):
+            layer.weight.copy_(torch.eye(*layer.weight.shape))
+            layer.bias.zero_()
+        attend_to.q_proj.weight.zero_()
+        attend_to.q_proj.bias.fill_(KEY_GAP / 8**0.5)  # eight channels a head
+        image = torch.zeros(1, keys, 32)
+        image[0, 0] = 1
+        out: Tensor = attend_to(torch.zeros(1, 1, 32), image, image)
+    return float(out[0, 0, 0])
+
+
+def test_over_large_frames_the_decoder_attends_as_sharply_as_it_learnt() -> None:
+    learnt = weight_of_one(1024, 1024)
+    for keys in (4096, 9216):
+        assert weight_of_one(1024, keys) == pytest.approx(learnt, rel=1e-3)
+        assert weight_of_one(0, keys) < 0.5 * learnt  # SAM 2.1 spreads it
+    for keys in (64, 1024):
+        assert weight_of_one(1024, keys) == weight_of_one(0, keys)

@@ -103,6 +103,7 @@ def test_presets_answer_at_their_size(name: str) -> None:
         {"memory_dim": 24},
         {"memory_pool": 0},
         {"num_maskmem": 1},
+        {"decoder_tokens": -1},
         {"embed_dim": 9, "num_heads": 2},
     ],
 )

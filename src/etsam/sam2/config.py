@@ -10,7 +10,11 @@ LEVELS = 4
 
 MAX_SIZE = 1 << 16  # larger numbers in a checkpoint are damage or malice
 MAX_BLOCKS = 256
-OPTIONAL = ("context_width", "top_down_blocks")  # sizes of parts that may be missing
+OPTIONAL = (
+    "context_width",
+    "top_down_blocks",
+    "decoder_tokens",
+)  # sizes of parts that may be missing
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ class SAM2Config:
         the frame's own tokens (1 in SAM 2.1; 2 makes memory attention about sixteen times as cheap).
     top_down_levels
         Levels of the feature pyramid that receive the next coarser one.
+    decoder_tokens
+        Image tokens of the largest frames trained on. Over more of them the mask decoder's attention is
+        sharpened (`etsam.sam2.mask_decoder.ImageAttention`), since it would be spread too thin; 0 for never (SAM 2.1).
     """
 
     image_size: int = 1024
@@ -74,6 +81,7 @@ class SAM2Config:
     max_pointers: int = 16
     decoder_feed_forward: int = 2048
     decoder_heads: int = 8
+    decoder_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name, value, good in self._rules():
@@ -89,6 +97,7 @@ class SAM2Config:
             ("widths", self.widths, len(self.widths) == (LEVELS if self.trunk == "conv" else 0)),
             ("context_width", self.context_width, self.context_width >= 0),
             ("top_down_blocks", self.top_down_blocks, 0 <= self.top_down_blocks <= MAX_BLOCKS),
+            ("decoder_tokens", self.decoder_tokens, self.decoder_tokens >= 0),
             ("image_size", self.image_size, self.image_size % (8 * self.patch_stride) == 0),
             ("d_model", self.d_model, self.d_model % (4 * self.decoder_heads) == 0),
             ("memory_dim", self.memory_dim, self.d_model % self.memory_dim == 0),

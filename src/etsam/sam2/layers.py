@@ -76,7 +76,10 @@ class Attention(nn.Module):
         return torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = self.split(self.q_proj(q)), self.split(self.k_proj(k)), self.split(self.v_proj(v))
-        out = attend(q, k, v)
+        return self.mix(self.q_proj(q), self.k_proj(k), self.v_proj(v))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of projected queries, keys and values, (b, n or m, inner) -> (b, n, width)."""
+        out = attend(self.split(q), self.split(k), self.split(v))
         x: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,27 @@ MASKS = 4
 """One mask for clear prompts, then three candidates for ambiguous or absent prompts."""
 
 
+KEY_GAP = 5.0
+"""By how much the scores of keys that matter exceed the others', about (`experiments/LOG.md`)."""
+
+
+class ImageAttention(Attention):
+    """Tokens attend to the image, as sharply over large frames as over those that training had.
+
+    The weight of all that does not matter grows with the number of keys, which scores that grow with its
+    logarithm make up for.
+    """
+
+    def __init__(self, config: SAM2Config) -> None:
+        super().__init__(config.d_model, config.decoder_heads, config.d_model // 2)
+        self.learnt = config.decoder_tokens
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        more = k.shape[1] / self.learnt if self.learnt else 1.0
+        q = self.q_proj(q) * (1 + math.log(max(more, 1.0)) / KEY_GAP)
+        return self.mix(q, self.k_proj(k), self.v_proj(v))
+
+
 class TwoWayBlock(nn.Module):
     """Tokens attend to themselves and to the image, then the image to the tokens."""
 
@@ -24,7 +46,7 @@ class TwoWayBlock(nn.Module):
         self.first = first
         self.self_attn = Attention(width, heads, width)
         self.norm1 = nn.LayerNorm(width)
-        self.cross_attn_token_to_image = Attention(width, heads, width // 2)
+        self.cross_attn_token_to_image = ImageAttention(config)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = MLP((width, config.decoder_feed_forward, width), 2)
         self.norm3 = nn.LayerNorm(width)
@@ -55,7 +77,7 @@ class TwoWayTransformer(nn.Module):
         super().__init__()
         width = config.d_model
         self.layers = nn.ModuleList(TwoWayBlock(config, first=i == 0) for i in range(2))
-        self.final_attn_token_to_image = Attention(width, config.decoder_heads, width // 2)
+        self.final_attn_token_to_image = ImageAttention(config)
         self.norm_final_attn = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, image: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,8 +38,12 @@ COMPACT = SAM2Config(
     max_pointers=4,
     decoder_feed_forward=256,
     decoder_heads=4,
+    decoder_tokens=32 * 32,
 )
-"""The bundled network: fine mask stride (2), pooled memory, slices as channels (its weights see nineteen)."""
+"""The bundled network: fine mask stride (2), pooled memory, slices as channels (its weights see nineteen).
+
+Clips have up to 256 pixels, which are 32 x 32 tokens.
+"""
 COMPACT_SPEC = FrameSpec(
     offsets=(-18, -12, -8, -5, -3, -2, -1, 0, 1, 2, 3, 5, 8, 12, 18), feedback_step=3, doubt=1.0
 )
