@@ -10,11 +10,8 @@ LEVELS = 4
 
 MAX_SIZE = 1 << 16  # larger numbers in a checkpoint are damage or malice
 MAX_BLOCKS = 256
-OPTIONAL = (
-    "context_width",
-    "top_down_blocks",
-    "decoder_tokens",
-)  # sizes of parts that may be missing
+# sizes of parts that may be missing
+OPTIONAL = ("context_width", "top_down_blocks", "decoder_tokens")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from etsam.sam2.layers import MLP, Attention, LayerNorm2d, Tokens
 MASKS = 4
 """One mask for clear prompts, then three candidates for ambiguous or absent prompts."""
 
-
 KEY_GAP = 5.0
 """By how much the scores of keys that matter exceed the others', about (`experiments/LOG.md`)."""
 
@@ -29,12 +28,11 @@ class ImageAttention(Attention):
 
     def __init__(self, config: SAM2Config) -> None:
         super().__init__(config.d_model, config.decoder_heads, config.d_model // 2)
-        self.learnt = config.decoder_tokens
+        self.learnt = config.decoder_tokens or math.inf
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        more = k.shape[1] / self.learnt if self.learnt else 1.0
-        q = self.q_proj(q) * (1 + math.log(max(more, 1.0)) / KEY_GAP)
-        return self.mix(q, self.k_proj(k), self.v_proj(v))
+        sharpness = 1 + math.log(max(1, k.shape[1] / self.learnt)) / KEY_GAP
+        return self.mix(self.q_proj(q) * sharpness, self.k_proj(k), self.v_proj(v))
 
 
 class TwoWayBlock(nn.Module):
