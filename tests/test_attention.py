@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from etsam.sam2 import attention
 from etsam.sam2.attention import attend, in_blocks, in_parts
 from etsam.sam2.config import SAM2Config
+from etsam.sam2.linear import packs
 from etsam.sam2.mask_decoder import KEY_GAP, ImageAttention
 from etsam.sam2.memory import RotaryAttention, Rotations
 from etsam.sam2.positions import axial_rotation
@@ -46,7 +47,7 @@ def test_blocks_give_what_whole_attention_gives(
         tokens(batch, m, heads, values),
     )
     with torch.inference_mode():
-        assert in_blocks(q)
+        assert in_blocks(q, narrow=False)
         found = attend(q, k, v)
     exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
     assert found.shape == exact.shape and found.dtype == torch.bfloat16
@@ -55,11 +56,12 @@ def test_blocks_give_what_whole_attention_gives(
 
 
 def test_blocks_only_where_they_pay() -> None:
-    """Not in float32, which PyTorch's kernel does at full speed, nor where gradients flow."""
+    """Not in float32, which PyTorch's kernel does at full speed if values are wide, nor where gradients flow."""
     q = tokens(1, 4, 1, 8)
     with torch.no_grad():
-        assert in_blocks(q) and not in_blocks(q.float())
-    assert not in_blocks(q)
+        assert in_blocks(q, narrow=False) and not in_blocks(q.float(), narrow=False)
+        assert in_blocks(q.float(), narrow=True) == packs(q.float())
+    assert not in_blocks(q, narrow=True)
     k, v = (tokens(1, 6, 1, 8).requires_grad_() for _ in range(2))
     attend(q, k, v).sum().backward()
     assert k.grad is not None and v.grad is not None
@@ -79,6 +81,17 @@ def test_values_may_be_projected_after_they_were_averaged() -> None:
             q.bfloat16(), memory.bfloat16(), memory.bfloat16() + 1, rotations
         )
     assert (coarse.float() - exact).square().mean().sqrt() < 0.02 * exact.std()
+
+
+def test_narrow_values_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row by row, in parts and at once, as exactly as PyTorch's own attention."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 1, count, width) for count, width in ((50, 32), (301, 32), (301, 8)))
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    for room in (1, 6000, 1 << 24):
+        monkeypatch.setattr(attention, "ROOM", room)
+        with torch.no_grad():
+            assert (attend(q, k, v) - exact).abs().max() < 1e-6
 
 
 def test_blocks_under_autocast() -> None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from etsam.sam2.linear import multiply, pack, packs
+
 ROOM = 1 << 24
 """Bytes held at a time. Smaller parts are slower, larger ones leave the cache and, from 32 MB, are memory
 that the system hands out anew each time."""
@@ -24,11 +26,14 @@ def in_parts(function: Callable[[Tensor], Tensor], x: Tensor, numbers: int) -> T
     return torch.cat([function(part) for part in torch.split(x, most)])
 
 
-def in_blocks(query: Tensor) -> bool:
-    """Whether `attend` goes block by block: bfloat16 on a CPU, and nothing to differentiate."""
-    return (
-        query.device.type == "cpu" and query.dtype is torch.bfloat16 and not torch.is_grad_enabled()
-    )
+def in_blocks(query: Tensor, *, narrow: bool) -> bool:
+    """Whether `attend` goes block by block: on a CPU, with nothing to differentiate, where it is faster.
+
+    That is in bfloat16, and in float32 where values are ``narrow``-er than keys.
+    """
+    if query.device.type != "cpu" or torch.is_grad_enabled():
+        return False
+    return query.dtype is torch.bfloat16 or (narrow and packs(query))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -38,24 +43,37 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     times as long in bfloat16 as the same products by its matrix product, and wants e = d. Under
     autocast keys and values may be float32 still, such as memories that are not projected first.
     """
-    if not in_blocks(query):
+    if not in_blocks(query, narrow=value.shape[3] < key.shape[3]):
         return F.scaled_dot_product_attention(query, key, value)
     batch, heads, n, width = query.shape
-    most = ROOM // query.element_size()
-    m = key.shape[2]
     queries = (query * width**-0.5).reshape(-1, n, width)
-    keys = key.to(query.dtype).reshape(-1, m, width).transpose(1, 2)
-    values = value.to(query.dtype).reshape(-1, m, value.shape[3])
+    keys = key.to(query.dtype).reshape(-1, key.shape[2], width)
+    values = value.to(query.dtype).reshape(-1, *value.shape[2:])
     out: Tensor = queries.new_empty(len(queries), n, values.shape[2])
-    rows = min(n, max(1, most // m))
-    maps = max(1, most // (n * m))
-    room = queries.new_empty(min(maps, len(queries)) * rows * m)
-    for first in range(0, len(queries), maps):
-        some = slice(first, first + maps)
-        for row in range(0, n, rows):
-            asking = queries[some, row : row + rows]
-            scores = room[: asking.shape[0] * asking.shape[1] * m].view(*asking.shape[:2], m)
-            torch.bmm(asking, keys[some], out=scores)
-            torch.softmax(scores, dim=-1, out=scores)
-            torch.bmm(scores, values[some], out=out[some, row : row + rows])
+    maps = ROOM // (query.element_size() * n * keys.shape[1])
+    if maps > 1:
+        for parts in zip(
+            *(whole.split(maps) for whole in (queries, keys, values, out)), strict=True
+        ):
+            _attend_whole(*parts)
+    else:
+        for one in zip(queries, keys, values, out, strict=True):
+            _attend_by_rows(*one)
     return out.view(batch, heads, n, -1)
+
+
+def _attend_whole(queries: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
+    """Attention within each of some maps: (b, n, d), (b, m, d), (b, m, e) -> (b, n, e)."""
+    scores = torch.bmm(queries, keys.transpose(1, 2))
+    torch.softmax(scores, dim=-1, out=scores)
+    torch.bmm(scores, values, out=out)
+
+
+def _attend_by_rows(queries: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
+    """Attention within one map, so many queries at a time: (n, d), (m, d), (m, e) -> (n, e)."""
+    rows = max(1, ROOM // (queries.element_size() * len(keys)))
+    packed = pack(keys) if packs(queries) else None
+    for asking, answers in zip(queries.split(rows), out.split(rows), strict=True):
+        scores = asking @ keys.T if packed is None else multiply(asking, packed)
+        torch.softmax(scores, dim=-1, out=scores)
+        torch.mm(scores, values, out=answers)

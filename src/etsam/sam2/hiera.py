@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from etsam.sam2.attention import attend, in_parts
 from etsam.sam2.config import SAM2Config
 from etsam.sam2.layers import MLP
+from etsam.sam2.linear import Linear
 
 
 def pool_tokens(x: Tensor, stride: int) -> Tensor:
@@ -40,8 +41,8 @@ class MultiScaleAttention(nn.Module):
     def __init__(self, width_in: int, width_out: int, heads: int, q_stride: int) -> None:
         super().__init__()
         self.heads, self.q_stride = heads, q_stride
-        self.qkv = nn.Linear(width_in, width_out * 3)
-        self.proj = nn.Linear(width_out, width_out)
+        self.qkv = Linear(width_in, width_out * 3)
+        self.proj = Linear(width_out, width_out)
 
     def forward(self, x: Tensor) -> Tensor:
         b, h, w, _ = x.shape
@@ -66,9 +67,9 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width_in, eps=1e-6)
         self.attn = MultiScaleAttention(width_in, width_out, heads, q_stride)
         self.norm2 = nn.LayerNorm(width_out, eps=1e-6)
-        self.mlp = MLP((width_out, 4 * width_out, width_out), 2, F.gelu)
+        self.mlp = MLP((width_out, 4 * width_out, width_out), 2, "gelu")
         if width_in != width_out:
-            self.proj = nn.Linear(width_in, width_out)
+            self.proj = Linear(width_in, width_out)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut, x = x, self.norm1(x)

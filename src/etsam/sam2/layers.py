@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etsam.sam2.attention import attend
+from etsam.sam2.linear import Activation, Linear
 
 
 class LayerNorm2d(nn.Module):
@@ -46,18 +46,20 @@ class MLP(nn.Module):
         self,
         sizes: tuple[int, int, int],
         layers: int,
-        activation: Callable[[Tensor], Tensor] = F.relu,
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
         n_in, hidden, n_out = sizes
         widths = [n_in] + [hidden] * (layers - 1) + [n_out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(Linear(a, b) for a, b in pairwise(widths))
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        for index, layer in enumerate(self.layers):
-            x = layer(x) if index == 0 else layer(self.activation(x))
-        return x
+        *inner, last = self.layers
+        for layer in inner:
+            x = layer(x, self.activation)
+        out: Tensor = last(x)
+        return out
 
 
 class Attention(nn.Module):
@@ -66,10 +68,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, inner: int, kv_width: int | None = None) -> None:
         super().__init__()
         self.heads = heads
-        self.q_proj = nn.Linear(width, inner)
-        self.k_proj = nn.Linear(kv_width or width, inner)
-        self.v_proj = nn.Linear(kv_width or width, inner)
-        self.out_proj = nn.Linear(inner, width)
+        self.q_proj = Linear(width, inner)
+        self.k_proj = Linear(kv_width or width, inner)
+        self.v_proj = Linear(kv_width or width, inner)
+        self.out_proj = Linear(inner, width)
 
     def split(self, x: Tensor) -> Tensor:
         """(b, n, inner) -> (b, heads, n, inner / heads)."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from etsam.sam2.attention import attend, in_blocks
 from etsam.sam2.config import SAM2Config
 from etsam.sam2.layers import Attention, LayerNorm2d
+from etsam.sam2.linear import Linear
 from etsam.sam2.positions import axial_rotation, rotate, sine_map
 
 
@@ -43,13 +44,13 @@ class CXBlock(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv2d(width, width, 7, padding=3, groups=width)
         self.norm = LayerNorm2d(width)
-        self.pwconv1 = nn.Linear(width, 4 * width)
-        self.pwconv2 = nn.Linear(4 * width, width)
+        self.pwconv1 = Linear(width, 4 * width)
+        self.pwconv2 = Linear(4 * width, width)
         self.gamma = nn.Parameter(torch.full((width,), 1e-6))
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.norm(self.dwconv(x)).permute(0, 2, 3, 1)
-        y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
+        y = self.gamma * self.pwconv2(self.pwconv1(y, "gelu"))
         return x + y.permute(0, 3, 1, 2)
 
 
@@ -92,7 +93,7 @@ class RotaryAttention(Attention):
         """Queries (b, n, d) over keys (b, m, kv); the last ``rotations.plain`` keys stay plain."""
         q = rotate(self.q_proj(q), rotations.query)[:, None]
         k = rotate(self.k_proj(k), rotations.key, rotations.plain)[:, None]
-        if in_blocks(q) and v.shape[-1] < q.shape[-1]:
+        if v.shape[-1] < q.shape[-1] and in_blocks(q, narrow=True):
             # weights of attention sum to 1: values may be projected after they were averaged
             out = self.v_proj(attend(q, k, v[:, None])[:, 0])
         else:
@@ -103,10 +104,10 @@ class RotaryAttention(Attention):
 
 @dataclass(frozen=True)
 class Rotations:
-    """Rotary angles of the queries and of one map of keys, and how many keys have none."""
+    """Rotary encodings of the queries and of one map of keys, and how many keys have none."""
 
-    query: tuple[Tensor, Tensor]
-    key: tuple[Tensor, Tensor]
+    query: Tensor
+    key: Tensor
     plain: int = 0
 
 
@@ -118,8 +119,8 @@ class MemoryAttentionLayer(nn.Module):
         width = config.d_model
         self.self_attn = RotaryAttention(config, width)
         self.cross_attn_image = RotaryAttention(config, config.memory_dim)
-        self.linear1 = nn.Linear(width, config.memory_feed_forward)
-        self.linear2 = nn.Linear(config.memory_feed_forward, width)
+        self.linear1 = Linear(width, config.memory_feed_forward)
+        self.linear2 = Linear(config.memory_feed_forward, width)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.norm3 = nn.LayerNorm(width)
@@ -130,7 +131,7 @@ class MemoryAttentionLayer(nn.Module):
         own = Rotations(rotations.query, rotations.query)
         x = x + self.self_attn.attend(y, y, y, own)
         x = x + self.cross_attn_image.attend(self.norm2(x), keys, values, rotations)
-        y = self.linear2(F.relu(self.linear1(self.norm3(x))))
+        y = self.linear2(self.linear1(self.norm3(x), "relu"))
         return x + y
 
 

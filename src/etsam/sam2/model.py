@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from etsam.sam2.config import SAM2Config
 from etsam.sam2.image_encoder import ImageEncoder
 from etsam.sam2.layers import MLP
+from etsam.sam2.linear import Linear
 from etsam.sam2.mask_decoder import Decoded, MaskDecoder
 from etsam.sam2.memory import Memory, MemoryAttention, MemoryBank, MemoryEncoder
 from etsam.sam2.positions import sine_line, sine_map
@@ -67,7 +68,7 @@ class SAM2(nn.Module):
         self.sam_prompt_encoder = PromptEncoder(config)
         self.sam_mask_decoder = MaskDecoder(config)
         self.obj_ptr_proj = MLP((d, d, d), 3)
-        self.obj_ptr_tpos_proj = nn.Linear(d, m)
+        self.obj_ptr_tpos_proj = Linear(d, m)
 
     def encode(self, frames: Tensor) -> Features:
         """Frames (b, in_channels, h, w) -> features; the expensive part, free of memory."""

@@ -43,8 +43,10 @@ def sine_line(positions: Tensor, channels: int) -> Tensor:
 @torch.inference_mode(False)  # a map first made while tracking must serve training too
 def axial_rotation(
     channels: int, height: int, width: int, pool: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of axial rotary encoding, each (height * width, channels / 2) float32.
+) -> Tensor:
+    """Axial rotary encoding: a turn, ``cos + i sin``, for each token and pair of channels.
+
+    Complex64, (height * width, channels / 2).
 
     Token (i, j) of a map pooled by ``pool`` stands at pixel ``(i * pool + (pool - 1) / 2, ...)``
     of the unpooled map, so that queries and pooled keys share one frame (Su et al. 2021;
@@ -59,21 +61,20 @@ def axial_rotation(
     angle_x = (x[:, None] * frequencies)[None].expand(height, -1, -1)
     angle_y = (y[:, None] * frequencies)[:, None].expand(-1, width, -1)
     angle = torch.cat((angle_x, angle_y), dim=-1).flatten(0, 1)
-    return angle.cos(), angle.sin()
+    return torch.complex(angle.cos(), angle.sin())
 
 
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor], plain: int = 0) -> Tensor:
+def rotate(x: Tensor, rotation: Tensor, plain: int = 0) -> Tensor:
     """Rotate neighbouring channel pairs of ``x`` (b, maps * n + plain, channels) by ``rotation``.
 
     Every map of n tokens is turned alike; the last ``plain`` tokens stay as they are.
     """
-    cos, sin = rotation
 
     def turn(maps: Tensor) -> Tensor:
-        a, b = torch.unflatten(maps.float(), -1, (-1, 2)).unbind(-1)
-        return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
+        pairs = torch.view_as_complex(torch.unflatten(maps.float(), -1, (-1, 2)))
+        return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
     count = x.shape[1] - plain
-    maps = x[:, :count].reshape(-1, len(cos), x.shape[2])
+    maps = x[:, :count].reshape(-1, len(rotation), x.shape[2])
     rotated = in_parts(turn, maps, 4 * maps[0].numel()).view(len(x), count, -1)
     return torch.cat((rotated, x[:, count:]), dim=1) if plain else rotated

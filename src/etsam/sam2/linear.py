@@ -1,0 +1,79 @@
+"""Linear layers, and products with one matrix many times, as fast as a CPU does them."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Activation = Literal["none", "relu", "gelu"]
+ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
+
+
+def packs(x: Tensor) -> bool:
+    """Whether oneDNN multiplies ``x`` by matrices in a layout of its own: x86 CPUs, nothing to differentiate."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and x.dtype in _packed_types()
+
+
+@cache
+def _packed_types() -> tuple[torch.dtype, ...]:
+    """What this processor and this build of PyTorch can so multiply."""
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return ()
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return ()
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return (torch.float32, torch.bfloat16)
+    return (torch.float32,)
+
+
+def pack(weight: Tensor) -> Tensor:
+    """A matrix (m, d) as `multiply` wants it: rearranging it once pays where rows come in several parts."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    return packed
+
+
+def multiply(
+    x: Tensor, packed: Tensor, bias: Tensor | None = None, activation: Activation = "none"
+) -> Tensor:
+    """Rows (..., d) times a `pack`-ed matrix (m, d), plus the bias (m,), activated: (..., m)."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], "none")
+    return product
+
+
+class Linear(nn.Linear):
+    """``nn.Linear``, which keeps its weights rearranged for the CPU and activates what it has in the cache.
+
+    PyTorch's own way takes 1.1 to 1.4 times as long in bfloat16, where it rounds twice, and 1.1 to 1.6 times
+    in float32 (AMD EPYC).
+    """
+
+    _packed: tuple[Any, Tensor] | None = None
+
+    def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
+        if not packs(x) or self.weight.dtype is not x.dtype:
+            out: Tensor = ACTIVATIONS[activation](super().forward(x))
+            return out
+        return multiply(x, self._in_layout(), self.bias, activation)
+
+    def _in_layout(self) -> Tensor:
+        """The weights as they are now, rearranged."""
+        weight = self.weight
+        version = 0 if weight.is_inference() else weight._version
+        made_of = (weight.data_ptr(), version)
+        if self._packed is None or self._packed[0] != made_of:
+            self._packed = (made_of, pack(weight))
+        return self._packed[1]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Linear:
+        self._packed = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied or stored: not the rearranged weights, which cannot be."""
+        return {**self.__dict__, "_packed": None}
