@@ -109,7 +109,7 @@ class Tracked:
 
     def __init__(self, store: ResidentPairs, checkpoint: Path, every: int) -> None:
         self._store, self._every = store, every
-        self._stage = load_stage(checkpoint, 0, store.device)
+        self._stage = load_stage(checkpoint, 0, store.device, dtype="float32")
         self._spec = replace(self._stage.spec, feedback_step=SPEC.feedback_step)
         self._ready: list[Resident] = []
         self._seen = 0
@@ -128,7 +128,7 @@ class Tracked:
 
     def _track(self, pairs: list[Resident]) -> None:
         with torch.autocast(self._store.device.type, torch.bfloat16):
-            self._store.track(self._stage.model.float(), self._spec, pairs)
+            self._store.track(self._stage.model, self._spec, pairs)
 
 
 def fitting(given: argparse.Namespace, options: TrainOptions, sampler: Sampler) -> TrainOptions:

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etsam.sam2 import linear
-from etsam.sam2.linear import ACTIVATIONS, Activation, Linear, multiply, pack, packs
+from etsam.sam2.linear import (
+    ACTIVATIONS,
+    Activation,
+    Linear,
+    keep_rearranged,
+    multiply,
+    pack,
+    packs,
+)
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
@@ -90,6 +98,21 @@ def test_copies_and_files_hold_the_weights_alone() -> None:
         file.seek(0)
         assert torch.equal(torch.load(file, weights_only=False)(x), expected)
     assert sorted(layer.state_dict()) == ["bias", "weight"]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_weights_that_are_kept_once(dtype: torch.dtype) -> None:
+    """The same answers without the weights as they were; no copy that would lack them."""
+    network = nn.Sequential(Linear(24, 40), nn.Sequential(Linear(40, 8, bias=False))).to(dtype)
+    x = torch.randn(5, 24).to(dtype)
+    with torch.no_grad():
+        expected = network(x)
+        keep_rearranged(network)
+        assert torch.equal(network(x), expected)
+        if packs(x):
+            assert [name for name, _ in network.named_parameters()] == ["0.bias"]
+            with pytest.raises(TypeError, match="cannot be copied"):
+                copy.deepcopy(network)
 
 
 def test_where_there_is_no_such_product(monkeypatch: pytest.MonkeyPatch) -> None:

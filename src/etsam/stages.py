@@ -12,9 +12,11 @@ from time import perf_counter
 import torch
 
 from etsam.frames import CPU, REFERENCE_SPEC, FrameSpec
+from etsam.memory import give_back_freed
 from etsam.options import SegmentOptions
 from etsam.provenance import sha256 as checksum
 from etsam.sam2 import SAM2, load_checkpoint
+from etsam.sam2.linear import keep_rearranged
 from etsam.weights import resolve_model
 
 Progress = Callable[[float, str], None]
@@ -150,6 +152,8 @@ def load_stage(
     model.to(choose_dtype(dtype, device, is_own="frame_spec" in metadata))
     if model.config.trunk == "conv":  # several times as fast on CPUs
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    keep_rearranged(model)
+    give_back_freed()
     stage = Stage(model, stage_spec(model, metadata), sha256 or checksum(path), path)
     check_channels(stage, number)
     return stage

@@ -53,8 +53,11 @@ class Linear(nn.Linear):
     """
 
     _packed: tuple[Any, Tensor] | None = None
+    _only: Tensor | None = None
 
     def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
+        if self._only is not None:
+            return multiply(x.to(self._only.dtype), self._only, self.bias, activation)
         if not packs(x) or self.weight.dtype is not x.dtype:
             out: Tensor = ACTIVATIONS[activation](super().forward(x))
             return out
@@ -69,11 +72,36 @@ class Linear(nn.Linear):
             self._packed = (made_of, pack(weight))
         return self._packed[1]
 
+    def keep_rearranged(self) -> None:
+        """Let go of the weights but as they are rearranged, if this machine does so: only to infer with from now on."""
+        with torch.no_grad():
+            if packs(self.weight):
+                self._only, self._packed = pack(self.weight), None
+                self.register_parameter("weight", None)
+
     def _apply(self, fn: Any, recurse: bool = True) -> Linear:
         self._packed = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is copied or stored: not the rearranged weights, which cannot be."""
+        """What is copied or stored: not the rearranged weights, which cannot be.
+
+        Raises
+        ------
+        TypeError
+            No others are left.
+        """
+        if self._only is not None:
+            raise TypeError("a network that keeps only rearranged weights cannot be copied")
         return {**self.__dict__, "_packed": None}
+
+
+def keep_rearranged(network: nn.Module) -> None:
+    """Hold the weights of linear layers once: rearranged, where this machine multiplies by such.
+
+    Such a network can only infer, in the type and on the device it has.
+    """
+    for layer in network.modules():
+        if isinstance(layer, Linear):
+            layer.keep_rearranged()
