@@ -67,11 +67,13 @@ def test_gradients_are_those_of_the_layer() -> None:
 
 def test_weights_that_change_are_rearranged_anew() -> None:
     """In place, read from a file, in another type and back, replaced."""
-    layer, other, x = Linear(24, 40), nn.Linear(24, 40), torch.randn(5, 24)
+    layer, other = Linear(24, 40).bfloat16(), nn.Linear(24, 40)
+    x = torch.randn(5, 24).bfloat16()
 
     def holds() -> None:
         with torch.no_grad():
-            assert torch.allclose(layer(x).double(), exactly(layer, x, "none"), atol=1e-5)
+            expected = exactly(layer, x, "none")
+            assert torch.allclose(layer(x).double(), expected, rtol=0.01, atol=0.01)
 
     holds()
     with torch.no_grad():
@@ -79,17 +81,17 @@ def test_weights_that_change_are_rearranged_anew() -> None:
     holds()
     layer.load_state_dict(other.state_dict())
     holds()
-    layer.bfloat16()
-    with torch.no_grad():
-        layer(x.bfloat16())
     layer.float()
+    with torch.no_grad():
+        layer.weight.neg_()
+    layer.bfloat16()
     holds()
-    layer.weight = nn.Parameter(torch.randn(40, 24))
+    layer.weight = nn.Parameter(torch.randn(40, 24).bfloat16())
     holds()
 
 
 def test_copies_and_files_hold_the_weights_alone() -> None:
-    layer, x = Linear(24, 40), torch.randn(5, 24)
+    layer, x = Linear(24, 40).bfloat16(), torch.randn(5, 24).bfloat16()
     with torch.no_grad():
         expected = layer(x)
         assert torch.equal(copy.deepcopy(layer)(x), expected)
@@ -109,19 +111,19 @@ def test_weights_that_are_kept_once(dtype: torch.dtype) -> None:
         expected = network(x)
         keep_rearranged(network)
         assert torch.equal(network(x), expected)
-        if packs(x):
+        if packs(x) and dtype is torch.bfloat16:
             assert [name for name, _ in network.named_parameters()] == ["0.bias"]
             with pytest.raises(TypeError, match="cannot be copied"):
                 copy.deepcopy(network)
 
 
 def test_where_there_is_no_such_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x = Linear(24, 40), torch.randn(5, 24)
+    layer, x = Linear(24, 40).bfloat16(), torch.randn(5, 24).bfloat16()
     with torch.no_grad():
         fast = layer(x, "gelu")
         monkeypatch.setattr(linear, "_packed_types", lambda: ())
         assert not packs(x)
-        assert torch.allclose(layer(x, "gelu"), fast, atol=1e-6)
+        assert torch.allclose(layer(x, "gelu"), fast, rtol=0.01, atol=0.01)
 
 
 def test_product_without_a_bias() -> None:
