@@ -27,6 +27,7 @@ from measuring import commit, device_name, flop_counter, peak_gflops, timed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from etsam.sam2 import PRESETS, SAM2, MemoryBank
+from etsam.sam2.linear import keep_rearranged
 from etsam.tracker import track
 from sam2_oracle import lively, make_oracle, new_session
 
@@ -84,6 +85,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"etsam": [], "transformers": []}
     with torch.inference_mode():
         models = {name: lively(config).to(device, dtype) for name, dtype in dtypes.items()}
+        keep_rearranged(models["etsam"])  # as `etsam.stages.load_stage` does
         steps = {
             "etsam": stepper(models["etsam"], frames),
             "transformers": oracle_stepper(models["transformers"], frames),

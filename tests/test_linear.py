@@ -103,12 +103,34 @@ def test_copies_and_files_hold_the_weights_alone() -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+@pytest.mark.parametrize("shape", [(5, 24), (2, 3, 24), (1, 4, 4, 24), (0, 24)])
+def test_rearranged_weights_are_as_exact(
+    dtype: torch.dtype, activation: Activation, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    layer = Linear(24, 40).to(dtype)
+    x = torch.randn(shape).to(dtype)
+    with torch.no_grad():
+        expected = exactly(layer, x, activation)
+        layer.keep_rearranged()
+        found = layer(x, activation)
+        assert found.dtype == dtype and found.shape == (*shape[:-1], 40)
+        assert torch.allclose(
+            found.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
+        )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
 def test_weights_that_are_kept_once(dtype: torch.dtype) -> None:
     """The same answers without the weights as they were; no copy that would lack them."""
     network = nn.Sequential(Linear(24, 40), nn.Sequential(Linear(40, 8, bias=False))).to(dtype)
     x = torch.randn(5, 24).to(dtype)
+    twin = copy.deepcopy(network)
     with torch.no_grad():
-        expected = network(x)
+        for layer in (twin[0], twin[1][0]):
+            layer.keep_rearranged()
+        expected = twin(x)
         keep_rearranged(network)
         assert torch.equal(network(x), expected)
         if packs(x) and dtype is torch.bfloat16:
