@@ -104,6 +104,7 @@ def test_presets_answer_at_their_size(name: str) -> None:
         {"memory_pool": 0},
         {"num_maskmem": 1},
         {"decoder_tokens": -1},
+        {"settling": 0},
         {"embed_dim": 9, "num_heads": 2},
     ],
 )
@@ -244,6 +245,26 @@ def test_best_candidate_answers() -> None:
         assert torch.equal(output.logits[i, 0], output.decoded.masks[i, choice])
     single = first_answer(model, features, multimask=False)
     assert single.decoded is not None and single.decoded.masks.shape[1] == 1
+
+
+def test_a_change_of_candidate_settles() -> None:
+    """One part in `settling` of the way from what answered before to the best, each volume by itself."""
+    model = network(replace(SMALL, settling=4))
+    features = model.encode(random_frames(SMALL, 64, 64, 2))
+    conditioned = model.condition(features.image, NO_MEMORY, 0, 1)
+    first = model.decode(conditioned, features)
+    assert first.decoded is not None and first.choice is not None
+    masks, best = first.decoded.masks, first.decoded.quality.argmax(dim=1)
+    assert torch.equal(first.choice.argmax(dim=1), best) and first.choice.max(dim=1)[0].eq(1).all()
+    assert torch.equal(first.logits, masks[range(2), best][:, None])
+    before = torch.tensor([[1.0, 0, 0], [0, 0.5, 0.5]])
+    later = model.decode(conditioned, features, before=before)
+    wanted = 0.75 * before + 0.25 * first.choice
+    assert later.choice is not None and torch.allclose(later.choice, wanted)
+    mean = (wanted[..., None, None] * masks).sum(dim=1, keepdim=True)
+    assert torch.allclose(later.logits, mean, atol=1e-5)
+    assert model.decode(conditioned, features, multimask=False).choice is None
+    assert network(SMALL).decode(conditioned, features, before=before).choice is None
 
 
 UNUSED = {"no_mem_pos_enc"}

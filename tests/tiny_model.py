@@ -28,6 +28,7 @@ def tiny_network(number: int, spec: FrameSpec = SPEC) -> SAM2:
         memory_feed_forward=32,
         decoder_feed_forward=32,
         decoder_heads=2,
+        settling=2,
     )
     model = SAM2(config).requires_grad_(False)
     decoder = model.sam_mask_decoder

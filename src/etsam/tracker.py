@@ -82,7 +82,8 @@ def track_slice(model: SAM2, features: Features, bank: MemoryBank, z: int, lengt
         (b, h / s, w / s) float32.
     """
     conditioned = model.condition(features.image, bank, z, length)
-    output = model.decode(conditioned, features)
+    output = model.decode(conditioned, features, before=bank.choice)
+    bank.choice = output.choice
     bank.remember(z, _rounded(model.remember(features, output)))
     return output.logits[:, 0]
 

@@ -25,6 +25,7 @@ from etsam.storage import open_scratch
 SAVE_SLICES = 16  # at most so many slices are done again after a kill,
 SAVE_SECONDS = 10.0  # or those of so much time, where that is fewer
 
+KINDS = ("spatial", "pointer", "choice")  # of what a bank keeps of the last slices
 Recent = tuple[tuple[int, Tensor], ...]
 
 
@@ -37,7 +38,7 @@ class Position:
 
     stage: int = 0
     done: int = 0
-    recent: tuple[tuple[Recent, Recent], ...] = ()
+    recent: tuple[tuple[Recent, ...], ...] = ()
 
 
 @dataclass
@@ -76,7 +77,7 @@ class Unfinished:
             if state["identity"] != _plain(self.identity):
                 return False
             recent = tuple(
-                (_recent(tensors, f"{n}.spatial"), _recent(tensors, f"{n}.pointer"))
+                tuple(_recent(tensors, f"{n}.{kind}") for kind in KINDS)
                 for n in range(state["regions"])
             )
             position = Position(state["stage"], state["done"], recent)
@@ -110,14 +111,22 @@ class Unfinished:
             return []
         device = model.no_mem_embed.device
         banks = [MemoryBank.for_config(model.config) for _ in self.position.recent]
-        for bank, (spatial, pointers) in zip(banks, self.position.recent, strict=True):
+        for bank, (spatial, pointers, choice) in zip(banks, self.position.recent, strict=True):
             bank.spatial.extend((z, tensor.to(device)) for z, tensor in spatial)
             bank.pointers.extend((z, tensor.to(device)) for z, tensor in pointers)
+            bank.choice = choice[0][1].to(device) if choice else None
         return banks
 
     def slice_done(self, stage: int, done: int, banks: Sequence[MemoryBank]) -> None:
         """Take note that `done` slices of a stage are on disk; save where it is time to."""
-        recent = tuple((tuple(bank.spatial), tuple(bank.pointers)) for bank in banks)
+        recent = tuple(
+            (
+                tuple(bank.spatial),
+                tuple(bank.pointers),
+                () if bank.choice is None else ((done - 1, bank.choice),),
+            )
+            for bank in banks
+        )
         self.position = Position(stage, done, recent)
         if (
             stage != self._saved.stage
@@ -141,8 +150,8 @@ class Unfinished:
             self._stages[number].sync()
         tensors = {
             f"{n}.{kind}.{place}.{z}": tensor.detach().cpu().contiguous()
-            for n, pair in enumerate(self.position.recent)
-            for kind, entries in zip(("spatial", "pointer"), pair, strict=True)
+            for n, kept in enumerate(self.position.recent)
+            for kind, entries in zip(KINDS, kept, strict=True)
             for place, (z, tensor) in enumerate(entries)
         }
         extremes = [self._stages[n].extremes for n in sorted(self._stages)]

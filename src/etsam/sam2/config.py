@@ -52,6 +52,9 @@ class SAM2Config:
     decoder_tokens
         Image tokens of the largest frames trained on. Over more of them the mask decoder's attention is
         sharpened (`etsam.sam2.mask_decoder.ImageAttention`), since it would be spread too thin; 0 for never (SAM 2.1).
+    settling
+        Tracked slices in which a change of candidate settles: each slice answers with a mean of its candidates
+        that moves one part in so many towards the best one; 1 for the best one at once (SAM 2.1).
     """
 
     image_size: int = 1024
@@ -79,6 +82,7 @@ class SAM2Config:
     decoder_feed_forward: int = 2048
     decoder_heads: int = 8
     decoder_tokens: int = 0
+    settling: int = 1
 
     def __post_init__(self) -> None:
         for name, value, good in self._rules():
@@ -95,6 +99,7 @@ class SAM2Config:
             ("context_width", self.context_width, self.context_width >= 0),
             ("top_down_blocks", self.top_down_blocks, 0 <= self.top_down_blocks <= MAX_BLOCKS),
             ("decoder_tokens", self.decoder_tokens, self.decoder_tokens >= 0),
+            ("settling", self.settling, self.settling >= 1),
             ("image_size", self.image_size, self.image_size % (8 * self.patch_stride) == 0),
             ("d_model", self.d_model, self.d_model % (4 * self.decoder_heads) == 0),
             ("memory_dim", self.memory_dim, self.d_model % self.memory_dim == 0),

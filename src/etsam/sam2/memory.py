@@ -185,12 +185,14 @@ class MemoryBank:
     """Memories that later slices attend to: all conditioning slices, a few recent ones.
 
     The bank does not grow with the number of tracked slices: ``spatial`` keeps the last
-    ``num_maskmem - 1``, ``pointers`` the last ``max_pointers - 1``.
+    ``num_maskmem - 1``, ``pointers`` the last ``max_pointers - 1``. ``choice`` (b, candidates) is how much of
+    each candidate the last slice answered with.
     """
 
     conditioning: dict[int, Memory] = field(default_factory=dict)
     spatial: deque[tuple[int, Tensor]] = field(default_factory=deque)
     pointers: deque[tuple[int, Tensor]] = field(default_factory=deque)
+    choice: Tensor | None = None
 
     @classmethod
     def for_config(cls, config: SAM2Config) -> MemoryBank:

@@ -47,6 +47,8 @@ class Output(NamedTuple):
     """(b, 1)."""
     decoded: Decoded | None
     """All candidates, for training; None where a mask prompt was returned."""
+    choice: Tensor | None = None
+    """(b, candidates) how much of each candidate the logits are; None where it is one of them."""
 
 
 class SAM2(nn.Module):
@@ -135,11 +137,13 @@ class SAM2(nn.Module):
         points: tuple[Tensor, Tensor] | None = None,
         mask: Tensor | None = None,
         multimask: bool = True,
+        before: Tensor | None = None,
     ) -> Output:
         """Decode conditioned features (b, d, h, w); of several candidates the best one answers.
 
         ``points`` are x, y in frame pixels (b, n, 2) and labels (b, n); ``mask`` is a dense
-        prompt of logits (b, 1, ., .).
+        prompt of logits (b, 1, ., .). ``before`` is the choice of the slice before, where a change
+        takes several to settle (``SAM2Config.settling``).
         """
         stride = self.config.token_stride
         height, width = image.shape[-2:]
@@ -150,15 +154,18 @@ class SAM2(nn.Module):
         best = decoded.quality.argmax(dim=1)
         rows = torch.arange(len(best), device=best.device)
         present = decoded.object_score > 0
-        logits = torch.where(
-            present[..., None, None],
-            decoded.masks[rows, best][:, None].float(),
-            NO_OBJECT_LOGIT,
-        )
+        choice = None
+        masks = decoded.masks[rows, best][:, None].float()
+        if multimask and self.config.settling > 1:
+            choice = F.one_hot(best, decoded.quality.shape[1]).float()
+            if before is not None:
+                choice = before.lerp(choice, 1 / self.config.settling)
+            masks = (choice[..., None, None] * decoded.masks).sum(dim=1, keepdim=True)
+        logits = torch.where(present[..., None, None], masks, NO_OBJECT_LOGIT)
         pointer = torch.where(
             present, self.obj_ptr_proj(decoded.tokens[rows, best]), self.no_obj_ptr
         )
-        return Output(logits, pointer, decoded.object_score, decoded)
+        return Output(logits, pointer, decoded.object_score, decoded, choice)
 
     def answer_with_mask(self, features: Features, mask: Tensor) -> Output:
         """Return a binary mask prompt (b, 1, h, w), in frame pixels, as the frame's own answer.

@@ -39,6 +39,7 @@ COMPACT = SAM2Config(
     decoder_feed_forward=256,
     decoder_heads=4,
     decoder_tokens=32 * 32,
+    settling=4,
 )
 """The bundled network: fine mask stride (2), pooled memory, slices as channels (its weights see nineteen).
 
