@@ -48,7 +48,7 @@ class Output(NamedTuple):
     decoded: Decoded | None
     """All candidates, for training; None where a mask prompt was returned."""
     choice: Tensor | None = None
-    """(b, candidates) how much of each candidate the logits are; None where it is one of them."""
+    """(b, candidates) how much of each candidate the logits are; None where changes do not settle."""
 
 
 class SAM2(nn.Module):
@@ -160,7 +160,7 @@ class SAM2(nn.Module):
             choice = F.one_hot(best, decoded.quality.shape[1]).float()
             if before is not None:
                 choice = before.lerp(choice, 1 / self.config.settling)
-            masks = (choice[..., None, None] * decoded.masks).sum(dim=1, keepdim=True)
+                masks = (choice[..., None, None] * decoded.masks).sum(dim=1, keepdim=True)
         logits = torch.where(present[..., None, None], masks, NO_OBJECT_LOGIT)
         pointer = torch.where(
             present, self.obj_ptr_proj(decoded.tokens[rows, best]), self.no_obj_ptr
