@@ -270,3 +270,35 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     assert out == ""
     assert_one_line(err)
     assert {path: path.stat().st_size for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.filterwarnings("always:TS_1_10.00Apx_membrane_postprocessed.mrc is")
+def test_a_clean_mask_of_the_mask_before_is_told(run: Run, tomogram: Path, model: Path) -> None:
+    """`etsam postprocess` made it, so that it stays, and is neither of the new mask nor replaced unasked."""
+    args = ("segment", tomogram, "--model", model, "--no-preview")
+    mask = tomogram.with_name(f"{tomogram.stem}_membrane.mrc")
+    cleaned = mask.with_name(f"{mask.stem}_postprocessed.mrc")
+    assert run(*args, "--logit-threshold", -9)[0] == 0
+    assert run("postprocess", mask, "--min-slices", 2)[0] == 0
+    before = cleaned.read_bytes()
+    code, out, err = run(*args, "--resume", "--post-process")
+    assert (code, out) == (1, "")
+    assert_one_line(err, f"{cleaned} was made by `etsam postprocess`: give --overwrite")
+    told = f"{cleaned.name} is of the mask before: run `etsam postprocess --overwrite` again"
+    code, _, err = run(*args, "--overwrite")
+    assert code == 0 and f"etsam: warning: {tomogram}: {told}" in err
+    assert told in json.loads(mask.with_suffix(".json").read_text())["warnings"]
+    assert cleaned.read_bytes() == before
+    code, _, err = run(*args, "--overwrite", "--post-process")
+    assert code == 0 and "warning" not in err
+    assert not cleaned.with_suffix(".json").exists()
+
+
+def test_options_that_play_no_role_are_told(run: Run, tomogram: Path, model: Path) -> None:
+    idle = ("--split-processing", "--tile", 256, "--min-slices", 3, "--show", "--no-preview")
+    code, _, err = run("segment", tomogram, "--model", model, *idle)
+    assert code == 0
+    for words in ("--tile", "--min-slices", "--show"):
+        assert f"etsam: warning: {words} plays no role with" in err
+    code, _, err = run("segment", tomogram, "--model", model, "--no-preview", "--overwrite")
+    assert code == 0 and "no role" not in err

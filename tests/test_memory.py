@@ -19,7 +19,7 @@ from torch import Tensor
 
 from etsam import evaluate, segmentation
 from etsam.batch import BatchPlan, run_batch
-from etsam.memory import _trimmer, give_back_freed, smaller_tile
+from etsam.memory import _trimmer, give_back_freed, memory_errors, smaller_tile
 from etsam.options import SegmentOptions
 from etsam.results import how_far
 from etsam.sam2 import SAM2
@@ -205,3 +205,13 @@ def test_curves_of_millions_of_points_are_not_kept(
     assert code == 0, err
     assert len(curves) == 3 and kept == [0, 0, 0]
     assert len(read_table(tmp_path / "c.csv")) == 3 * 101
+
+
+@pytest.mark.parametrize(
+    ("said", "advised"), [("CUDA out of memory", True), ("std::bad_alloc", False)]
+)
+def test_the_processor_is_advised_only_to_those_who_use_a_card(said: str, advised: bool) -> None:
+    with pytest.raises(MemoryError) as caught, memory_errors():
+        raise RuntimeError(said)
+    assert ("--device cpu" in str(caught.value)) == advised
+    assert "--split-processing" in str(caught.value)

@@ -249,6 +249,20 @@ def test_axes_are_brought_to_zyx(tmp_path, axes):
         np.testing.assert_array_equal(tomogram.read_slices(0, 3), data)
 
 
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [(["x", "y", "z"], "xyz"), (["Z", "Y", "X"], "zyx"), (["a", "b", "c"], "zyx"), (None, "zyx")],
+)
+def test_a_plain_zarr_3_array_may_name_its_axes(tmp_path, names, taken):
+    data = voxels((3, 4, 5))
+    stored = np.ascontiguousarray(data.transpose(["zyx".index(axis) for axis in taken]))
+    given = {} if names is None else {"dimension_names": names}
+    store_array(tmp_path / "a", stored, stored.shape, 3, **given)
+    with open_tomogram(tmp_path / "a") as tomogram:
+        assert tomogram.voxel_spacing is None
+        np.testing.assert_array_equal(tomogram.read_slices(0, 3), data)
+
+
 def test_first_level_is_read_and_others_by_their_own_path(tmp_path):
     content = {**UNITS, "datasets": level([8.0] * 3)}
     content["datasets"].append(

@@ -26,6 +26,18 @@ from etsam.options import SegmentOptions
         ("min_slices", 2.0),
         ("voxel_spacing", "10"),
         ("logit_threshold", "-0.25"),
+        ("logit_threshold", float("nan")),
+        ("voxel_spacing", float("inf")),
+        ("tile", 0),
+        ("interval", 0),
+        ("min_slices", -1),
+        ("mirrors", "4"),
+        ("mirrors", 3),
+        ("model", None),
+        ("model", 5),
+        ("device", None),
+        ("output", "masks"),
+        ("stage1_checkpoint", "a.safetensors"),
     ],
 )
 def test_wrong_values_are_refused_with_what_was_expected(name: str, value: Any) -> None:

@@ -144,3 +144,35 @@ def test_the_command_writes_mask_scores_and_json(tmp_path: Path, run: Run) -> No
     assert "is there already" in err
     code, _, err = run("baseline", tmp_path / "none.mrc")
     assert (code, err.count("\n")) == (1, 1)
+
+
+def test_scores_of_a_mask_that_is_replaced_go(tmp_path: Path, run: Run) -> None:
+    """`etsam evaluate` would take them for the new mask's."""
+    path = tmp_path / "TS_1.mrc"
+    with mrcfile.new(path) as mrc:
+        mrc.set_data(vesicle()[0])
+        mrc.voxel_size = 10.0
+    scores = tmp_path / "TS_1_ridge_logits.mrc"
+    assert run("baseline", path, "--store-logits")[0] == 0
+    assert scores.exists()
+    assert run("baseline", path, "--invert", "--overwrite")[0] == 0
+    assert not scores.exists()
+    scores.write_bytes(b"a file of the user's")
+    assert run("baseline", path, "--overwrite")[0] == 0
+    assert scores.read_bytes() == b"a file of the user's"
+
+
+@pytest.mark.filterwarnings("always")
+def test_what_the_user_was_told_is_in_the_json(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "TS_1.mrc"
+    with mrcfile.new(path) as mrc:
+        mrc.set_data(vesicle()[0])
+    with mrcfile.mmap(path, "r+") as stored:
+        stored.data[3, 4, :5] = np.nan
+    code, _, err = run("baseline", path)
+    told = json.loads((tmp_path / "TS_1_ridge.json").read_text())["warnings"]
+    assert code == 0 and len(told) == 2
+    assert told[0].startswith("voxel size unknown, taken as 10 Å")
+    assert told[1].startswith("5 NaN or infinite voxels were read as the mean")
+    for line in told:
+        assert err.count(f"etsam: warning: {path}: {line}") == 1

@@ -323,6 +323,13 @@ def test_outputs_are_checked_before_the_work(
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
+def test_what_was_odd_in_an_array_is_told(options: SegmentOptions, volume: np.ndarray) -> None:
+    holed = volume.copy()
+    holed[2, 3, 4:6] = np.nan
+    with pytest.warns(UserWarning, match="2 NaN or infinite voxels were read as the mean"):
+        assert np.isfinite(segment_array(holed, options)).all()
+
+
 def test_methods_the_model_does_not_know_are_not_used(
     options: SegmentOptions, volume: np.ndarray
 ) -> None:

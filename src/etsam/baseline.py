@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
+import warnings
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +22,19 @@ from etsam.baselines.programs import (
     score_slices,
 )
 from etsam.baselines.ridge import Progress, RidgeOptions, ridge_slices
-from etsam.provenance import Clock, input_record, provenance, weights_record, write_json
+from etsam.provenance import (
+    Clock,
+    earlier_record,
+    input_record,
+    is_as_written,
+    outputs_record,
+    provenance,
+    weights_record,
+    write_json,
+)
+from etsam.record import reading_notes, told_of
 from etsam.results import write_thresholded
-from etsam.storage import refuse_taken
+from etsam.storage import SPACING_UNKNOWN, refuse_taken, remove
 from etsam.volume import Tomogram, open_tomogram, output_path
 
 RIDGE_THRESHOLD = 0.0
@@ -66,7 +77,7 @@ def baseline(
     threshold
         Voxels with larger scores are membrane; None: the method's own.
     store_scores, overwrite
-        Also write the scores; replace results that are there.
+        Also write the scores; replace results that are there (scores not made again go too).
     progress
         Called with (what, slices done, slices in all).
 
@@ -87,11 +98,25 @@ def baseline(
     if not overwrite:
         for target in filter(None, (result.mask, result.scores, result.provenance)):
             refuse_taken(target)
-    with closing(open_tomogram(path, voxel_spacing=options.voxel_spacing)) as tomogram:
-        details = _segment(tomogram, options, threshold, result, progress)
-    details["parameters"] |= {"threshold": threshold, "store_scores": store_scores}
-    write_json(result.provenance, details)
+    spacing = options.voxel_spacing
+    with told_of(Path(path)) as told, closing(open_tomogram(path, voxel_spacing=spacing)) as source:
+        details = _segment(source, options, threshold, result, progress)
+        notes = [note for note in reading_notes(source) if not note.endswith(SPACING_UNKNOWN)]
+        details["parameters"] |= {"threshold": threshold, "store_scores": store_scores}
+        details |= {"warnings": [*told, *notes]}
+        _remove_stale(result_names(path, result.mask.parent, options, scores=True), result)
+        made = [written for written in (result.mask, result.scores) if written is not None]
+        write_json(result.provenance, details | {"outputs": outputs_record(made)})
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
     return result
+
+
+def _remove_stale(names: BaselineResult, made: BaselineResult) -> None:
+    """Remove the scores that the run before wrote and this one did not; they are of another mask."""
+    earlier = earlier_record(made.provenance, "baseline") or {}
+    if made.scores is None and names.scores and is_as_written(names.scores, earlier):
+        remove(names.scores)
 
 
 def _segment(

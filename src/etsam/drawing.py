@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from etsam.storage import appearing, refuse_taken
+from etsam.storage import appearing, naming, refuse_taken
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -153,20 +153,22 @@ USUAL = Saving()
 
 
 def save(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path]:
-    """Write a figure in each format beside each other, replacing files; they appear only when complete.
+    """Write a figure in each format beside each other, replacing files; they appear when all are complete.
 
     Raises
     ------
     ValueError
         If matplotlib does not know a format.
+    OSError
+        One cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    files = []
-    for kind in formats:
-        target = figure_file(path, kind)
-        with appearing(target) as partial, style():
-            figure.savefig(partial, format=kind, dpi=DPI)
-        files.append(target)
+    files = [figure_file(path, kind) for kind in formats]
+    with ExitStack() as stack, style():
+        partials = [stack.enter_context(appearing(target)) for target in files]
+        for kind, target, partial in zip(formats, files, partials, strict=True):
+            with naming(target):
+                figure.savefig(partial, format=kind, dpi=DPI)
     return files
 
 

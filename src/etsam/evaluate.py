@@ -21,7 +21,7 @@ from etsam.directions import LEANS, PlaneDice, recall_by_lean
 from etsam.metrics import Confusion, PrecisionRecall, ScoreHistogram, Truth, confusion, read_labels
 from etsam.options import LARGEST
 from etsam.pairing import Pairing
-from etsam.predictions import TYPICAL_THRESHOLD, ScoreKind, score_kind
+from etsam.predictions import TYPICAL_THRESHOLD, Prediction, ScoreKind, score_kind
 from etsam.resample import resampled
 from etsam.storage import Zyx, check_spacing, same_spacing
 from etsam.surfaces import SurfaceCollector, surface_distances
@@ -158,8 +158,7 @@ def _evaluate_one(
         if options.resample and _other_grid(volume, truth, options):
             volume = resampled(volume, truth, kind)
         spacing = _check_alike(volume, truth, options)
-        own = TYPICAL_THRESHOLD[kind] if prediction.threshold is None else prediction.threshold
-        thresholds = options.levels(kind, own)
+        thresholds = options.levels(kind, _own_threshold(prediction, kind))
         scorer = _Scorer(kind, thresholds, options)
         try:
             scorer.run(volume, truth, pairing.run, progress)
@@ -179,6 +178,13 @@ def _evaluate_one(
     values += [(levels[0], *item) for item in scorer.detail_scores(spacing)]
     name = pairing.dataset, pairing.run, prediction.method, prediction.stage
     return Evaluation(pairing, [Score(*name, *value) for value in values], curve)
+
+
+def _own_threshold(prediction: Prediction, kind: ScoreKind) -> float:
+    """The program's threshold, where its scores are read as what its name says; else the usual one."""
+    if prediction.threshold is None or kind != (prediction.kind or kind):
+        return TYPICAL_THRESHOLD[kind]
+    return prediction.threshold
 
 
 @dataclass
@@ -272,6 +278,11 @@ class _Scorer:
             raise ValueError(
                 f"slice {z} holds {plane.min():g} to {plane.max():g}, not a mask: expected 0 and other "
                 "labels above it; bytes of 0 and 255 whose header says signed read as 0 and -1"
+            )
+        if self.kind == "mask" and (fractions := plane[plane != np.rint(plane)]).size:
+            raise ValueError(
+                f"slice {z} holds fractions ({fractions[0]:g}), not a mask: give --scores probability "
+                "or --scores logits"
             )
 
 

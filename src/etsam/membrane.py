@@ -53,6 +53,7 @@ def load_membrane(
         for start in range(0, volume.shape[0], SLAB):
             stop = min(start + SLAB, volume.shape[0])
             data = volume.read_slices(start, stop)
+            volume.require_finite()
             mask[start:stop] = data > (threshold if logits else 0)
             if field is not None:
                 field[start:stop] = quantised(data, threshold)

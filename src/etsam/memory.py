@@ -22,7 +22,8 @@ OUT_OF_MEMORY = (  # as torch, oneDNN, CUDA and the C++ library say it
     *("out of memory", "can't allocate memory", "not enough memory", "bad_alloc"),
     *("could not create a primitive", "could not create a memory", "ALLOC_FAILED"),
 )
-LESS_MEMORY = "try --split-processing, --dtype bfloat16, --device cpu, or a larger machine"
+LESS_MEMORY = "try --split-processing, --dtype bfloat16, or a larger machine"
+LESS_OF_A_CARD = LESS_MEMORY.replace("or a", "--device cpu, or a")
 NOT_FOR_USERS = re.compile(r"\[enforce fail[^\]]*\]\s*(err == 0\.)?\s*|\s*Error code \d.*")
 REASON_LENGTH = 160
 
@@ -61,6 +62,8 @@ def memory_errors(advice: str = LESS_MEMORY) -> Iterator[None]:
         if not any(words in text for words in OUT_OF_MEMORY):
             raise
         reason = NOT_FOR_USERS.sub("", text.splitlines()[0])[:REASON_LENGTH].rstrip(" .")
+        if advice == LESS_MEMORY and "CUDA" in text:
+            advice = LESS_OF_A_CARD
         raise MemoryError(f"{reason}: {advice}") from error
 
 
@@ -89,7 +92,7 @@ def with_smaller_tiles(
             tile = smaller_tile(options.tile, frame)
             if tile is None:
                 raise
-            reason = str(error).removesuffix(f": {LESS_MEMORY}")
+            reason = str(error).removesuffix(f": {LESS_MEMORY}").removesuffix(f": {LESS_OF_A_CARD}")
         warnings.warn(
             f"not enough memory ({reason}): beginning again with tiles of {tile} pixels",
             stacklevel=3,

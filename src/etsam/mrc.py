@@ -23,6 +23,7 @@ from etsam.storage import (
     VolumeInfo,
     VoxelStatistics,
     check_slice,
+    naming,
     require_space,
     scratch_file,
     write_all,
@@ -212,15 +213,17 @@ class MrcSink:
         self._file = io.FileIO(partial, "w")
         try:
             require_space(partial.parent, total, f"writing {path.name}")
-            self._file.truncate(total)
+            with naming(path):
+                self._file.truncate(total)
         except BaseException:
             self.discard()
             raise
 
     def write(self, z: int, data: np.ndarray) -> None:
         """Write one slice (Y, X)."""
-        self._file.seek(HEADER_BYTES + z * self._slice_bytes)
-        write_all(self._file, np.ascontiguousarray(data, dtype=self._dtype))
+        with naming(self._path):
+            self._file.seek(HEADER_BYTES + z * self._slice_bytes)
+            write_all(self._file, np.ascontiguousarray(data, dtype=self._dtype))
 
     def finish(self, statistics: VoxelStatistics) -> None:
         """Write the header, flush everything to the disk and move the file to its final name."""

@@ -43,11 +43,12 @@ class NgffImage:
 
 @dataclass(frozen=True)
 class _Node:
-    """A group or array of a Zarr hierarchy."""
+    """A group or array of a Zarr hierarchy; `axes` are a Zarr 3 array's own names, where it has them."""
 
     zarr_format: int
     kind: str
     attributes: dict[str, Any]
+    axes: tuple[str, ...] = ()
 
 
 def find_image(path: Path) -> NgffImage:
@@ -132,7 +133,7 @@ def _read_node(path: Path) -> _Node | None:
         kind = content.get("node_type")
         if content.get("zarr_format") != 3 or kind not in ("group", "array"):
             raise ValueError(f"{path}/zarr.json is neither a Zarr 3 group nor an array")
-        return _Node(3, kind, attributes)
+        return _Node(3, kind, attributes, _dimension_names(content))
     if not is_zarr(path):
         return None
     attributes = read_json(path / ".zattrs") if (path / ".zattrs").is_file() else {}
@@ -150,7 +151,16 @@ def _image_of_array(path: Path, node: _Node) -> NgffImage:
                 if level.array == path.resolve():
                     return level
     note = f"no NGFF metadata: {SPACING_UNKNOWN}"
-    return NgffImage(path, node.zarr_format, notes=(note,))
+    return NgffImage(path, node.zarr_format, node.axes, notes=(note,))
+
+
+def _dimension_names(content: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names a Zarr 3 array has for its axes, where they are those of a volume."""
+    names = content.get("dimension_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return ()
+    lower = tuple(name.lower() for name in names)
+    return lower if len(set(lower)) == len(lower) and set("zyx") <= set(lower) else ()
 
 
 def _described(node: _Node) -> dict[str, Any]:

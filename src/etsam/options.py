@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -106,11 +107,17 @@ class SegmentOptions:
         """
         for name, choice in CHOICES.items():
             known = get_args(choice)
-            self._require(name, getattr(self, name) in known, ", ".join(known))
-        for name in ("interval", "tile", "min_slices"):
-            self._require(name, isinstance(getattr(self, name), Integral), "a whole number")
+            self._require(name, getattr(self, name) in known, ", ".join(map(str, known)))
+        for name, least in (("interval", 1), ("tile", MIN_TILE), ("min_slices", 0)):
+            value = getattr(self, name)
+            sound = isinstance(value, Integral) and int(value) >= least
+            self._require(name, sound, f"a whole number from {least} on")
         for name in ("voxel_spacing", "logit_threshold"):
-            self._require(name, isinstance(getattr(self, name), Real), "a number")
+            value = getattr(self, name)
+            self._require(name, isinstance(value, Real) and math.isfinite(value), "a number")
+        for name, kinds in TEXTS.items():
+            expected = " or ".join("text" if kind is str else "a pathlib.Path" for kind in kinds)
+            self._require(name, isinstance(getattr(self, name), kinds), expected)
 
     def _require(self, name: str, sound: bool, expected: str) -> None:
         """Refuse a value; None is sound where it is the default."""
@@ -119,8 +126,16 @@ class SegmentOptions:
             raise ValueError(f"{name} is {value!r}: expected {expected}")
 
 
+TEXTS: dict[str, tuple[type, ...]] = {
+    "model": (str, Path),
+    "device": (str,),
+    "stage1_checkpoint": (Path,),
+    "stage2_checkpoint": (Path,),
+    "output": (Path,),
+}
 CHOICES = {
     "dtype": Dtype,
+    "mirrors": Literal[1, 2, 4],
     "normalize_method": Normalisation,
     "stage1_prompt": PromptKind,
     "stage2_prompt": PromptKind,

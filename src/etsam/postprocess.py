@@ -253,7 +253,9 @@ def _batches(source: Tomogram) -> Iterator[np.ndarray]:
     """Read a volume a few slices at a time."""
     depth = source.shape[0]
     for start in range(0, depth, BATCH):
-        yield source.read_slices(start, min(start + BATCH, depth))
+        batch = source.read_slices(start, min(start + BATCH, depth))
+        source.require_finite()
+        yield batch
 
 
 def _one_value(batch: np.ndarray, masks: NDArray[np.bool_], value: float) -> float:

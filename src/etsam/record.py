@@ -43,16 +43,19 @@ def told_of(path: Path) -> Iterator[list[str]]:
         yield told
 
 
-def notes_on(tomogram: Tomogram, membrane_voxels: int) -> list[str]:
-    """What the user should know of a tomogram that has been segmented."""
+def reading_notes(tomogram: Tomogram) -> list[str]:
+    """What the user should know of a tomogram that has been read to its end."""
     notes = list(tomogram.notes)
     if tomogram.replaced_voxels:
         notes.append(
             f"{tomogram.replaced_voxels:,} NaN or infinite voxels were read as the mean of their slice"
         )
-    if not membrane_voxels:
-        notes.append(EMPTY)
     return notes
+
+
+def notes_on(tomogram: Tomogram, membrane_voxels: int) -> list[str]:
+    """What the user should know of a tomogram that has been segmented."""
+    return [*reading_notes(tomogram), *([] if membrane_voxels else [EMPTY])]
 
 
 def segmentation_label(options: SegmentOptions) -> str:

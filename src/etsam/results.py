@@ -192,6 +192,11 @@ def refuse_others(
     """
     if overwrite:
         return
+    if result.cleaned is not None and _of_postprocess(result.cleaned):
+        raise FileExistsError(
+            f"{result.cleaned} was made by `etsam postprocess`: give --overwrite to replace it, or "
+            "another --output"
+        )
     refuse_edited(result.beside(), earlier or {})
     outputs = (earlier or {}).get("outputs")
     if isinstance(outputs, dict) and outputs and result.mask.name not in outputs:
@@ -199,6 +204,19 @@ def refuse_others(
             f"{result.provenance} is of another mask, not of {result.mask.name}: give --overwrite "
             "to replace it, or another --output"
         )
+
+
+def outdated(result: SegmentResult) -> list[str]:
+    """What the user should know of files that were made of the mask that a result replaces."""
+    cleaned = _beside(result.mask)[3]
+    if result.cleaned is not None or not _of_postprocess(cleaned):
+        return []
+    return [f"{cleaned.name} is of the mask before: run `etsam postprocess --overwrite` again"]
+
+
+def _of_postprocess(cleaned: Path) -> bool:
+    """Whether a cleaned mask is there that `etsam postprocess` made, and not `etsam segment`."""
+    return cleaned.exists() and earlier_record(record_path(cleaned), "postprocess") is not None
 
 
 @contextmanager

@@ -26,13 +26,20 @@ from etsam.options import Normalisation, PromptKind, SegmentOptions
 from etsam.postprocess import CleaningOptions, postprocess
 from etsam.preview import save_preview
 from etsam.provenance import Clock, HashInBackground, input_record, outputs_record, write_json
-from etsam.record import notes_on, segmentation_details, segmentation_label, told_of
+from etsam.record import (
+    notes_on,
+    reading_notes,
+    segmentation_details,
+    segmentation_label,
+    told_of,
+)
 from etsam.results import (
     SegmentResult,
     Task,
     clear_folder,
     earlier_result,
     is_finished,
+    outdated,
     refuse_existing,
     refuse_others,
     request_of,
@@ -102,7 +109,8 @@ def segment_array(
 ) -> np.ndarray:
     """Find the membranes of a volume with any model and options; see `segment`.
 
-    Options about files, thresholds and post-processing play no role.
+    Options about files, thresholds and post-processing play no role. What was odd in the volume is
+    told as warnings.
 
     Raises
     ------
@@ -138,6 +146,8 @@ def segment_array(
                     write(z, plane)
 
         with_smaller_tiles(attempt, options, _frame(tomogram, stages, options))
+        for note in reading_notes(tomogram):
+            warnings.warn(note, stacklevel=2)
     return logits if output_path is None else np.load(output_path, mmap_mode="r")
 
 
@@ -201,7 +211,7 @@ def segment_file(
                 with clock.stage("finish"), memory_errors():
                     cleaning = _finish(tomogram, options, staged)
             _refuse_changed(task.source, input_record(tomogram))
-            notes = notes_on(tomogram, voxels)
+            notes = [*notes_on(tomogram, voxels), *outdated(result)]
             details = segmentation_details(tomogram, stages, options, voxels, cleaning, clock)
             details |= task.record(hashed.result()) | {"run": run or None}
             details |= {"outputs": outputs_record(staged.beside()), "warnings": [*told, *notes]}

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import mrcfile
 import numpy as np
 import torch
 
+from etsam import __version__
 from etsam.memory import memory_errors
 from etsam.simulation.recipe import SimulationOptions, draw
 from etsam.simulation.render import render
 from etsam.simulation.suite import SUITE_SHAPE, held_out_suite
-from etsam.storage import MAX_SIDE, appearing, write_text
+from etsam.storage import MAX_SIDE, appearing, naming
+from etsam.volume import create_volume, tomogram_from_array
 
 ALL_DRAWN = SimulationOptions()
 MIN_SIDE = 16  # voxels
@@ -95,9 +95,10 @@ def quantised(tomogram: np.ndarray, percentiles: tuple[float, float]) -> np.ndar
 
 
 def _write_mrc(path: Path, data: np.ndarray, spacing: float) -> None:
-    with appearing(path) as partial, mrcfile.new(partial, overwrite=True) as mrc:
-        mrc.set_data(data)
-        mrc.voxel_size = spacing
+    like = tomogram_from_array(data, voxel_spacing=spacing)
+    with create_volume(path, like, dtype="int8", label=f"etsam {__version__} simulate") as volume:
+        for z, plane in enumerate(data):
+            volume.write_slice(z, plane)
 
 
 def simulate_one(
@@ -128,14 +129,17 @@ def simulate_one(
     folder.mkdir(parents=True, exist_ok=True)
     result = simulate(seed, shape, options)
     clip = result.parameters["clip_percent"]
-    try:
-        target.unlink(missing_ok=True)  # it stands for the pair, and comes last
-        write_text(record, json.dumps(result.parameters, indent=1))  # says whose the others are
-        _write_mrc(mask, result.mask, result.voxel_spacing)
-        _write_mrc(target, quantised(result.tomogram, (clip, 100.0 - clip)), result.voxel_spacing)
-    except OSError as wrong:
-        reason = wrong.strerror or str(wrong)
-        raise OSError(wrong.errno or errno.EIO, reason, str(target)) from None
+    tomogram = quantised(result.tomogram, (clip, 100.0 - clip))
+    with ExitStack() as stack:
+        # they get their names in reverse order: the record says whose the others are, and the
+        # tomogram stands for the pair
+        partials = [stack.enter_context(appearing(path)) for path in (target, mask, record)]
+        _write_mrc(partials[0], tomogram, result.voxel_spacing)
+        _write_mrc(partials[1], result.mask, result.voxel_spacing)
+        with naming(record):
+            text = json.dumps(result.parameters, indent=1)
+            partials[2].write_text(text, encoding="utf-8", newline="")
+        target.unlink(missing_ok=True)
     return target
 
 

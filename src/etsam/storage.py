@@ -180,7 +180,7 @@ def partial_name(path: Path) -> Path:
 
 def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
     """Write a UTF-8 text file that appears only when complete; line ends stay as they are."""
-    with appearing(path, partial_name(path)) as partial:
+    with appearing(path, partial_name(path)) as partial, naming(path):
         partial.write_text(text, encoding="utf-8", errors=errors, newline="")
 
 
@@ -189,13 +189,39 @@ def appearing(path: Path, partial: Path | None = None) -> Iterator[Path]:
     """A name to write a file under, ``NAME.partial`` if none is given: the file gets its own once complete.
 
     Where writing fails nothing is left, and a file that was there before stays.
+
+    Raises
+    ------
+    OSError
+        Of the name to write under, as if it were of the file's own.
     """
     partial = partial or path.with_name(path.name + ".partial")
     try:
         yield partial
         partial.replace(path)
+    except OSError as wrong:
+        if wrong.filename is None or os.fspath(wrong.filename) != str(partial):
+            raise
+        raise OSError(wrong.errno, wrong.strerror, str(path)) from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system that names no file name the one that was to be written.
+
+    Raises
+    ------
+    OSError
+        With the same number and reason.
+    """
+    try:
+        yield
+    except OSError as wrong:
+        if wrong.filename is not None or wrong.errno is None:
+            raise
+        raise OSError(wrong.errno, wrong.strerror, str(path)) from None
 
 
 @contextmanager
@@ -269,7 +295,8 @@ def require_space(folder: Path, nbytes: int, purpose: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < nbytes:
         message = f"{purpose} needs {nbytes:,} bytes, {free:,} are free"
-        raise OSError(errno.ENOSPC, message, str(folder))
+        shown = folder.parent if folder.name.startswith(".") else folder  # hidden while at work
+        raise OSError(errno.ENOSPC, message, str(shown))
 
 
 def check_slice(sides: Sequence[int], path: Path) -> None:

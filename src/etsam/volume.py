@@ -78,7 +78,7 @@ class Tomogram:
             z, count = next(iter(self._replaced.items()))
             raise ValueError(
                 f"{self.path or 'the volume'}: {count} voxels of slice {z} are NaN or infinite, which "
-                "cannot be scored: make it again, or label them -1 and set them to 0"
+                "are neither scores nor labels: make it again, or set them to 0 (-1 in a truth)"
             )
 
     def read_slice(self, z: int) -> np.ndarray:

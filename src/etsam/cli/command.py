@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -18,7 +22,7 @@ NO_FOLDERS = (
     *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy", ".npz", ".h5", ".hdf", ".hdf5"),
     *(".em", ".nii", ".txt", ".csv", ".json"),
 )
-EXPECTED_ERRORS = (ValueError, OSError, MemoryError, click.ClickException)
+EXPECTED_ERRORS = (ValueError, OSError, MemoryError, ImportError, click.ClickException)
 
 
 class VerbCommand(click.Command):
@@ -27,7 +31,8 @@ class VerbCommand(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         assert self.callback is not None
         try:
-            return self.callback(ctx.params)
+            with sigterm_stops():
+                return self.callback(ctx.params)
         except KeyboardInterrupt as stop:
             report_error(str(stop) or "interrupted")
             return stop.code if isinstance(stop, Stopped) else EXIT_INTERRUPTED
@@ -39,6 +44,30 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int, message: str = "interrupted") -> None:
         super().__init__(message)
         self.code = 128 + number
+
+
+@contextmanager
+def sigterm_stops() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that nothing half-written is left.
+
+    Where a program or the command itself has its own way with the signal, that stays.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    process = os.getpid()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a worker forked meanwhile ends at once
+            os._exit(128 + number)
+        raise Stopped(number)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def report_error(error: BaseException | str) -> None:
@@ -83,9 +112,10 @@ def check_output_name(output: Path | None) -> None:
     """
     if output is None or output.is_dir():
         return
-    from etsam.results import names_mask
+    from etsam.results import names_mask  # takes a while, in which others may make the folder
 
-    if output.suffix.lower() in NO_FOLDERS or (output.exists() and not names_mask(output)):
+    is_file = output.exists() and not output.is_dir()
+    if output.suffix.lower() in NO_FOLDERS or (is_file and not names_mask(output)):
         raise click.UsageError(
             f"--output {output}: give a folder, or a mask's name in .mrc or .zarr"
         )
@@ -103,7 +133,7 @@ def check_output(paths: Sequence[Path], output: Path | None) -> None:
         return
     from etsam.results import names_mask
 
-    if output.exists() or names_mask(output):
+    if (output.exists() and not output.is_dir()) or names_mask(output):
         raise click.UsageError(f"--output {output} is not a folder: {len(paths)} inputs need one")
 
 

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etsam.cli.command import EXIT_FAILED, EXPECTED_ERRORS, VerbCommand, one_line, report_error
+from etsam.cli.command import (
+    EXIT_FAILED,
+    EXPECTED_ERRORS,
+    VerbCommand,
+    one_line,
+    report_error,
+    report_warning,
+)
 from etsam.cli.options import finite, overwrite_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
@@ -116,7 +123,11 @@ def evaluate(params: dict[str, Any]) -> int:
         raise click.UsageError("--output and --curves are the same file")
     for path in (output, curves):
         check_table_path(path, [params["pairs"]], overwrite=params["overwrite"])
-    rows, points, failed = _evaluated(pairings, options)
+    rows, points, masks, failed = _evaluated(pairings, options)
+    for name in ("thresholds", "sweep", "curves"):
+        if masks and params[name]:
+            option = f"--{name.removesuffix('s') if name == 'thresholds' else name}"
+            report_warning(f"{option} is for scores: {masks} of {len(pairings)} are masks")
     if rows and curves is not None:
         write_table(curves, points)
     if rows and output is None:
@@ -129,8 +140,10 @@ def evaluate(params: dict[str, Any]) -> int:
 
 def _evaluated(
     pairings: list[Pairing], options: EvaluateOptions
-) -> tuple[list[Score], list[Score], int]:
-    """Score what can be scored, a line for each that cannot: rows of scores, of curves, and how many failed.
+) -> tuple[list[Score], list[Score], int, int]:
+    """Score what can be scored, a line for each that cannot.
+
+    Returns rows of scores and of curves, how many predictions are masks, and how many failed.
 
     Nothing else is kept: a curve may have a million points, an error all that was read until then.
     """
@@ -140,6 +153,7 @@ def _evaluated(
     rows: list[Score] = []
     points: list[Score] = []
     failures: list[str] = []
+    masks = 0
     for pairing in pairings:
         try:
             # a display of its own: bars of thousands would not fit a terminal
@@ -150,10 +164,11 @@ def _evaluated(
             continue
         rows += found.rows
         points += curve_rows(found)
+        masks += found.curve is None
         del found
     for failure in failures:
         report_error(failure)
-    return rows, points, len(failures)
+    return rows, points, masks, len(failures)
 
 
 def _pairings(params: dict[str, Any]) -> list[Pairing]:

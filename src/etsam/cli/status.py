@@ -63,4 +63,5 @@ def _line(entry: Entry) -> str:
         notes.append(f"attempt {entry.attempts}")
     if entry.error:
         notes.append(entry.error)
-    return f"{entry.state:<11}  {Path(entry.input).name}  {', '.join(notes)}".rstrip()
+    name = " ".join(Path(entry.input).name.splitlines())
+    return f"{entry.state:<11}  {name}  {', '.join(notes)}".rstrip()
