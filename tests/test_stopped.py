@@ -15,6 +15,7 @@ import pytest
 from etsam.cli.command import check_output, check_output_name, sigterm_stops
 from file_limit import file_limit
 from test_cli import Run, assert_one_line, write_mrc
+from tiny_model import write_tiny_model
 
 WAIT = 60  # seconds
 
@@ -103,3 +104,15 @@ def test_a_folder_that_others_make_meanwhile_is_one(
     folder.rmdir()
     check_output([tmp_path / "a.mrc", tmp_path / "b.mrc"], folder)
     assert asked(folder)
+
+
+def test_a_segmentation_too_large_for_the_system_names_its_file(run: Run, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "tiny")
+    path = write_mrc(tmp_path / "a.mrc", noise((4, 64, 64)))
+    before = sorted(tmp_path.iterdir())
+    with file_limit(10_000):
+        code, out, err = run("segment", path, "--model", model, "--device", "cpu", "--no-preview")
+    assert (code, out) == (1, "")
+    mask = tmp_path / "a_membrane.mrc"
+    assert err.splitlines()[-1] == f"etsam: error: {path}: {mask}: File too large"
+    assert sorted(tmp_path.iterdir()) == before

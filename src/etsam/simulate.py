@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from etsam.memory import memory_errors
 from etsam.simulation.recipe import SimulationOptions, draw
 from etsam.simulation.render import render
 from etsam.simulation.suite import SUITE_SHAPE, held_out_suite
-from etsam.storage import MAX_SIDE, appearing, naming
+from etsam.storage import MAX_SIDE, place_files, write_text
 from etsam.volume import create_volume, tomogram_from_array
 
 ALL_DRAWN = SimulationOptions()
@@ -130,16 +131,17 @@ def simulate_one(
     result = simulate(seed, shape, options)
     clip = result.parameters["clip_percent"]
     tomogram = quantised(result.tomogram, (clip, 100.0 - clip))
-    with ExitStack() as stack:
-        # they get their names in reverse order: the record says whose the others are, and the
-        # tomogram stands for the pair
-        partials = [stack.enter_context(appearing(path)) for path in (target, mask, record)]
-        _write_mrc(partials[0], tomogram, result.voxel_spacing)
-        _write_mrc(partials[1], result.mask, result.voxel_spacing)
-        with naming(record):
-            text = json.dumps(result.parameters, indent=1)
-            partials[2].write_text(text, encoding="utf-8", newline="")
-        target.unlink(missing_ok=True)
+    work = folder / f".{stem}.partial"
+    work.mkdir(exist_ok=True)
+    try:
+        _write_mrc(work / target.name, tomogram, result.voxel_spacing)
+        _write_mrc(work / mask.name, result.mask, result.voxel_spacing)
+        write_text(work / record.name, json.dumps(result.parameters, indent=1))
+        place_files(work, [record, mask, target])  # the tomogram stands for the pair, and comes last
+    except OSError as wrong:
+        raise OSError(wrong.errno, wrong.strerror, str(target)) from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     return target
 
 

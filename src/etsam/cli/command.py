@@ -18,6 +18,8 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 HIDDEN = re.compile(r"\.([^/\\]+?)(?:\.\d+)?\.partial\b")
 """The name of a file or folder while it is written; users know it by the name it will have."""
+WORK_FOLDER = re.compile(r"\.[^/\\]+\.partial[/\\]")
+"""The folder of files that are written together; they will lie beside it."""
 NO_FOLDERS = (
     *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy", ".npz", ".h5", ".hdf", ".hdf5"),
     *(".em", ".nii", ".txt", ".csv", ".json"),
@@ -91,7 +93,8 @@ def one_line(error: BaseException | str) -> str:
     if isinstance(error, click.ClickException):
         text = error.format_message()
     elif isinstance(error, OSError) and error.strerror:
-        place = HIDDEN.sub(r"\1", os.fsdecode(error.filename)) if error.filename else ""
+        named = WORK_FOLDER.sub("", os.fsdecode(error.filename or ""))
+        place = HIDDEN.sub(r"\1", named)
         text = f"{place}: {error.strerror}" if place else error.strerror
     elif isinstance(error, UnicodeEncodeError):
         text = "a name that is no Unicode cannot be written into a text: rename the file"
