@@ -137,7 +137,7 @@ def simulate_one(
         _write_mrc(work / target.name, tomogram, result.voxel_spacing)
         _write_mrc(work / mask.name, result.mask, result.voxel_spacing)
         write_text(work / record.name, json.dumps(result.parameters, indent=1))
-        place_files(work, [record, mask, target])  # the tomogram stands for the pair, and comes last
+        place_files(work, [record, mask, target])  # the last one stands for the pair
     except OSError as wrong:
         raise OSError(wrong.errno, wrong.strerror, str(target)) from None
     finally:
