@@ -299,7 +299,8 @@ def test_command_line_refuses_what_does_not_fit(run: Run, folder: Path, tmp_path
         ((folder, "--memory-gb", "nan"), "nan is not a finite number"),
         ((folder, "--size", 100), "multiples of 32"),
         ((folder, "--stage", 2, "--simulate", 0.5), "needs --stage1-checkpoint"),
-        ((folder, "--validation", tmp_path), "no pairs"),
+        ((folder, "--size", 64, "--validation", tmp_path), "no pairs"),
+        ((folder,), f"{folder}: every volume is smaller than a clip of 4 slices of 128^2 pixels"),
     ):
         code, _, err = run("train", *given, "-o", tmp_path / "run", "--device", "cpu")
         assert code == (2 if "finite" in said else 1)

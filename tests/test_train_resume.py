@@ -180,6 +180,7 @@ def test_two_runs_do_not_share_a_folder(run: Run, folder: Path, tmp_path: Path) 
     """As when a job is submitted twice: each would go on with the other's state."""
     given = options(folder, tmp_path, steps=1)
     asked = ["train", folder, "-o", tmp_path, "--steps", 1, "--batch", 1, "--device", "cpu"]
+    asked += ["--size", 64]
     said: list[tuple[int, str, str]] = []
     train(given, lambda _: said.append(run(*asked)))
     ((code, _, err),) = said

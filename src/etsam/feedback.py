@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +17,15 @@ from etsam.intensity import measure_intensity
 from etsam.logits import LOGIT_LIMIT, ScratchLogits
 from etsam.options import SegmentOptions
 from etsam.pipeline import StageRun, Volume, plan_stage, run_stage
+from etsam.provenance import size_and_time
 from etsam.stages import Stage, choose_device, load_stage
-from etsam.storage import appearing, require_space, write_text
+from etsam.storage import appearing, held_lock, partial_name, require_space, write_text
 from etsam.volume import open_tomogram
 
 NOTE = "stage1_logits.json"
 """In a folder of pairs: which stage 1 made the logits there."""
+LOCK = ".stage1_logits.lock"
+"""Held beside it while logits are made."""
 
 
 def write_stage1_logits(
@@ -35,9 +38,9 @@ def write_stage1_logits(
 ) -> int:
     """Segment every training tomogram with stage 1, leaving ``{stem}_stage1.npy`` beside it.
 
-    Logits are clipped to [-5, 5] and kept as int8 of 5 / 127 each. Files that are there already
-    are left alone; ``stage1_logits.json`` says which checkpoint and step made them. `step` is what
-    stage 2 will want (`FrameSpec.feedback_step`).
+    Logits are clipped to [-5, 5] and kept as int8 of 5 / 127 each. Files that are there already and
+    not older than their tomogram are left alone; ``stage1_logits.json`` says which checkpoint and
+    step made them. `step` is what stage 2 will want (`FrameSpec.feedback_step`).
 
     Returns
     -------
@@ -48,26 +51,45 @@ def write_stage1_logits(
     ------
     ValueError
         The checkpoint is not one of stage 1, or the logits there are another's.
+    OSError
+        Another process is making logits there.
     """
     stage = load_stage(checkpoint, 0, choose_device(device))
     tomograms = [tomogram for tomogram, _ in find_pairs(folder)]
-    missing = [path for path in tomograms if not logits_path(path).is_file()]
-    _claim(folder, {"stage1": stage.sha256, "step": step}, kept=len(tomograms) - len(missing))
-    for done, path in enumerate(missing):
-        _write_logits(path, stage, step)
-        if progress is not None:
-            progress(done + 1, len(missing))
+    maker = {"stage1": stage.sha256, "step": step}
+    missing = [path for path in tomograms if not _has_logits(path)]
+    with ExitStack() as stack:
+        if missing:
+            taken = f"another process is making stage-1 logits in {folder}: wait for it"
+            stack.enter_context(held_lock(folder / LOCK, taken))
+            missing = [path for path in missing if not _has_logits(path)]  # made meanwhile
+        _claim(folder, maker, kept=len(tomograms) - len(missing))
+        for done, path in enumerate(missing):
+            _write_logits(path, stage, step)
+            if progress is not None:
+                progress(done + 1, len(missing))
     return len(missing)
+
+
+def _has_logits(tomogram: Path) -> bool:
+    """Whether there are logits that are not older than the tomogram."""
+    target = logits_path(tomogram)
+    return target.is_file() and target.stat().st_mtime_ns >= size_and_time(tomogram)[1]
 
 
 def _claim(folder: Path, maker: dict[str, object], kept: int) -> None:
     """Note whose logits a folder is for; refuse those of another stage 1, warn of unknown ones."""
     note = folder / NOTE
     if kept and note.is_file():
-        if json.loads(note.read_text(encoding="utf-8")) != maker:
+        try:
+            known = json.loads(note.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{note} is damaged ({error}): remove it and *_stage1.npy") from None
+        if known != maker:
             raise ValueError(
-                f"{kept} tomograms of {folder} have logits of another stage 1 (*_stage1.npy): remove "
-                "them to make new ones, or leave out --stage1-checkpoint to take them as they are"
+                f"{kept} tomograms of {folder} have logits of another stage 1, or of other slices "
+                "(*_stage1.npy): remove them to make new ones, or leave out --stage1-checkpoint to "
+                "take them as they are"
             )
         return
     if kept:
@@ -93,7 +115,7 @@ def _write_logits(path: Path, stage: Stage, step: int) -> None:
             )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        with appearing(target) as partial:
+        with appearing(target, partial_name(target)) as partial:
             _fill(partial, replace(run, scaling=scaling))
 
 

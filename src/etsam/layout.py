@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from etsam.predictions import run_of
 from etsam.volume import KNOWN_SUFFIXES, stands_aside, stem_of, whole_volume
 
 MASK_ENDING = "_membrane"
@@ -89,8 +90,8 @@ def find_inputs(places: Iterable[Path], annotations: tuple[Path, ...] = ()) -> l
                 )
             found.append(Annotated(stem_of(place), place, annotations))
             continue
-        here = find_annotated(place)
-        if not here:
+        here = [pair for pair in find_annotated(place) if pair not in found]
+        if not here and not any(place in pair.tomogram.parents for pair in found):
             raise FileNotFoundError(
                 f"{place} holds no tomogram with a mask: expected NAME and NAME_membrane, or "
                 "DATASET/RUN as `etsam download` or the CryoET Data Portal lay them out"
@@ -111,7 +112,7 @@ def find_inputs(places: Iterable[Path], annotations: tuple[Path, ...] = ()) -> l
 def portal_tomograms(folder: Path) -> list[Path]:
     """List the tomograms of a run, a dataset or several datasets of the portal, in order."""
     pattern = f"{PORTAL_SPACINGS}/{PORTAL_TOMOGRAMS}"
-    return by_stem(path for up in ABOVE for path in folder.glob(up + pattern))
+    return _inputs(path for up in ABOVE for path in folder.glob(up + pattern))
 
 
 def fetched_tomograms(folder: Path) -> dict[Path, str]:
@@ -194,7 +195,7 @@ def _portal(folder: Path) -> list[Annotated]:
 
 def _fetched(folder: Path) -> list[Annotated]:
     found = []
-    for tomogram in by_stem(path for up in ABOVE for path in folder.glob(up + FETCHED_TOMOGRAMS)):
+    for tomogram in _inputs(path for up in ABOVE for path in folder.glob(up + FETCHED_TOMOGRAMS)):
         run = tomogram.parents[1]
         found.append(_of_run(run, tomogram, _masks_in(run / FETCHED_MASKS)))
     return found
@@ -204,6 +205,13 @@ def _of_run(run: Path, tomogram: Path, masks: list[Path]) -> Annotated:
     run = run.resolve()
     dataset = run.parent.name
     return Annotated(f"{dataset}_{run.name}", tomogram, tuple(masks), dataset, run.name)
+
+
+def _inputs(paths: Iterable[Path]) -> list[Path]:
+    """Volumes `by_stem`, without those that a segmentation program made of another one beside them."""
+    found = by_stem(paths)
+    known = {(path.parent, stem_of(path)) for path in found}
+    return [path for path in found if (path.parent, run_of(path)) not in known]
 
 
 def by_stem(paths: Iterable[Path]) -> list[Path]:

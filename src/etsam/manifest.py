@@ -174,7 +174,8 @@ def read_manifest(path: Path) -> list[Entry]:
             entries.append(entry)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
-                f"{path}, line {number} is not what etsam wrote ({error}): move the file away"
+                f"{path}, line {number} is not what etsam wrote ({error}): expected a manifest; name "
+                "another file, or move this one away"
             ) from None
     return entries
 

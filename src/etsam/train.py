@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -97,6 +98,8 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
             stack.enter_context(held_lock(options.lock, taken))
         clips = sampler or make_sampler(options, groups, store, team, stack)
         run = start_run(options, team.device)
+        if run.step > options.schedule.steps and team.leads:
+            warnings.warn(f"the run is at step {run.step} already: nothing to do", stacklevel=2)
         scribe = None
         if team.leads:
             journal = stack.enter_context(Journal(options.output, run.step, log))
@@ -145,12 +148,14 @@ class _Scribe:
 
     def write(self, run: Run, entry: dict[str, Any], *, saves: bool) -> None:
         """A line of the log; where the run is to be saved also figures of held-out clips."""
-        if saves and self.held is not None:
-            entry = entry | self._validate(run, self.held)
-        if entry:
-            self.journal.write({"step": run.step} | entry)
-        if saves:
-            save_run(run, self.options)
+        try:
+            if saves and self.held is not None:
+                entry = entry | self._validate(run, self.held)
+            if entry:
+                self.journal.write({"step": run.step} | entry)
+        finally:  # whatever fails in figures costs no step
+            if saves:
+                save_run(run, self.options)
 
     def _validate(self, run: Run, held: ClipSampler) -> dict[str, Any]:
         """Figures of the averaged network, and a picture."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etsam.cli.command import VerbCommand
+from etsam.cli.command import VerbCommand, report_warning
 from etsam.cli.options import finite, parse_triple
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
@@ -24,7 +24,7 @@ FOLDER = FilePath(file_okay=False)
 
 @click.command(cls=VerbCommand, short_help="Train or fine-tune a stage.")
 @click.argument("data", nargs=-1, type=FOLDER)
-@click.option("-o", "--output", type=FilePath(), required=True, help="Folder of the run.")
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run.")
 @click.option("--stage", type=click.IntRange(1, 2), default=1, show_default=True)
 @click.option(
     "--validation",
@@ -110,9 +110,11 @@ def train(params: dict[str, Any]) -> None:
 
     from etsam.train import train as run_training
     from etsam.training.parallel import join
+    from etsam.training.run import refuse_foreign
 
     with join(params["device"]) as team:
         if params["stage"] == 2 and params["stage1_checkpoint"] is not None:
+            refuse_foreign(options)  # before hours of work on logits
             _make_stage1_logits(params, options.spec.feedback_step, team)
         weights = run_training(options, _report)
     if team.leads:
@@ -121,6 +123,7 @@ def train(params: dict[str, Any]) -> None:
 
 def _options(params: dict[str, Any]) -> TrainOptions:
     """What was asked for, over what the network's regime says."""
+    _refuse_idle(params)
     weights = params["weights"] or (None,) * len(params["data"])
     if len(weights) != len(params["data"]):
         raise ValueError(
@@ -168,6 +171,33 @@ def _options(params: dict[str, Any]) -> TrainOptions:
         own = None if encoder is None else encoder * scale
         schedule = replace(schedule, encoder_learning_rate=own)
     return replace(options, schedule=schedule, **_given(asked))
+
+
+def _refuse_idle(params: dict[str, Any]) -> None:
+    """Refuse options that play no role beside the others, and folders that are given twice to train on.
+
+    Raises
+    ------
+    click.UsageError
+        There is one.
+    """
+    usual = {option.name: option.default for option in train.params}
+    shaped = [
+        name
+        for name in ("simulate_preset", "simulate_shape")
+        if not params["share"] and params[name] != usual[name]
+    ]
+    if shaped:
+        raise click.UsageError(f"--{shaped[0].replace('_', '-')} is for --simulate SHARE")
+    if params["stage"] == 1 and params["stage1_checkpoint"] is not None:
+        raise click.UsageError("--stage1-checkpoint is for --stage 2; --start is where to begin")
+    if params["data"] and params["share"] == 1:
+        raise click.UsageError("--simulate 1 leaves no clip for the folders: give a smaller share")
+    places = [folder.resolve() for folder in params["data"]]
+    if len(set(places)) < len(places):
+        raise click.UsageError("a folder is given twice: give it once, and --weight")
+    if params["validation"] is not None and params["validation"].resolve() in places:
+        report_warning("--validation is trained on too: its Dice says nothing of other tomograms")
 
 
 def _spec(options: TrainOptions, sizes: tuple[int, ...]) -> FrameSpec:

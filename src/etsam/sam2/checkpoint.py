@@ -124,6 +124,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())
+        partial.chmod(0o666 & ~_umask())  # safetensors leaves them to their owner alone
         partial.replace(path)
     except (OSError, RuntimeError, SafetensorError) as wrong:
         number = _system_error(wrong)
@@ -132,6 +133,13 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise OSError(number, os.strerror(number), str(path)) from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """What this process takes from the permissions of new files."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _system_error(wrong: BaseException) -> int | None:

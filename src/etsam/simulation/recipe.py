@@ -85,6 +85,12 @@ class SimulationOptions:
         for amount in (self.fading, self.depth_fading):
             if not 0 <= amount <= 1:
                 raise ValueError(f"a fading of {amount} cannot be simulated: expected 0 to 1")
+        if not 0 <= self.lean <= 90:
+            raise ValueError(f"a lean of {self.lean} is none: expected 0 to 90 degrees")
+        for name in ("views", "actin", "microtubules", "gold", "whole", "vesicles"):
+            number = getattr(self, name)
+            if number is not None and number < 0:
+                raise ValueError(f"{name} is {number}: expected a number from 0 on, or None")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ THIN = 0.12
 """Part of the ``strong`` clips that come from a few slices taken for the whole volume."""
 THINNEST, THICKEST = 1, 16
 """Slices of such a volume."""
+SMALLER = "give a smaller --size, fewer --frames, or larger volumes"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class ClipShape:
     frames: int = 4
     size: int = 192
     anchored: bool = True
+
+    def __str__(self) -> str:
+        """As messages name it."""
+        return f"a clip of {self.frames} slices of {self.size}^2 pixels"
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,12 @@ class Group:
 def own_random(seed: int, step: int, index: int) -> np.random.Generator:
     """The random numbers of clip ``index`` of a step; -1 for what all clips of the step share."""
     return np.random.default_rng((seed, step, index + 2))
+
+
+def fits(pair: Pair, shape: ClipShape) -> bool:
+    """Whether a clip can be cut from a pair; square frames are whole slices."""
+    wide = pair.geometry.is_square or min(pair.geometry.scaled_shape) >= shape.size
+    return wide and pair.shape[0] >= shape.frames
 
 
 @dataclass(frozen=True)
@@ -128,22 +139,14 @@ class ClipSampler:
     def _pick(self, groups: Sequence[Group], shape: ClipShape, random: np.random.Generator) -> Pair:
         """Draw a pair that is large enough."""
         fitting = [
-            (group.weight, [pair for pair in group.pairs if self._fits(pair, shape)])
-            for group in groups
+            (group.weight, [pair for pair in group.pairs if fits(pair, shape)]) for group in groups
         ]
         fitting = [(weight, pairs) for weight, pairs in fitting if pairs and weight > 0]
         if not fitting:
-            raise ValueError(
-                f"every volume is smaller than a clip of {shape.frames} slices"
-                + ("" if self.spec.size == "square" else f" of {shape.size}^2 pixels")
-            )
+            raise ValueError(f"every volume is smaller than {shape}: {SMALLER}")
         weights = np.array([weight for weight, _ in fitting])
         _, pairs = fitting[int(random.choice(len(fitting), p=weights / weights.sum()))]
         return pairs[int(random.integers(len(pairs)))]
-
-    def _fits(self, pair: Pair, shape: ClipShape) -> bool:
-        wide = self.spec.size == "square" or min(pair.geometry.scaled_shape) >= shape.size
-        return wide and pair.shape[0] >= shape.frames
 
     def _span(self, pair: Pair, random: np.random.Generator) -> range:
         """The slices that pass for the volume: all, or a few, as volumes in use may have."""

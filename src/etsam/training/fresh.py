@@ -7,9 +7,11 @@ import os
 import shutil
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +20,8 @@ import torch
 
 from etsam.dataset import Pair, find_pairs, logits_path
 from etsam.feedback import write_stage1_logits
+from etsam.provenance import sha256
+from etsam.storage import write_text
 
 FIRST_SEED = 2_000_000_000
 """Seeds from here on; the held-out suite and validation have smaller ones."""
@@ -27,6 +31,8 @@ AHEAD = 2
 SPARE = 3
 """Pairs no longer drawn that are kept for a process that lags behind."""
 PATIENCE = 0.05  # seconds between two looks
+RECIPE = "recipe.txt"
+"""In the folder of simulated pairs: how they are made."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,16 @@ class Fresh:
                 f"{self.every} steps: expected a share in (0, 1], the others from 1"
             )
 
+    def recipe(self) -> str:
+        """How pairs are made, as one text: what is called with what, which stage 1 is run over them."""
+        call, words = self.make, ""
+        if isinstance(call, partial):
+            words = f" {call.args} {sorted(call.keywords.items())}"
+            call = call.func
+        name = getattr(call, "__qualname__", type(call).__qualname__)
+        stage1 = "" if self.stage1 is None else f" {sha256(self.stage1)} {self.step}"
+        return f"{name}{words}{stage1}\n"
+
 
 class FreshPairs:
     """The simulated pairs of a step. Which they are depends on the step alone, not on speed."""
@@ -76,7 +92,21 @@ class FreshPairs:
         self._process: multiprocessing.process.BaseProcess | None = None
 
     def start(self) -> None:
-        """Start simulating; only one of several training processes does."""
+        """Start simulating; only one of several training processes does.
+
+        Pairs that an earlier run left of another recipe, or of another stage 1, are removed.
+        """
+        note, recipe = self._folder / RECIPE, self._fresh.recipe()
+        stale = [path for path in self._folder.glob("*") if path.name.isdecimal()]
+        if stale and not (note.is_file() and note.read_text("utf-8") == recipe):
+            for path in stale:
+                shutil.rmtree(path)
+            warnings.warn(
+                f"{self._folder}: pairs of another recipe, or of another stage 1, are made anew",
+                stacklevel=2,
+            )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_text(note, recipe)
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         arguments = (other, self._folder, self._fresh)

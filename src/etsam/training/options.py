@@ -113,6 +113,15 @@ class TrainOptions:
     fresh: Fresh | None = None
 
     def __post_init__(self) -> None:
+        for name, expected, sound in (
+            ("data", "a pathlib.Path, or a list of Source", self._has_sources()),
+            ("output", "a pathlib.Path", isinstance(self.output, Path)),
+            ("stage", "1 or 2", self.stage in (1, 2)),
+            ("every", "a number of steps from 1 on", self.every >= 1),
+            ("dtype", "auto, float32 or bfloat16", self.dtype in ("auto", "float32", "bfloat16")),
+        ):
+            if not sound:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: expected {expected}")
         least = 1 if self.anchored else 2
         wrong = [size for size in self.sizes if size < 1 or size % self.spec.multiple]
         if wrong or not self.sizes:
@@ -124,6 +133,12 @@ class TrainOptions:
                 f"{self.frames} slices a clip, {self.schedule.steps} steps: expected at least "
                 f"{least} and 1"
             )
+
+    def _has_sources(self) -> bool:
+        data: object = self.data  # whatever a program gave
+        if isinstance(data, list | tuple):
+            return all(isinstance(each, Source) for each in data)
+        return isinstance(data, Path)
 
     @property
     def sources(self) -> Sequence[Source]:
@@ -160,6 +175,17 @@ class TrainOptions:
             "frames": self.frames,
             "sizes": list(self.sizes),
             "augmentation": self.augmentation,
+        }
+
+    @property
+    def circumstances(self) -> dict[str, Any]:
+        """What else a run that goes on is told of; paths, which are of no use to those who get the weights."""
+        return {
+            "data": [[str(source.folder.absolute()), source.weight] for source in self.sources],
+            "validation": None if self.validation is None else str(self.validation.absolute()),
+            "simulated": None if self.fresh is None else self.fresh.share,
+            "dtype": self.dtype,
+            "checkpointing": self.checkpointing,
         }
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from etsam.provenance import sha256
 from etsam.sam2 import SAM2, save_checkpoint
 from etsam.sam2.checkpoint import UNREADABLE, why_unreadable, written_whole
 from etsam.training.journal import LOG_NAME
@@ -24,6 +25,7 @@ class Run:
     model: SAM2
     average: SAM2
     optimiser: torch.optim.Optimizer
+    start: str | None = None  # SHA-256 of the weights it began from
     step: int = 0
     losses: list[float] = field(default_factory=list)
 
@@ -35,6 +37,7 @@ class Run:
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         return {
             "step": self.step,
+            "start": self.start,
             "losses": self.losses,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -46,6 +49,7 @@ class Run:
     def restore(self, state: dict[str, Any]) -> None:
         """Take up the state of `state`."""
         self.step, self.losses = state["step"], state["losses"]
+        self.start = state.get("start", self.start)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -65,9 +69,12 @@ def start_run(options: TrainOptions, device: torch.device) -> Run:
         start_from(model, options.start, options.spec)
     average.load_state_dict(model.state_dict())
     average.eval().requires_grad_(False)
-    run = Run(model, average, make_optimiser(model, options.schedule))
+    start = None if options.start is None else sha256(options.start)
+    run = Run(model, average, make_optimiser(model, options.schedule), start)
     if options.state.is_file():
-        run.restore(_saved(options))
+        state = read_state(options, start)
+        _tell_changes(state.get("choices", {}) | state.get("circumstances", {}), options)
+        run.restore(state)
     return run
 
 
@@ -80,13 +87,15 @@ def _laid_out(model: SAM2) -> SAM2:
 
 
 def refuse_foreign(options: TrainOptions) -> None:
-    """Keep files under the names of a run's in a folder that no run has been in.
+    """Keep another run, and in a folder that no run has been in files under the names of a run's.
 
     Raises
     ------
-    FileExistsError
-        There is one.
+    FileExistsError, ValueError
+        There is one; or the state there cannot be read.
     """
+    if options.state.is_file():
+        read_state(options, None if options.start is None else sha256(options.start))
     if options.state.exists() or options.lock.exists():
         return
     for path in (options.weights, options.output / LOG_NAME):
@@ -96,8 +105,14 @@ def refuse_foreign(options: TrainOptions) -> None:
             )
 
 
-def _saved(options: TrainOptions) -> dict[str, Any]:
-    """Read the state a run was saved in."""
+def read_state(options: TrainOptions, start: str | None) -> dict[str, Any]:
+    """Read the state a run was saved in; ``start`` is the SHA-256 of the weights to begin from.
+
+    Raises
+    ------
+    ValueError
+        It cannot be read, or is that of a run of another network, stage, seed or start.
+    """
     try:
         state: dict[str, Any] = torch.load(options.state, map_location="cpu", weights_only=True)
         made_with = state["made_with"]
@@ -111,13 +126,18 @@ def _saved(options: TrainOptions) -> dict[str, Any]:
             f"{options.output} holds a run of another network, stage or seed: choose another "
             "--output, or remove its state.pt"
         )
-    _tell_changes(state.get("choices", options.choices), options)
+    if start is not None and state.get("start", start) != start:
+        raise ValueError(
+            f"{options.output} holds a run that began from other weights than {options.start}: choose "
+            "another --output, or remove its state.pt"
+        )
     return state
 
 
 def _tell_changes(before: dict[str, Any], options: TrainOptions) -> None:
     """Warn of what was chosen otherwise when the run was saved."""
-    old, new = (choices["schedule"] | choices for choices in (before, options.choices))
+    now = options.choices | options.circumstances
+    old, new = (choices.get("schedule", {}) | choices for choices in (before, now))
     changed = [
         f"{name} {old[name]!r}, now {value!r}"
         for name, value in new.items()
@@ -141,6 +161,10 @@ def save_run(run: Run, options: TrainOptions) -> None:
     done = {"stage": options.stage, "step": run.step, "seed": options.seed}
     metadata = {"frame_spec": options.spec.to_dict(), "provenance": done | options.choices}
     save_checkpoint(options.weights, run.average, metadata, half=False)
-    state = run.state() | {"made_with": options.identity, "choices": options.choices}
+    state = run.state() | {
+        "made_with": options.identity,
+        "choices": options.choices,
+        "circumstances": options.circumstances,
+    }
     with written_whole(options.state) as partial, partial.open("wb") as file:
         torch.save(state, file)

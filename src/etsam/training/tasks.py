@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from etsam.dataset import Pair, SliceStore, open_pairs
-from etsam.training.clips import Clips, ClipSampler, ClipShape, Group, own_random
+from etsam.training.clips import SMALLER, Clips, ClipSampler, ClipShape, Group, fits, own_random
 from etsam.training.fresh import FreshPairs
 from etsam.training.options import TrainOptions
 from etsam.training.parallel import Team
 from etsam.training.prompting import Plan, PromptMix
+from etsam.training.validation import FRAMES
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,36 @@ def open_groups(options: TrainOptions, store: SliceStore) -> list[Group]:
     Raises
     ------
     ValueError, FileNotFoundError
-        As `open_pairs`, or nothing of a folder is annotated.
+        As `open_pairs`, nothing of a folder is annotated, or no volume is large enough for a clip.
     """
     groups = []
     for source in options.sources:
-        pairs = open_pairs(source.folder, options.spec, store, with_logits=options.stage == 2)
-        if not any(pair.is_annotated() for pair in pairs):
-            raise ValueError(
-                f"{source.folder}: not a voxel of {len(pairs)} masks is annotated, all are -1: "
-                "expected 1 (membrane) and 0"
-            )
+        pairs = _annotated_pairs(source.folder, options, store)
         groups.append(Group(pairs, len(pairs) if source.weight is None else source.weight))
+    for shape in [ClipShape(options.frames, size) for size in options.sizes]:
+        small = [[not fits(pair, shape) for pair in group.pairs] for group in groups]
+        if options.fresh is None and all(map(all, small)):
+            folders = ", ".join(str(source.folder) for source in options.sources)
+            raise ValueError(f"{folders}: every volume is smaller than {shape}: {SMALLER}")
+        for source, out in zip(options.sources, small, strict=True):
+            if any(out):
+                warnings.warn(
+                    f"{source.folder}: {sum(out)} of {len(out)} volumes are smaller than {shape}, for "
+                    "which they are left out",
+                    stacklevel=2,
+                )
     return groups
+
+
+def _annotated_pairs(folder: Path, options: TrainOptions, store: SliceStore) -> list[Pair]:
+    """The pairs of a folder, of whose masks not all may be -1."""
+    pairs = open_pairs(folder, options.spec, store, with_logits=options.stage == 2)
+    if not any(pair.is_annotated() for pair in pairs):
+        raise ValueError(
+            f"{folder}: not a voxel of {len(pairs)} masks is annotated, all are -1: "
+            "expected 1 (membrane) and 0"
+        )
+    return pairs
 
 
 def make_sampler(
@@ -69,6 +90,7 @@ def make_sampler(
     stack.enter_context(simulated)
     if team.leads:
         simulated.start()
+    team.wait()  # until those of another recipe are gone
     weight = 1.0
     if fresh.share < 1:
         weight = sum(group.weight for group in groups) * fresh.share / (1 - fresh.share)
@@ -82,10 +104,21 @@ def make_sampler(
 
 
 def held_out(options: TrainOptions, store: SliceStore) -> ClipSampler | None:
-    """Draws clips that are never trained on, unchanged."""
+    """Draws clips that are never trained on, unchanged.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As `open_groups`.
+    """
     if options.validation is None:
         return None
-    pairs = open_pairs(options.validation, options.spec, store, with_logits=options.stage == 2)
+    pairs = _annotated_pairs(options.validation, options, store)
+    shape = ClipShape(min(FRAMES, *(pair.shape[0] for pair in pairs)), max(options.sizes))
+    if not any(fits(pair, shape) for pair in pairs):
+        raise ValueError(
+            f"--validation {options.validation}: every volume is smaller than {shape}: {SMALLER}"
+        )
     return ClipSampler(lambda _: [Group(pairs, 1.0)], options.spec, 0, "none")
 
 
