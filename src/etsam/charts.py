@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import fill
@@ -42,6 +43,7 @@ UNITS = {
 """Units of each cost, and from which value on they are used."""
 
 TITLES = {"seconds": "Time", "ram_mb": "Memory", "vram_mb": "GPU memory"}
+FEW_LEVELS = 10  # thresholds whose names fit beside each other
 LARGE = 2.0  # times a unit from which it is taken
 
 Table = dict[str, dict[str, Series]]
@@ -168,6 +170,10 @@ def ablation(rows: Sequence[Score], metrics: Sequence[str] = ("dice",)) -> Ablat
     if not grouped:
         listed = " or ".join(metrics)
         raise ValueError(f"no {listed} at any threshold: run `etsam evaluate --sweep`")
+    swept = {row.method for row in rows if row.threshold is not None}
+    masks = [name for name in dict.fromkeys(row.method for row in rows) if name not in swept]
+    if masks:
+        warnings.warn(f"left out, without a threshold: {', '.join(masks)}", stacklevel=2)
     thresholds = sorted({level for points in grouped.values() for level in points})
     means = np.full((len(grouped), len(thresholds)), np.nan)
     for number, points in enumerate(grouped.values()):
@@ -203,7 +209,8 @@ def ablation_table(found: Ablation, *, width: float = 2 * COLUMN) -> Figure:
             weight="bold" if best[row, column] else "normal",
             fontsize=6,
         )
-    axes.set_xticks(range(len(found.thresholds)), [f"{level:g}" for level in found.thresholds])
+    levels = [f"{level:.3g}" for level in found.thresholds]
+    axes.set_xticks(range(len(levels)), levels, rotation=90 if len(levels) > FEW_LEVELS else 0)
     axes.set_yticks(range(len(found.names)), shortened(found.names, 60))
     axes.tick_params(length=0)
     axes.set_xlabel("Threshold")

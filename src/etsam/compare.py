@@ -15,6 +15,10 @@ from etsam.tables import Score, Series, variants
 
 METRICS = ("dice", "iou", "precision", "recall")
 """What the paper tests (section 2.1)."""
+TEST_COLUMNS = (
+    *("metric", "first", "second", "n", "difference", "low", "high", "normality_p", "test"),
+    *("statistic", "p", "alpha", "mark", "cohen_d", "rank_biserial"),
+)
 
 
 @dataclass(frozen=True)
@@ -44,27 +48,16 @@ class Comparisons:
         ]
 
     def test_records(self) -> list[dict[str, Any]]:
-        """Rows of tests."""
-        return [
-            {
-                "metric": item.metric,
-                "first": item.first,
-                "second": item.second,
-                "n": item.test.n,
-                "difference": item.test.difference.mean,
-                "low": item.test.difference.low,
-                "high": item.test.difference.high,
-                "normality_p": item.test.normality,
-                "test": item.test.test,
-                "statistic": item.test.statistic,
-                "p": item.test.p,
-                "alpha": item.test.alpha,
-                "mark": item.test.mark,
-                "cohen_d": item.test.effect,
-                "rank_biserial": item.test.rank_effect,
-            }
-            for item in self.tests
-        ]
+        """Rows of tests, with `TEST_COLUMNS`."""
+        records = []
+        for item in self.tests:
+            test = item.test
+            values = [item.metric, item.first, item.second, test.n]
+            values += [test.difference.mean, test.difference.low, test.difference.high]
+            values += [test.normality, test.test, test.statistic, test.p, test.alpha, test.mark]
+            values += [test.effect, test.rank_effect]
+            records.append(dict(zip(TEST_COLUMNS, values, strict=True)))
+        return records
 
     def mark(self, metric: str, first: str, second: str) -> str | None:
         """Significance mark of a pair in any order; None where it was not tested."""
@@ -106,12 +99,12 @@ def compare(
         tomograms in common.
     """
     table = variants(rows, thresholds)
-    chosen = tuple(methods) or tuple(table)
+    chosen = tuple(dict.fromkeys(methods)) or tuple(table)
     for name in chosen:
         if name not in table:
             raise ValueError(f"no method {name!r}: the table has {', '.join(table)}")
     available = [name for name in METRICS if any(name in table[method] for method in chosen)]
-    wanted = tuple(metrics) or tuple(available)
+    wanted = tuple(dict.fromkeys(metrics)) or tuple(available)
     if not wanted:
         have = ", ".join(dict.fromkeys(name for method in chosen for name in table[method]))
         raise ValueError(f"the table has none of {', '.join(METRICS)}: give --metric, of {have}")

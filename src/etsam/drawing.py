@@ -71,6 +71,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "pdf.fonttype": 42,  # text stays text
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a $ in a name is one
 }
 
 SMALL = 6.5  # points: type of ticks and legends

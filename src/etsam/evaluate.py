@@ -79,6 +79,11 @@ class EvaluateOptions:
     resample: bool = False
 
     def __post_init__(self) -> None:
+        if self.kind not in (None, *TYPICAL_THRESHOLD):
+            known = ", ".join(TYPICAL_THRESHOLD)
+            raise ValueError(f"kind is {self.kind!r}: expected one of {known}, or None")
+        if not isinstance(self.thresholds, tuple | list):
+            raise ValueError(f"thresholds is {self.thresholds!r}: expected several, as (0.5,)")
         if self.resample and self.voxel_spacing is not None:
             raise ValueError("--voxel-spacing says that voxels are equal: give it or --resample")
         if self.voxel_spacing is not None:

@@ -55,11 +55,16 @@ def load_membrane(
             data = volume.read_slices(start, stop)
             volume.require_finite()
             mask[start:stop] = data > (threshold if logits else 0)
+            lowest = min(lowest, float(data.min()))
             if field is not None:
                 field[start:stop] = quantised(data, threshold)
-                lowest = min(lowest, float(data.min()))
     finally:
         volume.close()
+    if field is None and lowest < 0 and not mask.any():
+        raise ValueError(
+            f"{path} holds {lowest:g} and 0, not a mask: bytes of 0 and 255 whose header says signed "
+            "read as 0 and -1; save it as 0 and 1"
+        )
     if field is not None and lowest > threshold:
         raise ValueError(
             f"{path} holds {lowest:g} and more, all above the threshold {threshold:g}: give "
@@ -69,13 +74,16 @@ def load_membrane(
 
 
 def holds_logits(volume: Tomogram) -> bool:
-    """Say whether a volume holds logits: not integers, and in its middle slices not all whole numbers."""
+    """Say whether a volume holds logits: not integers, and somewhere a fraction or a negative number.
+
+    Where nothing was found logits may be whole numbers for many slices; the middle ones are looked at first.
+    """
     if volume.dtype.kind in "biu":
         return False
     depth = volume.shape[0]
-    for z in sorted({depth // 4, depth // 2, 3 * depth // 4}):
+    for z in sorted(range(depth), key=lambda z: abs(z - depth // 2)):
         data = volume.read_slice(z)
-        if not np.array_equal(data, np.rint(data)):
+        if data.min() < 0 or not np.array_equal(data, np.rint(data)):
             return True
     return False
 

@@ -28,6 +28,20 @@ def is_whole(text: str) -> bool:
     return text.isdecimal() and len(text) <= MOST_DIGITS
 
 
+def check_counts(options: object, **least: int) -> None:
+    """Refuse attributes that are no whole numbers, or smaller than the least given for each.
+
+    Raises
+    ------
+    ValueError
+        One is.
+    """
+    for name, low in least.items():
+        value = getattr(options, name)
+        if not isinstance(value, Integral) or int(value) < low:
+            raise ValueError(f"{name} is {value!r}: expected a whole number from {low} on")
+
+
 def quoted(text: str) -> str:
     """A text as messages quote it: of an endless one the beginning."""
     return repr(text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}...")

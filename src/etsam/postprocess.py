@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from etsam.components import Blobs, PackedMask, drop_thin, find_blobs
 from etsam.in_order import in_order
-from etsam.options import MIN_SLICES
+from etsam.options import MIN_SLICES, check_counts
 from etsam.provenance import Clock, input_record, provenance, record_path, write_json
 from etsam.results import names_mask
 from etsam.skeleton import clean_packed
@@ -56,9 +56,7 @@ class CleaningOptions:
     max_spur: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 0:
-                raise ValueError(f"{name} is {value}: expected 0 (off) or a positive number")
+        check_counts(self, min_slices=0, max_rung=0, max_spur=0)
 
     @property
     def label(self) -> str:

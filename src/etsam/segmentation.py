@@ -155,6 +155,8 @@ def _check_output(output: Path, volume: np.ndarray | str | Path) -> None:
     """Refuse before the work what could not be written after it, or would replace the volume."""
     if output.suffix.lower() != ".npy" or output.is_dir():
         raise ValueError(f"output_path is {output}: give the name of a .npy file for the logits")
+    if not output.parent.is_dir():
+        raise ValueError(f"output_path is {output}: make the folder first")
     source = Path(volume) if isinstance(volume, str | Path) else file_of(volume)
     if source is not None and output.exists() and source.exists() and output.samefile(source):
         raise ValueError(f"output_path {output} is the volume itself: give another name")

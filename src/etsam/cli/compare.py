@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etsam.cli.command import VerbCommand
+from etsam.cli.command import VerbCommand, report_warning
 from etsam.cli.options import overwrite_option
 from etsam.cli.paths import FilePath
 
@@ -40,6 +40,7 @@ def compare(params: dict[str, Any]) -> None:
     Paired t-test where the differences pass for normal (Shapiro-Wilk), else Wilcoxon's; * marks p
     below 0.05 over the number of pairs (Bonferroni), ** below 0.01, *** below 0.001.
     """
+    from etsam.compare import TEST_COLUMNS
     from etsam.compare import compare as run_comparison
     from etsam.tables import check_table_path, read_table, write_records
 
@@ -54,7 +55,11 @@ def compare(params: dict[str, Any]) -> None:
     _show(found)
     if params["output"] is not None:
         records = found.test_records()
-        write_records(params["output"], list(records[0]) if records else [], records)
+        write_records(params["output"], TEST_COLUMNS, records)
+        if not records:
+            report_warning(
+                f"{params['output']} holds no test: there is no pair of methods to compare"
+            )
 
 
 def parse_thresholds(texts: tuple[str, ...]) -> dict[str, float]:

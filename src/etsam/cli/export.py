@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from etsam.cli.command import VerbCommand, check_output, refuse_same_targets, run_each
+from etsam.cli.command import (
+    VerbCommand,
+    check_output,
+    refuse_same_targets,
+    report_warning,
+    run_each,
+)
 from etsam.cli.options import finite, overwrite_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
@@ -27,6 +33,15 @@ FORMATS = [
     "copick",
     "chimerax",
 ]
+LABELLED = ("labels", "points", "midsurface", "membrain-pick", "morphometrics", "copick")
+USED_BY = {
+    "point_spacing": ("points",),
+    "max_faces": ("ply", "stl", "obj", "glb", "vtp", "copick"),
+    "min_voxels": LABELLED,
+    "instances": LABELLED,
+    "tomogram": ("chimerax", "points", "morphometrics", "copick"),
+}
+"""Formats for which an option plays a role."""
 
 
 @click.command(cls=VerbCommand, short_help="Meshes, labels and points for other programs.")
@@ -93,6 +108,7 @@ def export(params: dict[str, Any]) -> int:
     from etsam.export import ExportOptions, export_file, result_paths
 
     chosen = FORMATS if "all" in params["formats"] else dict.fromkeys(params["formats"])
+    _tell_of_idle(params, set(chosen))
     values = {key: value for key, value in params.items() if key not in ("masks", "formats")}
     options = ExportOptions(formats=tuple(chosen), **values)
     refuse_same_targets(params["masks"], lambda mask: result_paths(mask, options)[0])
@@ -104,3 +120,12 @@ def export(params: dict[str, Any]) -> int:
                 click.echo(made)
 
     return run_each(params["masks"], run)
+
+
+def _tell_of_idle(params: dict[str, Any], formats: set[str]) -> None:
+    """Say which options play no role for the formats that were chosen."""
+    usual = {option.name: option.default for option in export.params} | {"tomogram": None}
+    for name, users in USED_BY.items():
+        if params[name] != usual[name] and not formats & set(users):
+            option = "components" if name == "instances" else name.replace("_", "-")
+            report_warning(f"--{option} is for --as {', '.join(users)}")

@@ -261,6 +261,8 @@ def _output(params: dict[str, Any]) -> tuple[Path, Saving]:
 
 def _named(text: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
+    if Path(text).exists():  # its name has an =
+        return Path(text).stem, Path(text)
     return (name, Path(path)) if equals and name else (Path(text).stem, Path(text))
 
 

@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from etsam.cli.command import VerbCommand, refuse_same_targets, run_each
+from etsam.cli.command import (
+    EXPECTED_ERRORS,
+    VerbCommand,
+    one_line,
+    refuse_same_targets,
+    run_each,
+)
 from etsam.cli.options import finite, overwrite_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
@@ -52,6 +58,7 @@ def report(params: dict[str, Any]) -> int:
     from etsam.report import (
         ReportOptions,
         check_index,
+        failed_row,
         kept_row,
         page_path,
         report_file,
@@ -66,6 +73,7 @@ def report(params: dict[str, Any]) -> int:
     if len(tomograms) > 1:
         check_index(index_folder, overwrite=options.overwrite)
     rows: list[IndexRow] = []
+    failed: list[IndexRow] = []
 
     def run(path: Path) -> None:
         try:
@@ -74,9 +82,13 @@ def report(params: dict[str, Any]) -> int:
         except FileExistsError:
             rows.append(kept_row(path, options))
             raise
+        except EXPECTED_ERRORS as error:
+            failed.append(failed_row(path, options, one_line(error)))
+            raise
         click.echo(page_path(path, options.output))
 
     code = run_each(tomograms, run)
-    if len(rows) > 1:
+    if len(tomograms) > 1 and rows:
+        rows += failed
         click.echo(write_index(rows, index_folder, overwrite=options.overwrite))
     return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import warnings
@@ -10,6 +11,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from etsam.export import layouts
 from etsam.export.mesh_files import MESH_FORMATS, write_mesh
@@ -26,7 +30,7 @@ from etsam.membrane import Membrane, load_membrane
 from etsam.meshes import MAX_FACES, Mesh, surface_mesh
 from etsam.midsurface import MidSurface, mid_surface, thickness
 from etsam.ngff_metadata import refuse_folder
-from etsam.options import LOGIT_THRESHOLD
+from etsam.options import LOGIT_THRESHOLD, check_counts
 from etsam.overlay import check_shapes
 from etsam.storage import refuse_taken
 from etsam.volume import Tomogram, open_tomogram, stem_of, whole_volume
@@ -68,11 +72,19 @@ class ExportOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        formats: object = self.formats
+        if isinstance(formats, str):
+            raise ValueError(f"formats is {formats!r}: expected several, as ({formats!r},)")
+        object.__setattr__(self, "formats", tuple(dict.fromkeys(self.formats)))
+        for name in ("tomogram", "output"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else Path(value))
+        if not math.isfinite(self.threshold):
+            raise ValueError(f"threshold is {self.threshold}: expected a number")
         unknown = sorted(set(self.formats) - set(FORMATS))
         if unknown or not self.formats:
             raise ValueError(f"formats {unknown}: expected some of {', '.join(FORMATS)}")
-        if self.min_voxels < 0:
-            raise ValueError(f"min_voxels is {self.min_voxels}: expected 0 or more")
+        check_counts(self, min_voxels=0, max_faces=1)
 
 
 @dataclass
@@ -116,6 +128,16 @@ class _Work:
                 f"every membrane of {self.source} is smaller than --min-voxels "
                 f"{self.options.min_voxels}: none gets a label",
                 stacklevel=3,
+            )
+
+    def say_if_pointless(self, named: NDArray[np.integer]) -> None:
+        """Warn of labels without a point; ``named`` are the labels of the mid-surface's points."""
+        without = len(self.instances()) - len(np.unique(named[named > 0]))
+        if without:
+            warnings.warn(
+                f"{without} of {len(self.instances())} membranes of {self.source} have no mid-surface "
+                "inside of the volume, and so no point",
+                stacklevel=4,
             )
 
     def surface(self) -> MidSurface:
@@ -166,6 +188,10 @@ def export_file(
     if "points" in options.formats:  # before a folder is made or anything takes its time
         check_star_name(_tomogram_stem(source, options))
         check_point_spacing(options.point_spacing, membrane.frame)
+    if "copick" in options.formats:
+        layouts.check_cubic(membrane.frame.spacing)
+    if membrane.field is None and options.threshold != LOGIT_THRESHOLD:
+        warnings.warn(f"{source} is a mask: --logit-threshold is for logits", stacklevel=2)
     with closing(open_tomogram(source, voxel_spacing=options.voxel_spacing)) as like:
         tomogram = None
         if options.tomogram is not None:
@@ -245,11 +271,13 @@ def _export(kind: str, work: _Work, home: Path) -> None:
     elif kind == "points":
         surface = work.surface()
         named = work.instances().labels[tuple(surface.voxels.T)]
+        work.say_if_pointless(named)
         points = oriented_points(surface, named, work.membrane.frame, work.options.point_spacing)
         write_star(target, points, work.membrane.frame, work.tomogram_stem)
     elif kind == "midsurface":
         surface = work.surface()
         named = work.instances().labels[tuple(surface.voxels.T)]
+        work.say_if_pointless(named)
         local = thickness(work.membrane, surface)
         write_mid_surface(target, surface, named, local, work.membrane.frame)
     elif kind == "membrain-pick":

@@ -17,7 +17,7 @@ from etsam.frame import Frame
 from etsam.instances import MIN_VOXELS, Instances, separate_membranes
 from etsam.membrane import load_membrane
 from etsam.meshes import Mesh
-from etsam.storage import VolumeInfo
+from etsam.storage import VolumeInfo, Zyx
 from etsam.volume import OutputType, Tomogram, create_volume, tomogram_from_array
 
 MAX_MEMBRANES = 200
@@ -136,6 +136,21 @@ def _morphometrics_config(stem: str, features: Sequence[str]) -> str:
     )
 
 
+def check_cubic(spacing: Zyx) -> None:
+    """Refuse voxels that are not cubes, which copick's names cannot say.
+
+    Raises
+    ------
+    ValueError
+        They are not.
+    """
+    if max(spacing) - min(spacing) > 1e-3 * min(spacing):
+        sides = " x ".join(f"{step:g}" for step in spacing)
+        raise ValueError(
+            f"copick needs cubic voxels, these are {sides} Å (z, y, x): leave out copick"
+        )
+
+
 def write_copick(
     folder: Path, home: Path, run: str, instances: Instances, like: Tomogram, mesh: Mesh
 ) -> None:
@@ -144,16 +159,8 @@ def write_copick(
     `home` is where `folder` will lie in the end, as the config names it.
     copick counts Å from the first voxel, so that mesh and segmentations are moved there from the MRC origin.
 
-    Raises
-    ------
-    ValueError
-        If the voxels are not cubes, which copick's names cannot say.
     """
     spacing = np.array(like.voxel_spacing)
-    if np.ptp(spacing) > 1e-3 * spacing.min():
-        raise ValueError(
-            f"copick needs cubic voxels, these are {spacing.tolist()} Å: resample the mask first"
-        )
     place = folder / "ExperimentRuns" / run
     (place / "Segmentations").mkdir(parents=True)
     stem = f"{spacing[0]:.3f}_etsam_0"

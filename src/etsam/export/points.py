@@ -13,12 +13,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from etsam.frame import Frame
 from etsam.midsurface import MidSurface, turned
 
 SPACING = 100.0
 """Default side of the cubes that hold a point each [Å]."""
+
+CLOSEST = 0.4
+"""Least distance of two points of a membrane, in parts of the spacing."""
 
 NOT_IN_STAR = re.compile(
     r"""^$|^[_$;\[\]]|^(data|loop|save|stop|global)_|[#'"\x00-\x1f\x7f]""", re.I
@@ -100,7 +104,10 @@ def check_star_name(tomogram: str) -> None:
 def _thinned(
     places: NDArray[np.float32], membranes: NDArray[np.integer], spacing: float
 ) -> NDArray[np.int64]:
-    """Return, of each membrane in each cube of a grid, the point nearest to their mean."""
+    """Return, of each membrane in each cube of a grid, the point nearest to their mean.
+
+    Of two that are closer than `CLOSEST` the second is left out.
+    """
     cells = np.column_stack([np.floor(places / spacing).astype(np.int64), membranes])
     _, cell = np.unique(cells, axis=0, return_inverse=True)
     cell = cell.ravel()
@@ -108,7 +115,13 @@ def _thinned(
     mean = np.stack([np.bincount(cell, places[:, axis]) / count for axis in range(3)], axis=1)
     away = np.linalg.norm(places - mean[cell], axis=1)
     order = np.lexsort([away, cell])
-    return np.asarray(order[np.searchsorted(cell[order], np.arange(len(count)))])
+    chosen = np.asarray(order[np.searchsorted(cell[order], np.arange(len(count)))])
+    close = cKDTree(places[chosen]).query_pairs(CLOSEST * spacing, output_type="ndarray")
+    kept = np.ones(len(chosen), bool)
+    for first, second in close[np.lexsort(close.T[::-1])]:
+        if kept[first] and membranes[chosen[first]] == membranes[chosen[second]]:
+            kept[second] = False
+    return chosen[kept]
 
 
 def write_mid_surface(

@@ -42,6 +42,11 @@ class ReportOptions:
     voxel_spacing: float | None = None
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("results", "output", "mask", "logits"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else Path(value))
+
 
 def report_file(
     path: Path | str, options: ReportOptions | None = None, progress: Progress | None = None
@@ -75,6 +80,8 @@ def report_file(
         _say(progress, 0)
         loaded = load_membrane(source_path, threshold=threshold, voxel_spacing=frame.spacing[0])
         membrane = replace(loaded, frame=frame)
+        if loaded.field is None and options.threshold is not None:
+            warnings.warn(f"{source_path} is a mask: --logit-threshold is for logits", stacklevel=2)
         measured = measure(membrane, tomogram)
         _say(progress, 1)
         volume = pack_volume(tomogram, membrane)
@@ -101,6 +108,13 @@ def kept_row(path: Path | str, options: ReportOptions) -> IndexRow:
     target = page_path(Path(path), options.output)
     flag = Flag("page of before", "info", "Its numbers are on the page; --overwrite makes it anew.")
     return IndexRow(stem_of(path), target, None, {}, [flag])
+
+
+def failed_row(path: Path | str, options: ReportOptions, reason: str) -> IndexRow:
+    """Return a row of an index for a tomogram whose page could not be made: why, nothing measured."""
+    target = page_path(Path(path), options.output)
+    page = target if target.exists() else None
+    return IndexRow(stem_of(path), page, None, {}, [Flag("failed", "warn", reason)])
 
 
 def write_index(rows: Sequence[IndexRow], folder: Path | str, *, overwrite: bool = False) -> Path:

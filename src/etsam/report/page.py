@@ -49,10 +49,10 @@ class PageSource:
 
 @dataclass(frozen=True)
 class IndexRow:
-    """A tomogram in the index: where its page lies, a picture as data URI if any, numbers and flags."""
+    """A tomogram in the index: where its page lies if there is one, a picture as data URI, numbers and flags."""
 
     name: str
-    page: Path
+    page: Path | None
     picture: str | None
     numbers: Mapping[str, Any]
     flags: Sequence[Flag]
@@ -114,10 +114,10 @@ def index_html(rows: Sequence[IndexRow], title: str, folder: Path) -> str:
 def _index_row(row: IndexRow, shown: Sequence[str], folder: Path) -> str:
     alt = f"Slice of {escape(row.name)} with its mask"
     picture = f'<img class="thumb" src="{row.picture}" alt="{alt}">' if row.picture else ""
-    cells = [
-        f"<td>{picture}</td>",
-        f'<td><a href="{_link(row.page, folder)}">{escape(row.name)}</a></td>',
-    ]
+    name = escape(row.name)
+    if row.page is not None:
+        name = f'<a href="{_link(row.page, folder)}">{name}</a>'
+    cells = [f"<td>{picture}</td>", f"<td>{name}</td>"]
     for key in shown:
         value = row.numbers.get(key)
         raw = "" if value is None else repr(float(value))
