@@ -241,7 +241,8 @@ def _insist(
             most = max(most, _size(part))
             if failures >= patience.attempts or (error.absent and not fetched_any):
                 kept = "; what came is kept: go on with --resume" if _size(part) else ""
-                raise OSError(f"{url}: {error}{kept}") from error
+                advice = ": is there a network, or a proxy to set?" if error.absent else ""
+                raise OSError(f"{url}: {error}{advice}{kept}") from error
             wait = patience.first_wait * 2 ** (failures - 1) * random.uniform(0.75, 1)
             wait = min(wait, patience.longest_wait) if error.wait is None else error.wait
             if wait > patience.longest_wait:
