@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
 from etsam.frames import REFERENCE_SPEC
 from etsam.options import SegmentOptions
@@ -83,3 +85,16 @@ def test_skewness_decides_where_the_network_cannot() -> None:
 
 def test_a_constant_volume_has_no_skewness() -> None:
     assert skewness(tomogram_from_array(np.ones((4, 16, 16), np.float32))) == 0.0
+
+
+@pytest.mark.parametrize("spacing", [5.0, 6.7, 8.0])
+def test_a_real_slice_of_dark_viruses_is_dark_whatever_its_spacing(
+    shared: Path, stage: Stage, spacing: float
+) -> None:
+    """Said too large, its noise looks more like bright membranes than its viruses like dark ones."""
+    plane = tifffile.imread(shared / "real_small" / "cryocompare_sarscov2_TS_001_z133.tif")
+    grey = np.stack([plane.astype(np.float32)] * 3)
+    for sign, polarity in ((1, "dark"), (-1, "bright")):
+        given = Volume(tomogram_from_array(sign * grey, voxel_spacing=spacing), (spacing,) * 3)
+        if sign == 1 or spacing == 5.0:
+            assert settle_polarity(given, stage, SegmentOptions()).polarity == polarity

@@ -20,8 +20,8 @@ from etsam.tiling import Cropped, Region
 PLACES = 3
 SLICES = 4  # at each place
 SIDE = 320  # voxels
-CERTAIN = 1.2
-"""How many times the evidence the inverted volume has to give before it is believed."""
+CERTAIN, CONTRARY = 1.2, 4.0
+"""How many times the evidence the inverted volume has to give before it is believed; where dense things are dark."""
 TRUST, MOST = 0.5, 1.5
 """Weight of the skewness beside the logarithm of that ratio, and the largest that counts."""
 FINE, COARSE = 1.5, 12.0
@@ -37,8 +37,9 @@ def settle_polarity(
 
     Bright is believed only where a network of ours finds clearly more membrane in the inverted
     volume. The gaps of stacked membranes look like membranes too; proteins, gold and ice, whose
-    grey values are far out on the same side as membranes, decide then. Published networks follow
-    their authors' pipeline, which takes dark membranes.
+    grey values are far out on the same side as membranes, decide then, and where they are dark much
+    more membrane has to be found. Published networks follow their authors' pipeline, which takes
+    dark membranes.
     """
     if options.polarity != "auto":
         return options
@@ -49,7 +50,9 @@ def settle_polarity(
     prompt = stage.spec.prompt or "grid_zero"
     run = StageRun(stage, as_seen(volume, stage), prompt, lead_in=LEAD_IN, tile=options.tile)
     dark, bright = membrane_evidence(run)
-    found = bright > LEAST and preference(dark, bright, skewness(volume.slices)) > np.log(CERTAIN)
+    skew = skewness(volume.slices)
+    needed = np.log(CERTAIN if skew > 0 else CONTRARY)
+    found = bright > LEAST and preference(dark, bright, skew) > needed
     return replace(options, polarity="bright" if found else "dark")
 
 
