@@ -164,3 +164,14 @@ def test_paths_of_programs_may_be_texts() -> None:
     assert ExportOptions(output="o", tomogram="t.mrc").tomogram == Path("t.mrc")  # type: ignore[arg-type]
     assert ReportOptions(output="o").output == Path("o")  # type: ignore[arg-type]
     assert ExportOptions(("labels", "labels")).formats == ("labels",)
+
+
+def test_an_index_lists_what_failed_too(run: Run, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_mrc(tmp_path / f"{name}.mrc", sheet())
+    write_mrc(tmp_path / "two_membrane.mrc", (sheet() > 0).astype(np.int8))
+    code, out, err = run("report", tmp_path / "one.mrc", tmp_path / "two.mrc")
+    assert code == 1 and "one.mrc has no segmentation" in err
+    index = Path(out.split()[-1]).read_text(encoding="utf-8")
+    assert 'href="two_report.html"' in index and 'href="one_report.html"' not in index
+    assert "failed" in index and "one.mrc has no segmentation" in index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -28,7 +29,7 @@ def is_whole(text: str) -> bool:
     return text.isdecimal() and len(text) <= MOST_DIGITS
 
 
-def check_counts(options: object, **least: int) -> None:
+def check_counts(options: object, least: Mapping[str, int]) -> None:
     """Refuse attributes that are no whole numbers, or smaller than the least given for each.
 
     Raises

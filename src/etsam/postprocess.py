@@ -56,7 +56,7 @@ class CleaningOptions:
     max_spur: int = 0
 
     def __post_init__(self) -> None:
-        check_counts(self, min_slices=0, max_rung=0, max_spur=0)
+        check_counts(self, {"min_slices": 0, "max_rung": 0, "max_spur": 0})
 
     @property
     def label(self) -> str:

@@ -84,7 +84,7 @@ class ExportOptions:
         unknown = sorted(set(self.formats) - set(FORMATS))
         if unknown or not self.formats:
             raise ValueError(f"formats {unknown}: expected some of {', '.join(FORMATS)}")
-        check_counts(self, min_voxels=0, max_faces=1)
+        check_counts(self, {"min_voxels": 0, "max_faces": 1})
 
 
 @dataclass
