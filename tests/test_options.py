@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,9 @@ from etsam.options import SegmentOptions
         ("model", None),
         ("model", 5),
         ("device", None),
-        ("output", "masks"),
-        ("stage1_checkpoint", "a.safetensors"),
+        ("output", 5),
+        ("output", ""),
+        ("stage1_checkpoint", True),
     ],
 )
 def test_wrong_values_are_refused_with_what_was_expected(name: str, value: Any) -> None:
@@ -50,3 +52,8 @@ def test_wrong_values_are_refused_with_what_was_expected(name: str, value: Any) 
 def test_numbers_of_numpy_are_numbers() -> None:
     options = SegmentOptions(voxel_spacing=np.float32(10), interval=np.int64(20))  # type: ignore[arg-type]
     assert options.voxel_spacing == 10 and options.interval == 20
+
+
+def test_paths_may_be_texts() -> None:
+    options = SegmentOptions(output="masks", stage1_checkpoint="a.pt")  # type: ignore[arg-type]
+    assert (options.output, options.stage1_checkpoint) == (Path("masks"), Path("a.pt"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from etsam.dataset import SliceStore
 from etsam.feedback import LOCK, write_stage1_logits
 from etsam.layout import find_pairs
 from etsam.simulate import simulate_one
@@ -19,6 +20,7 @@ from etsam.simulation.recipe import SimulationOptions
 from etsam.storage import held_lock
 from etsam.train import TrainOptions
 from etsam.training.fresh import RECIPE, Fresh
+from etsam.training.tasks import open_groups
 from test_cli import Run, assert_one_line
 from tiny_model import write_tiny_model
 from tiny_training import write_pairs
@@ -131,6 +133,8 @@ def test_logits_older_than_their_tomogram_are_made_anew(tmp_path: Path, model: P
     tomogram = pairs / "t0.mrc"
     later = (pairs / "t0_stage1.npy").stat().st_mtime_ns + 10**9
     os.utime(tomogram, ns=(later, later))
+    with pytest.warns(UserWarning, match=r"1 tomograms \(t0, ...\) are newer than their stage-1"):
+        open_groups(TrainOptions(pairs, tmp_path / "r", stage=2, sizes=(64,)), SliceStore(1.0))
     with (
         held_lock(pairs / LOCK, ""),
         pytest.raises(OSError, match="another process is making stage-1 logits"),

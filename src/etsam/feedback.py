@@ -57,12 +57,12 @@ def write_stage1_logits(
     stage = load_stage(checkpoint, 0, choose_device(device))
     tomograms = [tomogram for tomogram, _ in find_pairs(folder)]
     maker = {"stage1": stage.sha256, "step": step}
-    missing = [path for path in tomograms if not _has_logits(path)]
+    missing = [path for path in tomograms if not has_logits(path)]
     with ExitStack() as stack:
         if missing:
             taken = f"another process is making stage-1 logits in {folder}: wait for it"
             stack.enter_context(held_lock(folder / LOCK, taken))
-            missing = [path for path in missing if not _has_logits(path)]  # made meanwhile
+            missing = [path for path in missing if not has_logits(path)]  # made meanwhile
         _claim(folder, maker, kept=len(tomograms) - len(missing))
         for done, path in enumerate(missing):
             _write_logits(path, stage, step)
@@ -71,8 +71,8 @@ def write_stage1_logits(
     return len(missing)
 
 
-def _has_logits(tomogram: Path) -> bool:
-    """Whether there are logits that are not older than the tomogram."""
+def has_logits(tomogram: Path) -> bool:
+    """Whether a tomogram has stage-1 logits that are not older than the tomogram."""
     target = logits_path(tomogram)
     return target.is_file() and target.stat().st_mtime_ns >= size_and_time(tomogram)[1]
 

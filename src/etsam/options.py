@@ -130,9 +130,12 @@ class SegmentOptions:
         for name in ("voxel_spacing", "logit_threshold"):
             value = getattr(self, name)
             self._require(name, isinstance(value, Real) and math.isfinite(value), "a number")
-        for name, kinds in TEXTS.items():
-            expected = " or ".join("text" if kind is str else "a pathlib.Path" for kind in kinds)
-            self._require(name, isinstance(getattr(self, name), kinds), expected)
+        for name in ("stage1_checkpoint", "stage2_checkpoint", "output"):
+            value = getattr(self, name)
+            self._require(name, isinstance(value, str | Path) and str(value) != "", "a path")
+            object.__setattr__(self, name, None if value is None else Path(value))
+        self._require("model", isinstance(self.model, str | Path), "a name or a folder")
+        self._require("device", isinstance(self.device, str), "a name, such as auto")
 
     def _require(self, name: str, sound: bool, expected: str) -> None:
         """Refuse a value; None is sound where it is the default."""
@@ -141,13 +144,6 @@ class SegmentOptions:
             raise ValueError(f"{name} is {value!r}: expected {expected}")
 
 
-TEXTS: dict[str, tuple[type, ...]] = {
-    "model": (str, Path),
-    "device": (str,),
-    "stage1_checkpoint": (Path,),
-    "stage2_checkpoint": (Path,),
-    "output": (Path,),
-}
 CHOICES = {
     "dtype": Dtype,
     "mirrors": Literal[1, 2, 4],

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from etsam.dataset import Pair, SliceStore, open_pairs
+from etsam.feedback import has_logits
 from etsam.training.clips import SMALLER, Clips, ClipSampler, ClipShape, Group, fits, own_random
 from etsam.training.fresh import FreshPairs
 from etsam.training.options import TrainOptions
@@ -69,6 +70,13 @@ def open_groups(options: TrainOptions, store: SliceStore) -> list[Group]:
 def _annotated_pairs(folder: Path, options: TrainOptions, store: SliceStore) -> list[Pair]:
     """The pairs of a folder, of whose masks not all may be -1."""
     pairs = open_pairs(folder, options.spec, store, with_logits=options.stage == 2)
+    old = [pair.name for pair in pairs if options.stage == 2 and not has_logits(pair.tomogram)]
+    if old:
+        warnings.warn(
+            f"{folder}: {len(old)} tomograms ({old[0]}, ...) are newer than their stage-1 logits: give "
+            "--stage1-checkpoint to make them anew",
+            stacklevel=3,
+        )
     if not any(pair.is_annotated() for pair in pairs):
         raise ValueError(
             f"{folder}: not a voxel of {len(pairs)} masks is annotated, all are -1: "
