@@ -95,9 +95,9 @@ def test_options_of_export_and_report_that_play_no_role_are_told(run: Run, tmp_p
     path = write_mrc(tmp_path / "a_membrane.mrc", (sheet() > 0).astype(np.int8))
     write_mrc(tmp_path / "a.mrc", sheet())
     idle = ("--max-faces", 200, "--point-spacing", 50, "--logit-threshold", 3)
-    code, _, err = run("export", path, "--as", "labels", "--tomogram", tmp_path / "a.mrc", *idle)
+    code, _, err = run("export", path, "--as", "labels", *idle)
     assert code == 0
-    for option in ("--max-faces", "--point-spacing", "--tomogram"):
+    for option in ("--max-faces", "--point-spacing"):
         assert f"warning: {option} is for --as " in err
     assert f"{path} is a mask: --logit-threshold is for logits" in err
     code, _, err = run("export", path, "--as", "ply", "--components", "-o", tmp_path / "o")

@@ -33,7 +33,6 @@ from etsam.options import SegmentOptions
         ("interval", 0),
         ("min_slices", -1),
         ("mirrors", "4"),
-        ("mirrors", 3),
         ("model", None),
         ("model", 5),
         ("device", None),

@@ -122,8 +122,8 @@ class SegmentOptions:
         """
         for name, choice in CHOICES.items():
             known = get_args(choice)
-            self._require(name, getattr(self, name) in known, ", ".join(map(str, known)))
-        for name, least in (("interval", 1), ("tile", MIN_TILE), ("min_slices", 0)):
+            self._require(name, getattr(self, name) in known, ", ".join(known))
+        for name, least in (("interval", 1), ("tile", 1), ("mirrors", 1), ("min_slices", 0)):
             value = getattr(self, name)
             sound = isinstance(value, Integral) and int(value) >= least
             self._require(name, sound, f"a whole number from {least} on")
@@ -146,7 +146,6 @@ class SegmentOptions:
 
 CHOICES = {
     "dtype": Dtype,
-    "mirrors": Literal[1, 2, 4],
     "normalize_method": Normalisation,
     "stage1_prompt": PromptKind,
     "stage2_prompt": PromptKind,

@@ -39,7 +39,6 @@ USED_BY = {
     "max_faces": ("ply", "stl", "obj", "glb", "vtp", "copick"),
     "min_voxels": LABELLED,
     "instances": LABELLED,
-    "tomogram": ("chimerax", "points", "morphometrics", "copick"),
 }
 """Formats for which an option plays a role."""
 
@@ -124,7 +123,7 @@ def export(params: dict[str, Any]) -> int:
 
 def _tell_of_idle(params: dict[str, Any], formats: set[str]) -> None:
     """Say which options play no role for the formats that were chosen."""
-    usual = {option.name: option.default for option in export.params} | {"tomogram": None}
+    usual = {option.name: option.default for option in export.params}
     for name, users in USED_BY.items():
         if params[name] != usual[name] and not formats & set(users):
             option = "components" if name == "instances" else name.replace("_", "-")
