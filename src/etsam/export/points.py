@@ -53,7 +53,7 @@ def oriented_points(
     frame
         Where the volume lies.
     spacing
-        Side of the cubes [Å]; neighbours are mostly 0.7 times as far apart.
+        Side of the cubes [Å]; neighbours are mostly 0.6 to 0.7 times as far apart.
 
     Raises
     ------
