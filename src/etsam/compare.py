@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,24 @@ from etsam.tables import Score, Series, variants
 
 METRICS = ("dice", "iou", "precision", "recall")
 """What the paper tests (section 2.1)."""
-TEST_COLUMNS = (
-    *("metric", "first", "second", "n", "difference", "low", "high", "normality_p", "test"),
-    *("statistic", "p", "alpha", "mark", "cohen_d", "rank_biserial"),
-)
+TEST_COLUMNS = {
+    "metric": "metric",
+    "first": "first",
+    "second": "second",
+    "n": "test.n",
+    "difference": "test.difference.mean",
+    "low": "test.difference.low",
+    "high": "test.difference.high",
+    "normality_p": "test.normality",
+    "test": "test.test",
+    "statistic": "test.statistic",
+    "p": "test.p",
+    "alpha": "test.alpha",
+    "mark": "test.mark",
+    "cohen_d": "test.effect",
+    "rank_biserial": "test.rank_effect",
+}
+"""Columns of a table of tests, and what of a `Comparison` stands in each."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +64,10 @@ class Comparisons:
 
     def test_records(self) -> list[dict[str, Any]]:
         """Rows of tests, with `TEST_COLUMNS`."""
-        records = []
-        for item in self.tests:
-            test = item.test
-            values = [item.metric, item.first, item.second, test.n]
-            values += [test.difference.mean, test.difference.low, test.difference.high]
-            values += [test.normality, test.test, test.statistic, test.p, test.alpha, test.mark]
-            values += [test.effect, test.rank_effect]
-            records.append(dict(zip(TEST_COLUMNS, values, strict=True)))
-        return records
+        return [
+            {name: attrgetter(place)(item) for name, place in TEST_COLUMNS.items()}
+            for item in self.tests
+        ]
 
     def mark(self, metric: str, first: str, second: str) -> str | None:
         """Significance mark of a pair in any order; None where it was not tested."""

@@ -19,7 +19,7 @@ from scipy.special import expit
 from etsam.components import PackedMask, blob_hits, find_blobs
 from etsam.directions import LEANS, PlaneDice, recall_by_lean
 from etsam.metrics import Confusion, PrecisionRecall, ScoreHistogram, Truth, confusion, read_labels
-from etsam.options import LARGEST
+from etsam.options import LARGEST, SIGNED_BYTES
 from etsam.pairing import Pairing
 from etsam.predictions import TYPICAL_THRESHOLD, Prediction, ScoreKind, score_kind
 from etsam.resample import resampled
@@ -282,7 +282,7 @@ class _Scorer:
         if self.kind == "mask" and plane.min() < 0:
             raise ValueError(
                 f"slice {z} holds {plane.min():g} to {plane.max():g}, not a mask: expected 0 and other "
-                "labels above it; bytes of 0 and 255 whose header says signed read as 0 and -1"
+                f"labels above it; {SIGNED_BYTES}"
             )
         if self.kind == "mask" and (fractions := plane[plane != np.rint(plane)]).size:
             raise ValueError(

@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,11 +58,9 @@ def write_stage1_logits(
     tomograms = [tomogram for tomogram, _ in find_pairs(folder)]
     maker = {"stage1": stage.sha256, "step": step}
     missing = [path for path in tomograms if not has_logits(path)]
-    with ExitStack() as stack:
-        if missing:
-            taken = f"another process is making stage-1 logits in {folder}: wait for it"
-            stack.enter_context(held_lock(folder / LOCK, taken))
-            missing = [path for path in missing if not has_logits(path)]  # made meanwhile
+    taken = f"another process is making stage-1 logits in {folder}: wait for it"
+    with held_lock(folder / LOCK, taken) if missing else nullcontext():
+        missing = [path for path in missing if not has_logits(path)]  # some were made meanwhile
         _claim(folder, maker, kept=len(tomograms) - len(missing))
         for done, path in enumerate(missing):
             _write_logits(path, stage, step)

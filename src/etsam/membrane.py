@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etsam.frame import Frame, frame_of
-from etsam.options import LOGIT_THRESHOLD
+from etsam.options import LOGIT_THRESHOLD, SIGNED_BYTES
 from etsam.volume import Tomogram, open_tomogram
 
 LOGIT_STEP = 1 / 16
@@ -62,8 +62,7 @@ def load_membrane(
         volume.close()
     if field is None and lowest < 0 and not mask.any():
         raise ValueError(
-            f"{path} holds {lowest:g} and 0, not a mask: bytes of 0 and 255 whose header says signed "
-            "read as 0 and -1; save it as 0 and 1"
+            f"{path} holds {lowest:g} and 0, not a mask: {SIGNED_BYTES}; save it as 0 and 1"
         )
     if field is not None and lowest > threshold:
         raise ValueError(

@@ -20,6 +20,7 @@ MAX_TILE = 1024  # pixels of the network; larger frames are tiled
 MIN_TILE = 192  # tiles share 128 with their neighbours
 LARGEST = 1e9  # of thresholds and distances; far beyond, float32 overflows
 MIN_SLICES = 10  # blobs over fewer consecutive slices are noise (paper, section 2.4)
+SIGNED_BYTES = "bytes of 0 and 255 whose header says signed read as 0 and -1"
 MOST_QUOTED = 60  # letters
 MOST_DIGITS = 18  # int64 holds them; Python itself refuses to read some thousands
 
@@ -41,6 +42,21 @@ def check_counts(options: object, least: Mapping[str, int]) -> None:
         value = getattr(options, name)
         if not isinstance(value, Integral) or int(value) < low:
             raise ValueError(f"{name} is {value!r}: expected a whole number from {low} on")
+
+
+def take_paths(options: object, *names: str) -> None:
+    """Turn attributes that are texts into paths; None stays.
+
+    Raises
+    ------
+    ValueError
+        One is something else, or empty.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if not (value is None or (isinstance(value, str | Path) and str(value))):
+            raise ValueError(f"{name} is {value!r}: expected a path")
+        object.__setattr__(options, name, None if value is None else Path(value))
 
 
 def quoted(text: str) -> str:
@@ -123,17 +139,13 @@ class SegmentOptions:
         for name, choice in CHOICES.items():
             known = get_args(choice)
             self._require(name, getattr(self, name) in known, ", ".join(known))
-        for name, least in (("interval", 1), ("tile", 1), ("mirrors", 1), ("min_slices", 0)):
-            value = getattr(self, name)
-            sound = isinstance(value, Integral) and int(value) >= least
-            self._require(name, sound, f"a whole number from {least} on")
+        check_counts(self, {"tile": 1, "mirrors": 1, "min_slices": 0})
+        if self.interval is not None:
+            check_counts(self, {"interval": 1})
         for name in ("voxel_spacing", "logit_threshold"):
             value = getattr(self, name)
             self._require(name, isinstance(value, Real) and math.isfinite(value), "a number")
-        for name in ("stage1_checkpoint", "stage2_checkpoint", "output"):
-            value = getattr(self, name)
-            self._require(name, isinstance(value, str | Path) and str(value) != "", "a path")
-            object.__setattr__(self, name, None if value is None else Path(value))
+        take_paths(self, "stage1_checkpoint", "stage2_checkpoint", "output")
         self._require("model", isinstance(self.model, str | Path), "a name or a folder")
         self._require("device", isinstance(self.device, str), "a name, such as auto")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -139,7 +140,8 @@ def simulate_one(
         write_text(work / record.name, json.dumps(result.parameters, indent=1))
         place_files(work, [record, mask, target])  # the last one stands for the pair
     except OSError as wrong:
-        raise OSError(wrong.errno, wrong.strerror, str(target)) from None
+        reason = wrong.strerror or str(wrong)
+        raise OSError(wrong.errno or errno.EIO, reason, str(target)) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target

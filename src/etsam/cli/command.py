@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -103,6 +104,14 @@ def one_line(error: BaseException | str) -> str:
     else:
         text = str(error)
     return " ".join(text.split()) or type(error).__name__
+
+
+def is_chosen(name: str) -> bool:
+    """Whether an option of the command at work was given, with another value than its default."""
+    context = click.get_current_context()
+    given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    usual = {option.name: option.default for option in context.command.params}
+    return given and bool(context.params[name] != usual[name])
 
 
 def check_output_name(output: Path | None) -> None:

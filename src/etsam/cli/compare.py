@@ -55,7 +55,7 @@ def compare(params: dict[str, Any]) -> None:
     _show(found)
     if params["output"] is not None:
         records = found.test_records()
-        write_records(params["output"], TEST_COLUMNS, records)
+        write_records(params["output"], list(TEST_COLUMNS), records)
         if not records:
             report_warning(
                 f"{params['output']} holds no test: there is no pair of methods to compare"

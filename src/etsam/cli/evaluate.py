@@ -124,10 +124,13 @@ def evaluate(params: dict[str, Any]) -> int:
     for path in (output, curves):
         check_table_path(path, [params["pairs"]], overwrite=params["overwrite"])
     rows, points, masks, failed = _evaluated(pairings, options)
-    for name in ("thresholds", "sweep", "curves"):
-        if masks and params[name]:
-            option = f"--{name.removesuffix('s') if name == 'thresholds' else name}"
-            report_warning(f"{option} is for scores: {masks} of {len(pairings)} are masks")
+    for option, given in (
+        ("threshold", options.thresholds),
+        ("sweep", options.sweep),
+        ("curves", curves),
+    ):
+        if masks and given:
+            report_warning(f"--{option} is for scores: {masks} of {len(pairings)} are masks")
     if rows and curves is not None:
         write_table(curves, points)
     if rows and output is None:

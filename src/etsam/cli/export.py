@@ -10,6 +10,7 @@ import click
 from etsam.cli.command import (
     VerbCommand,
     check_output,
+    is_chosen,
     refuse_same_targets,
     report_warning,
     run_each,
@@ -106,10 +107,10 @@ def export(params: dict[str, Any]) -> int:
 
     from etsam.export import ExportOptions, export_file, result_paths
 
-    chosen = FORMATS if "all" in params["formats"] else dict.fromkeys(params["formats"])
-    _tell_of_idle(params, set(chosen))
+    formats = FORMATS if "all" in params["formats"] else dict.fromkeys(params["formats"])
+    _tell_of_idle(set(formats))
     values = {key: value for key, value in params.items() if key not in ("masks", "formats")}
-    options = ExportOptions(formats=tuple(chosen), **values)
+    options = ExportOptions(formats=tuple(formats), **values)
     refuse_same_targets(params["masks"], lambda mask: result_paths(mask, options)[0])
     check_output(params["masks"], options.output)
 
@@ -121,10 +122,9 @@ def export(params: dict[str, Any]) -> int:
     return run_each(params["masks"], run)
 
 
-def _tell_of_idle(params: dict[str, Any], formats: set[str]) -> None:
+def _tell_of_idle(formats: set[str]) -> None:
     """Say which options play no role for the formats that were chosen."""
-    usual = {option.name: option.default for option in export.params}
     for name, users in USED_BY.items():
-        if params[name] != usual[name] and not formats & set(users):
+        if is_chosen(name) and not formats & set(users):
             option = "components" if name == "instances" else name.replace("_", "-")
             report_warning(f"--{option} is for --as {', '.join(users)}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etsam.cli.command import VerbCommand, report_warning, run_each
+from etsam.cli.command import VerbCommand, is_chosen, report_warning, run_each
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import duration
 
@@ -39,7 +39,7 @@ def inspect(params: dict[str, Any]) -> int:
     from etsam.inspect import inspect as look
     from etsam.options import SegmentOptions
 
-    if not params["timing"] and (params["model"], params["device"]) != ("compact", "auto"):
+    if not params["timing"] and (is_chosen("model") or is_chosen("device")):
         report_warning("--model and --device play no role with --no-timing")
     options = SegmentOptions(model=params["model"], device=params["device"])
     forecast = forecaster(options, ModelOnce(options)) if params["timing"] else None

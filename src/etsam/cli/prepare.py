@@ -18,7 +18,7 @@ from etsam.cli.command import (
 from etsam.cli.options import finite, overwrite_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
-from etsam.options import Normalisation, is_whole, quoted
+from etsam.options import SIGNED_BYTES, Normalisation, is_whole, quoted
 
 if TYPE_CHECKING:
     from etsam.annotations import Box, CleaningOptions
@@ -179,8 +179,7 @@ def _show(done: Prepared, as_json: bool) -> None:
         )
         if not found["voxels_before"] and not done.details["parameters"]["cleaning"]["values"]:
             report_warning(
-                f"{done.name}: no voxel of the annotation is membrane (1): bytes of 0 and 255 whose "
-                "header says signed read as 0 and -1, not annotated"
+                f"{done.name}: no voxel of the annotation is membrane (1): {SIGNED_BYTES}, not annotated"
             )
         if done.components is not None:
             _list_components(found)

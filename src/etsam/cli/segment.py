@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from etsam.cli.command import VerbCommand, check_output, check_output_name, report_warning
+from etsam.cli.command import (
+    VerbCommand,
+    check_output,
+    check_output_name,
+    is_chosen,
+    report_warning,
+)
 from etsam.cli.options import batch_options, finite, min_slices_option, overwrite_option
 from etsam.cli.paths import FilePath
-from etsam.options import (
-    LOGIT_THRESHOLD,
-    MAX_TILE,
-    MIN_SLICES,
-    MIN_TILE,
-    Normalisation,
-    PromptKind,
-)
+from etsam.options import LOGIT_THRESHOLD, MAX_TILE, MIN_TILE, Normalisation, PromptKind
 
 if TYPE_CHECKING:
     from etsam.batch import BatchPlan
@@ -160,16 +159,13 @@ def segment(params: dict[str, Any]) -> int:
 
 def _tell_of_idle(params: dict[str, Any]) -> None:
     """Say which options play no role beside the others."""
-    idle = {
-        "--tile plays no role with --split-processing": params["split_processing"]
-        and params["tile"] != MAX_TILE,
-        "--min-slices plays no role without --post-process": not params["post_process"]
-        and params["min_slices"] != MIN_SLICES,
-        "--show plays no role with --no-preview": params["show"] and not params["preview"],
-    }
-    for text, is_so in idle.items():
-        if is_so:
-            report_warning(text)
+    for name, beside, is_idle in (
+        ("tile", "with --split-processing", params["split_processing"]),
+        ("min_slices", "without --post-process", not params["post_process"]),
+        ("show", "with --no-preview", not params["preview"]),
+    ):
+        if is_idle and is_chosen(name):
+            report_warning(f"--{name.replace('_', '-')} plays no role {beside}")
 
 
 def _plan(params: dict[str, Any], paths: list[Path], masks: dict[Path, Path]) -> BatchPlan:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etsam.cli.command import VerbCommand, report_warning
+from etsam.cli.command import VerbCommand, is_chosen, report_warning
 from etsam.cli.options import finite, parse_triple
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
@@ -110,11 +110,13 @@ def train(params: dict[str, Any]) -> None:
 
     from etsam.train import train as run_training
     from etsam.training.parallel import join
-    from etsam.training.run import refuse_foreign
+    from etsam.training.run import read_state, refuse_foreign
 
     with join(params["device"]) as team:
         if params["stage"] == 2 and params["stage1_checkpoint"] is not None:
             refuse_foreign(options)  # before hours of work on logits
+            if options.state.is_file():
+                read_state(options)
             _make_stage1_logits(params, options.spec.feedback_step, team)
         weights = run_training(options, _report)
     if team.leads:
@@ -181,14 +183,9 @@ def _refuse_idle(params: dict[str, Any]) -> None:
     click.UsageError
         There is one.
     """
-    usual = {option.name: option.default for option in train.params}
-    shaped = [
-        name
-        for name in ("simulate_preset", "simulate_shape")
-        if not params["share"] and params[name] != usual[name]
-    ]
-    if shaped:
-        raise click.UsageError(f"--{shaped[0].replace('_', '-')} is for --simulate SHARE")
+    for name in ("simulate_preset", "simulate_shape"):
+        if is_chosen(name) and not params["share"]:
+            raise click.UsageError(f"--{name.replace('_', '-')} is for --simulate SHARE")
     if params["stage"] == 1 and params["stage1_checkpoint"] is not None:
         raise click.UsageError("--stage1-checkpoint is for --stage 2; --start is where to begin")
     if params["data"] and params["share"] == 1:

@@ -30,7 +30,7 @@ from etsam.membrane import Membrane, load_membrane
 from etsam.meshes import MAX_FACES, Mesh, surface_mesh
 from etsam.midsurface import MidSurface, mid_surface, thickness
 from etsam.ngff_metadata import refuse_folder
-from etsam.options import LOGIT_THRESHOLD, check_counts
+from etsam.options import LOGIT_THRESHOLD, check_counts, take_paths
 from etsam.overlay import check_shapes
 from etsam.storage import refuse_taken
 from etsam.volume import Tomogram, open_tomogram, stem_of, whole_volume
@@ -76,9 +76,7 @@ class ExportOptions:
         if isinstance(formats, str):
             raise ValueError(f"formats is {formats!r}: expected several, as ({formats!r},)")
         object.__setattr__(self, "formats", tuple(dict.fromkeys(self.formats)))
-        for name in ("tomogram", "output"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else Path(value))
+        take_paths(self, "tomogram", "output")
         if not math.isfinite(self.threshold):
             raise ValueError(f"threshold is {self.threshold}: expected a number")
         unknown = sorted(set(self.formats) - set(FORMATS))
@@ -130,14 +128,22 @@ class _Work:
                 stacklevel=3,
             )
 
-    def say_if_pointless(self, named: NDArray[np.integer]) -> None:
-        """Warn of labels without a point; ``named`` are the labels of the mid-surface's points."""
+    def point_labels(self) -> NDArray[np.integer]:
+        """Labels of the points of the mid-surface; 0 where one is in none."""
+        labels: NDArray[np.integer] = self.instances().labels[tuple(self.surface().voxels.T)]
+        return labels
+
+    def say_if_pointless(self) -> None:
+        """Warn where points were wanted and the mid-surface of a membrane has none."""
+        if not {"points", "midsurface"} & set(self.options.formats):
+            return
+        named = self.point_labels()
         without = len(self.instances()) - len(np.unique(named[named > 0]))
         if without:
             warnings.warn(
                 f"{without} of {len(self.instances())} membranes of {self.source} have no mid-surface "
                 "inside of the volume, and so no point",
-                stacklevel=4,
+                stacklevel=3,
             )
 
     def surface(self) -> MidSurface:
@@ -206,6 +212,7 @@ def export_file(
                 _export(kind, work, home)
             placed = _placed(folder, home, progress, len(options.formats))
     work.say_if_unlabelled()
+    work.say_if_pointless()
     return placed
 
 
@@ -270,14 +277,12 @@ def _export(kind: str, work: _Work, home: Path) -> None:
         layouts.write_sizes(target.with_suffix(".csv"), found, work.membrane.frame)
     elif kind == "points":
         surface = work.surface()
-        named = work.instances().labels[tuple(surface.voxels.T)]
-        work.say_if_pointless(named)
+        named = work.point_labels()
         points = oriented_points(surface, named, work.membrane.frame, work.options.point_spacing)
         write_star(target, points, work.membrane.frame, work.tomogram_stem)
     elif kind == "midsurface":
         surface = work.surface()
-        named = work.instances().labels[tuple(surface.voxels.T)]
-        work.say_if_pointless(named)
+        named = work.point_labels()
         local = thickness(work.membrane, surface)
         write_mid_surface(target, surface, named, local, work.membrane.frame)
     elif kind == "membrain-pick":

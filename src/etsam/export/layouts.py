@@ -158,7 +158,7 @@ def write_copick(
 
     `home` is where `folder` will lie in the end, as the config names it.
     copick counts Å from the first voxel, so that mesh and segmentations are moved there from the MRC origin.
-
+    Voxels are cubes, see `check_cubic`.
     """
     spacing = np.array(like.voxel_spacing)
     place = folder / "ExperimentRuns" / run

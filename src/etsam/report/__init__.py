@@ -11,7 +11,7 @@ from typing import Any
 
 from etsam.frame import frame_of
 from etsam.membrane import load_membrane
-from etsam.options import LOGIT_THRESHOLD
+from etsam.options import LOGIT_THRESHOLD, take_paths
 from etsam.overlay import check_shapes
 from etsam.provenance import record_path
 from etsam.report.numbers import Flag, measure
@@ -43,9 +43,7 @@ class ReportOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("results", "output", "mask", "logits"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else Path(value))
+        take_paths(self, "results", "output", "mask", "logits")
 
 
 def report_file(

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from etsam.options import check_counts
 from etsam.simulation.imaging import Reconstruction, TiltSeries
 from etsam.simulation.segmentations import RealShape
 
@@ -87,10 +88,8 @@ class SimulationOptions:
                 raise ValueError(f"a fading of {amount} cannot be simulated: expected 0 to 1")
         if not 0 <= self.lean <= 90:
             raise ValueError(f"a lean of {self.lean} is none: expected 0 to 90 degrees")
-        for name in ("views", "actin", "microtubules", "gold", "whole", "vesicles"):
-            number = getattr(self, name)
-            if number is not None and number < 0:
-                raise ValueError(f"{name} is {number}: expected a number from 0 on, or None")
+        counts = ("views", "actin", "microtubules", "gold", "whole", "vesicles")
+        check_counts(self, {name: 0 for name in counts if getattr(self, name) is not None})
 
 
 @dataclass(frozen=True)

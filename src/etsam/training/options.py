@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from etsam.frames import FrameSpec
 from etsam.losses import LossWeights
+from etsam.options import check_counts
+from etsam.provenance import sha256
 from etsam.sam2 import SAM2Config, load_checkpoint
 from etsam.stages import stage_spec
 from etsam.training.augment import Augmentation
@@ -117,11 +120,11 @@ class TrainOptions:
             ("data", "a pathlib.Path, or a list of Source", self._has_sources()),
             ("output", "a pathlib.Path", isinstance(self.output, Path)),
             ("stage", "1 or 2", self.stage in (1, 2)),
-            ("every", "a number of steps from 1 on", self.every >= 1),
             ("dtype", "auto, float32 or bfloat16", self.dtype in ("auto", "float32", "bfloat16")),
         ):
             if not sound:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected {expected}")
+        check_counts(self, {"every": 1})
         least = 1 if self.anchored else 2
         wrong = [size for size in self.sizes if size < 1 or size % self.spec.multiple]
         if wrong or not self.sizes:
@@ -176,6 +179,11 @@ class TrainOptions:
             "sizes": list(self.sizes),
             "augmentation": self.augmentation,
         }
+
+    @cached_property
+    def start_sum(self) -> str | None:
+        """SHA-256 of the checkpoint to start from."""
+        return None if self.start is None else sha256(self.start)
 
     @property
     def circumstances(self) -> dict[str, Any]:

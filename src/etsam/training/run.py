@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from etsam.provenance import sha256
 from etsam.sam2 import SAM2, save_checkpoint
 from etsam.sam2.checkpoint import UNREADABLE, why_unreadable, written_whole
 from etsam.training.journal import LOG_NAME
@@ -69,10 +68,9 @@ def start_run(options: TrainOptions, device: torch.device) -> Run:
         start_from(model, options.start, options.spec)
     average.load_state_dict(model.state_dict())
     average.eval().requires_grad_(False)
-    start = None if options.start is None else sha256(options.start)
-    run = Run(model, average, make_optimiser(model, options.schedule), start)
+    run = Run(model, average, make_optimiser(model, options.schedule), options.start_sum)
     if options.state.is_file():
-        state = read_state(options, start)
+        state = read_state(options)
         _tell_changes(state.get("choices", {}) | state.get("circumstances", {}), options)
         run.restore(state)
     return run
@@ -87,15 +85,13 @@ def _laid_out(model: SAM2) -> SAM2:
 
 
 def refuse_foreign(options: TrainOptions) -> None:
-    """Keep another run, and in a folder that no run has been in files under the names of a run's.
+    """Keep files under the names of a run's in a folder that no run has been in.
 
     Raises
     ------
-    FileExistsError, ValueError
-        There is one; or the state there cannot be read.
+    FileExistsError
+        There is one.
     """
-    if options.state.is_file():
-        read_state(options, None if options.start is None else sha256(options.start))
     if options.state.exists() or options.lock.exists():
         return
     for path in (options.weights, options.output / LOG_NAME):
@@ -105,8 +101,8 @@ def refuse_foreign(options: TrainOptions) -> None:
             )
 
 
-def read_state(options: TrainOptions, start: str | None) -> dict[str, Any]:
-    """Read the state a run was saved in; ``start`` is the SHA-256 of the weights to begin from.
+def read_state(options: TrainOptions) -> dict[str, Any]:
+    """Read the state a run was saved in.
 
     Raises
     ------
@@ -126,7 +122,7 @@ def read_state(options: TrainOptions, start: str | None) -> dict[str, Any]:
             f"{options.output} holds a run of another network, stage or seed: choose another "
             "--output, or remove its state.pt"
         )
-    if start is not None and state.get("start", start) != start:
+    if options.start_sum not in (None, state.get("start", options.start_sum)):
         raise ValueError(
             f"{options.output} holds a run that began from other weights than {options.start}: choose "
             "another --output, or remove its state.pt"
