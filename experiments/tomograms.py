@@ -1,21 +1,26 @@
 """The tomograms that the recipes train on: what to simulate, and what the networks see of it.
 
+    python experiments/tomograms.py simulated/ --shapes SEGMENTATIONS/ [--stage 1] [--count 300]
+
 `train_resident.py` and `finetune.py` take them; slices are blurred before they are kept as
 bytes, since their finest detail is noise in real tomograms and more than that in simulated ones.
 """
 
 from __future__ import annotations
 
+import argparse
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import mrcfile
 import numpy as np
+from script import run_script
 from train_compact import DARK, FLAT, cluttered, drawn
 
 from etsam.frames import blurred
 from etsam.intensity import IntensityScaling, measure_intensity
-from etsam.simulate import simulate_one
+from etsam.simulate import limit_threads, simulate_one
 from etsam.simulation.recipe import SimulationOptions
 from etsam.simulation.segmentations import RealShape
 from etsam.train import COMPACT_SPEC
@@ -216,3 +221,22 @@ def softened(path: Path) -> Soft:
     levels = np.rint((grey - scaling.offset) / step).clip(-127, 127).astype(np.int8)
     kept = IntensityScaling(-127.0, 127.0, 0.0, scaling.divisor / step)
     return levels, mrcfile.read(mask_of(path)), kept
+
+
+def main() -> None:
+    """Simulate the first tomograms that a stage was trained on, as pairs in a folder."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--stage", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--shapes", type=Path, help="folder of the real segmentations")
+    parser.add_argument("--workers", type=int, default=2)
+    given = parser.parse_args()
+    work = jobs(given.folder, given.stage, given.shapes, given.count)
+    with ProcessPoolExecutor(given.workers, initializer=limit_threads) as pool:
+        for path, _ in pool.map(make, work):
+            print(path, flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main)

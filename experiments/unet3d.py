@@ -1,11 +1,13 @@
 """A plain 3-D U-Net of 2.3 million parameters (one of our stages has 3.7), trained on the same pairs, to compare with.
 
+    python experiments/tomograms.py simulated/ --shapes SEGMENTATIONS/
     python experiments/unet3d.py train simulated/ unet/ [--validation held/] [--steps 3000]
     python experiments/unet3d.py predict unet/unet3d.safetensors TOMOGRAM -o masks/
 
 MemBrain-seg's network (MONAI's DynUNet, residual blocks, deep supervision) with fewer filters: 2.3
-million parameters and three levels of pooling. Training goes on where it stopped; `predict` writes
-NAME_unet3d_logits.mrc from overlapping tiles, slab by slab. Needs `pip install monai`.
+million parameters and three levels of pooling; slices are blurred as ours are. Training goes on
+where it stopped; `predict` writes NAME_unet3d_logits.mrc from overlapping tiles, slab by slab. Needs
+`pip install monai`.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ from monai.inferers import sliding_window_inference
 from monai.networks.nets import DynUNet
 from safetensors.torch import load_model, save_model
 from script import run_script
+from tomograms import SPEC, softened
 from torch import Tensor, nn
 from torch.nn import functional
 
 from etsam.dataset import find_pairs
+from etsam.frames import blurred
 from etsam.intensity import IntensityScaling, measure_intensity
 from etsam.metrics import IGNORE, Confusion, confusion
 from etsam.volume import create_volume, open_tomogram, output_path
@@ -36,8 +40,8 @@ from etsam.volume import create_volume, open_tomogram, output_path
 FILTERS = (24, 48, 96, 120)
 HEADS = 2  # outputs of coarser levels that are trained too
 CROP = (48, 96, 96)
-SLAB = 64  # slices predicted at once
-MARGIN = 16  # slices of them that only help their neighbours
+TILE = (96, 160, 160)  # predicted at once
+MARGIN = 16  # slices of it that only help their neighbours
 SMOOTH = 1.0
 
 
@@ -56,6 +60,7 @@ def make_network() -> nn.Module:
         deep_supervision=True,
         deep_supr_num=HEADS,
     )
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return network
 
 
@@ -73,14 +78,13 @@ class Pairs:
         """Read every pair of a folder that is at least as large as a crop."""
         pairs = cls([], [], [], np.random.default_rng(seed))
         for path, mask in find_pairs(folder):
-            with open_tomogram(path) as tomogram, open_tomogram(mask) as truth:
+            with open_tomogram(mask) as truth:
                 if any(side < least for side, least in zip(truth.shape, CROP, strict=True)):
                     continue
-                grey = tomogram.read_slices(0, tomogram.shape[0])
-                small = tomogram.dtype.itemsize == 1
-                pairs.grey.append(grey.astype(tomogram.dtype) if small else grey)
-                pairs.labels.append(truth.read_slices(0, truth.shape[0]).astype(np.int8))
-                pairs.scaling.append(measure_intensity(tomogram, "robust"))
+            grey, labels, scaling = softened(path)
+            pairs.grey.append(grey)
+            pairs.labels.append(labels)
+            pairs.scaling.append(scaling)
         if not pairs.grey:
             raise ValueError(f"{folder} has no pair of {CROP} voxels or more")
         return pairs
@@ -209,15 +213,17 @@ def predict_slices(network: nn.Module, path: Path, *, invert: bool = False) -> I
     training = network.training
     network.eval()
     with open_tomogram(path) as tomogram, torch.inference_mode():
-        scaling = measure_intensity(tomogram, "robust", invert=invert)
+        soft = blurred(tomogram, SPEC, tomogram.voxel_spacing)
+        scaling = measure_intensity(soft, SPEC.normalisation, invert=invert)
         depth = tomogram.shape[0]
-        core = SLAB - 2 * MARGIN
+        core = TILE[0] - 2 * MARGIN
         for start in range(0, depth, core):
             low, high = max(start - MARGIN, 0), min(start + core + MARGIN, depth)
-            grey = scaling.apply(torch.from_numpy(tomogram.read_slices(low, high)))[None, None]
+            slab = np.stack([soft.read_slice(z) for z in range(low, high)])
+            grey = scaling.apply(torch.from_numpy(slab))[None, None]
             with torch.autocast(device.type, torch.bfloat16):
                 logits = sliding_window_inference(
-                    grey.to(device), (SLAB, 160, 160), 1, network, overlap=0.25, mode="gaussian"
+                    grey.to(device), TILE, 1, network, overlap=0.25, mode="gaussian"
                 )
             planes = logits[0, 0].float().cpu().numpy()
             yield from planes[start - low : min(start + core, depth) - low]

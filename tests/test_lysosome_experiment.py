@@ -1,4 +1,4 @@
-"""The script that scores the real lysosome, on a small stand-in."""
+"""The scripts that score the real lysosome, on small stand-ins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from etsam.volume import create_volume, tomogram_from_array
 
-SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "lysosome.py"
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
 
 def write(path: Path, data: np.ndarray, dtype: str) -> Path:
@@ -23,8 +23,8 @@ def write(path: Path, data: np.ndarray, dtype: str) -> Path:
     return path
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+def run(*arguments: str | Path, script: str = "lysosome.py") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXPERIMENTS / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -47,3 +47,23 @@ def test_scores_only_what_is_annotated(tmp_path: Path) -> None:
     done = run("--prediction", mask, "--labels", truth)
     assert json.loads(done.stdout.splitlines()[-1])["dice"] == 0.5
     assert run("--prediction", mask, "--labels", truth, "--model", "x").returncode == 2
+
+
+def test_annotation_tells_its_own_slices_where_it_does_not_jump(tmp_path: Path) -> None:
+    y, x = np.indices((72, 80))
+    radius = np.hypot(y - 35, x - 41)
+    radii = np.where(np.arange(256) % 2, 22, 22 + 6 * (np.arange(256) >= 130))  # then every other
+    labels = (abs(radius - radii[:, None, None]) < 3).astype(np.int8)
+    labels[:, y + x > 130] = -1
+    labels[:40] = labels[200:] = 0
+    truth = write(tmp_path / "labels.mrc", labels, "int8")
+    done = run("--labels", truth, "--prediction", truth, script="annotation.py")
+    assert done.returncode == 0, done.stderr
+    head, *rows = done.stdout.splitlines()
+    dice = {row[:22].strip(): [float(number) for number in row[22:].split()] for row in rows}
+    steady, jumping, whole = (head[22:].split().index(s) for s in ("72-95", "168-191", "24-219"))
+    assert dice["prediction"] == [1.0] * 7
+    for apart in (0, 1, 2, 3, 4):
+        assert dice[f"annotation, k = {apart}"][steady] > 0.93
+    assert dice["annotation, k = 1"][jumping] < 0.2 < 0.93 < dice["annotation, k = 2"][jumping]
+    assert dice["annotation, k = 1"][whole] < dice["annotation, k = 2"][whole]
