@@ -84,7 +84,9 @@ def main() -> None:
     }
     seconds: dict[str, list[float]] = {"etsam": [], "transformers": []}
     with torch.inference_mode():
-        models = {name: lively(config).to(device, dtype) for name, dtype in dtypes.items()}
+        models = {name: lively(config).to(device) for name in dtypes}
+        for name, dtype in dtypes.items():
+            models[name].compute_in(dtype)
         keep_rearranged(models["etsam"])  # as `etsam.stages.load_stage` does
         steps = {
             "etsam": stepper(models["etsam"], frames),

@@ -60,7 +60,12 @@ def make_network() -> nn.Module:
         deep_supervision=True,
         deep_supr_num=HEADS,
     )
-    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return network
+
+
+def laid_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The network with weights in a layout: channels last is faster, files want channels first."""
+    network.to(memory_format=layout)  # type: ignore[call-overload]
     return network
 
 
@@ -145,7 +150,7 @@ def train(given: argparse.Namespace) -> None:
     torch.manual_seed(given.seed)
     given.output.mkdir(parents=True, exist_ok=True)
     device = torch.device(given.device)
-    network = make_network().to(device)
+    network = laid_out(make_network().to(device), torch.channels_last_3d)
     optimiser = torch.optim.AdamW(network.parameters(), lr=given.learning_rate, weight_decay=0.01)
     state_path, step = given.output / "state.pt", 0
     if state_path.is_file():
@@ -189,7 +194,9 @@ def _save(
     state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
     torch.save(state, partial)
     partial.replace(folder / "state.pt")
+    laid_out(network, torch.contiguous_format)
     save_model(network, str(folder / "unet3d.safetensors.partial"))  # its parts share tensors
+    laid_out(network, torch.channels_last_3d)
     (folder / "unet3d.safetensors.partial").replace(folder / "unet3d.safetensors")
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
         log.write(json.dumps(entry) + "\n")
@@ -234,7 +241,7 @@ def load_network(path: Path, device: str = "cpu") -> nn.Module:
     """Return the network with trained weights."""
     network = make_network()
     load_model(network, path)
-    return network.to(device).eval()
+    return laid_out(network.to(device), torch.channels_last_3d).eval()
 
 
 def predict(given: argparse.Namespace) -> None:

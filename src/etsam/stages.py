@@ -149,7 +149,7 @@ def load_stage(
         There is no such file, it is no checkpoint, or it is one of another stage.
     """
     model, metadata = load_checkpoint(path, device=device)
-    model.to(choose_dtype(dtype, device, is_own="frame_spec" in metadata))
+    model.compute_in(choose_dtype(dtype, device, is_own="frame_spec" in metadata))
     if model.config.trunk == "conv":  # several times as fast on CPUs
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     keep_rearranged(model)

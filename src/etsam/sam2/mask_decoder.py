@@ -140,6 +140,10 @@ class MaskDecoder(nn.Module):
         multimask: bool,
     ) -> Decoded:
         sparse, dense = prompt
+        kind = self.iou_token.weight.dtype
+        if image.dtype != kind and not torch.is_autocast_enabled(image.device.type):
+            image, sparse, dense = image.to(kind), sparse.to(kind), dense.to(kind)
+            high_res = [features.to(kind) for features in high_res]
         own = torch.cat(
             (self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight)
         )

@@ -72,6 +72,19 @@ class SAM2(nn.Module):
         self.obj_ptr_proj = MLP((d, d, d), 3)
         self.obj_ptr_tpos_proj = Linear(d, m)
 
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Infer in ``dtype`` from now on, but for prompts and the mask decoder, which stay in float32.
+
+        A few hundredths of the work, but what rounds there decides which of two candidates answers.
+        """
+        decoder = self.sam_mask_decoder
+        exact = {*self.sam_prompt_encoder.modules(), *decoder.modules()}
+        exact -= {decoder.conv_s0, decoder.conv_s1}  # they see what the image encoder sees
+        for module in self.modules():
+            kind = torch.float32 if module in exact else dtype
+            for values in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                values.data = values.data.to(kind)
+
     def encode(self, frames: Tensor) -> Features:
         """Frames (b, in_channels, h, w) -> features; the expensive part, free of memory."""
         decoder = self.sam_mask_decoder
@@ -162,9 +175,8 @@ class SAM2(nn.Module):
                 choice = before.lerp(choice, 1 / self.config.settling)
                 masks = (choice[..., None, None] * decoded.masks).sum(dim=1, keepdim=True)
         logits = torch.where(present[..., None, None], masks, NO_OBJECT_LOGIT)
-        pointer = torch.where(
-            present, self.obj_ptr_proj(decoded.tokens[rows, best]), self.no_obj_ptr
-        )
+        chosen = decoded.tokens[rows, best].to(self.no_obj_ptr.dtype)
+        pointer = torch.where(present, self.obj_ptr_proj(chosen), self.no_obj_ptr)
         return Output(logits, pointer, decoded.object_score, decoded, choice)
 
     def answer_with_mask(self, features: Features, mask: Tensor) -> Output:
