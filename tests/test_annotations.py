@@ -102,6 +102,26 @@ def test_holes_are_those_of_a_whole_array_method(
     assert count == holes.sum()
 
 
+def test_background_beside_what_is_not_annotated_is_no_hole() -> None:
+    z, y, x = np.indices((9, 9, 9)) - 4
+    far = np.maximum(abs(z), np.maximum(abs(y), abs(x)))
+    shell = (far == 3).astype(np.int8)  # 6-connected background of 125 voxels inside
+    np.testing.assert_array_equal(clean(shell, fill=200), far <= 3)
+    for place in ((3, 4, 4), (4, 4, 3), (4, 5, 4)):
+        known = shell.copy()
+        known[place] = -1
+        np.testing.assert_array_equal(clean(known, fill=200), known)
+    pocket = np.full((9, 9, 9), -1, np.int8)
+    pocket[far <= 1], pocket[0, 0, 0] = 0, 1
+    np.testing.assert_array_equal(clean(pocket, fill=200), pocket)
+    wall = np.zeros((20, 30, 30), np.int8)
+    wall[:, 15] = 1
+    box = slice(5, 10), slice(10, 20), slice(5, 15)
+    alone = np.full_like(wall, -1)
+    alone[box] = wall[box]
+    np.testing.assert_array_equal(clean(wall, fill=5000, box=box, outside="ignore"), alone)
+
+
 def test_the_lumen_of_a_vesicle_is_larger_than_a_hole() -> None:
     z, y, x = np.ogrid[-12:13, -12:13, -12:13]
     radius = np.sqrt(z**2 + y**2 + x**2)

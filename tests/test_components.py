@@ -64,6 +64,20 @@ def test_blobs_that_meet_only_in_a_later_slab_are_one(slab: int) -> None:
     assert blobs.span.tolist() == [11]
 
 
+@pytest.mark.parametrize(
+    "shape", [(5, 1, 1), (1, 3, 3), (3, 1, 3), (3, 3, 3), (1, 40, 40), (12, 1, 5)]
+)
+@pytest.mark.parametrize("slab", [2, 3, None])
+def test_voxels_that_all_stand_apart_in_thin_volumes(
+    shape: tuple[int, int, int], slab: int | None
+) -> None:
+    mask = np.zeros(shape, bool)
+    mask[::2, ::2, ::2] = True
+    blobs = find_blobs(packed(mask), slab=slab)
+    assert blobs.span.tolist() == [1] * mask.sum()
+    assert np.array_equal(selected(mask, 1, slab), mask)
+
+
 def test_a_mask_without_voxels_or_slices() -> None:
     assert find_blobs(packed(np.zeros((4, 5, 6), bool))).span.tolist() == []
     assert find_blobs(PackedMask((5, 6))).span.tolist() == []

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import binary_dilation, gaussian_filter
 
 from etsam.components import Blobs, PackedMask, blob_hits, find_blobs, select_blobs
 from etsam.metrics import IGNORE
@@ -179,7 +179,7 @@ def fill_holes(mask: PackedMask, ignored: PackedMask, largest: int) -> tuple[Pac
     """Fill holes of at most ``largest`` voxels that are enclosed on all sides.
 
     Holes meet at faces (6-connected), so that a wall of voxels that meet at edges encloses them;
-    what reaches a face of the volume is no hole.
+    what reaches a face of the volume, or of what is not annotated, is no hole.
 
     Returns
     -------
@@ -192,7 +192,7 @@ def fill_holes(mask: PackedMask, ignored: PackedMask, largest: int) -> tuple[Pac
     edge[1:-1, 1:-1] = False
     for z in range(depth):
         outside.append(~mask.read(z, z + 1)[0] & ~ignored.read(z, z + 1)[0])
-        faces.append(np.ones_like(edge) if z in (0, depth - 1) else edge)
+        faces.append(np.ones_like(edge) if z in (0, depth - 1) else edge | _beside(ignored, z))
     slab = max(2, HOLE_SLAB_VOXELS // edge.size)
     blobs = find_blobs(outside, slab=slab, connectivity=6)
     sizes, at_faces = blob_hits(outside, blobs, faces)
@@ -202,6 +202,13 @@ def fill_holes(mask: PackedMask, ignored: PackedMask, largest: int) -> tuple[Pac
         filled += int(np.count_nonzero(plane))
         result.append(mask.read(z, z + 1)[0] | plane)
     return result, filled
+
+
+def _beside(mask: PackedMask, z: int) -> NDArray[np.bool_]:
+    """Voxels of a slice inside the volume that share a face with one of the mask."""
+    before, own, after = mask.read(z - 1, z + 2)
+    near: NDArray[np.bool_] = binary_dilation(own) | before | after
+    return near
 
 
 def smooth_mask(mask: PackedMask, sigma: float) -> tuple[PackedMask, int]:

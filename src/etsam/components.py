@@ -116,7 +116,7 @@ def find_blobs(
     total = 0
     shared: NDArray[np.uint32] | None = None
     for start, stop in _slabs(len(mask), slab):
-        labels = _label(mask.read(start, stop), connectivity)
+        labels = label_voxels(mask.read(start, stop), connectivity)
         if shared is not None:
             offsets = np.array([[total - counts[-1]], [total]])
             pairs.append(_meeting(shared, labels[0]) + offsets)
@@ -166,7 +166,7 @@ def select_blobs(
         table = np.append(values, values.dtype.type(0))[blobs.of_label[number]]  # blob -1: outside
         if table.dtype != bool or not table[1:].all():
             inside = np.flatnonzero(data)
-            labels = _label(data, blobs.connectivity).reshape(-1)[inside]
+            labels = label_voxels(data, blobs.connectivity).reshape(-1)[inside]
             chosen = np.zeros(data.shape, table.dtype)
             chosen.reshape(-1)[inside] = table[labels]
         else:
@@ -182,7 +182,7 @@ def blob_hits(
     sizes, found = np.zeros(count, np.int64), np.zeros(count, np.int64)
     for number, (start, stop) in enumerate(_slabs(len(mask), blobs.slab)):
         own = _own(mask, start, stop)
-        labels = _label(mask.read(start, stop), blobs.connectivity)[:own]
+        labels = label_voxels(mask.read(start, stop), blobs.connectivity)[:own]
         inside = labels > 0
         blob = blobs.of_label[number][labels[inside]]
         sizes += np.bincount(blob, minlength=count)
@@ -201,12 +201,14 @@ def _slabs(depth: int, slab: int) -> Iterator[tuple[int, int]]:
         start = stop - 1
 
 
-def _label(data: NDArray[np.bool_], connectivity: Connectivity) -> NDArray[np.uint32]:
-    """Label the connected components of a slab; the same slab always gets the same labels."""
+def label_voxels(data: NDArray[np.bool_], connectivity: Connectivity = 26) -> NDArray[np.uint32]:
+    """Label the connected components of a slab (Z, Y, X); the same slab always gets the same labels.
+
+    cc3d's way with booleans expects too few where voxels stand apart in a slab a few voxels thin.
+    """
+    flags = data if min(data.shape) > 3 else data.view(np.uint8)
     return np.asarray(
-        cc3d.connected_components(
-            data, connectivity=connectivity, binary_image=True, out_dtype=np.uint32
-        )
+        cc3d.connected_components(flags, connectivity=connectivity, out_dtype=np.uint32)
     )
 
 

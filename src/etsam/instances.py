@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
+from etsam.components import label_voxels
 from etsam.membrane import Membrane
 from etsam.midsurface import MidSurface, mid_surface, reaches
 from etsam.sheets import carry_on, link_sheets
@@ -37,7 +37,7 @@ class Instances:
 
 def plain_components(membrane: Membrane, *, min_voxels: int = 0) -> Instances:
     """Label the 26-connected components of a mask, largest first."""
-    return _sorted_labels(_blobs(membrane.mask), min_voxels)
+    return _sorted_labels(label_voxels(membrane.mask), min_voxels)
 
 
 def separate_membranes(
@@ -54,19 +54,13 @@ def separate_membranes(
     surface
         The mid-surface, where it is known already.
     """
-    blobs = _blobs(membrane.mask)
+    blobs = label_voxels(membrane.mask)
     found = mid_surface(membrane) if surface is None else surface
     reach = reaches(membrane, found)
     blob = blobs[tuple(found.voxels.T)]
     sheets = link_sheets(found, blob, reach, membrane.frame)
     carry_on(blobs, found, sheets, reach, membrane.frame)
     return _sorted_labels(blobs, min_voxels)
-
-
-def _blobs(mask: NDArray[np.bool_]) -> NDArray[np.uint32]:
-    return np.asarray(
-        cc3d.connected_components(mask, connectivity=26, binary_image=True, out_dtype=np.uint32)
-    )
 
 
 def _sorted_labels(labels: NDArray[np.uint32], min_voxels: int) -> Instances:
