@@ -9,6 +9,7 @@ import bz2
 import gzip
 import json
 import os
+import re
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import asdict
@@ -25,6 +26,7 @@ from etsam.manifest import Entry, read_manifest
 from etsam.mrc_header import MODES
 from etsam.volume import create_volume, open_tomogram, tomogram_from_array
 from test_cli import Run, assert_one_line
+from test_projects import write_zarr
 
 SHAPE = (4, 5, 6)
 DAMAGED_HEADERS, CUT_SHORT, ARCHIVES, ZARRS, CHECKPOINTS, RECORDS = 160, 80, 90, 90, 80, 60
@@ -320,6 +322,52 @@ def test_what_is_no_file_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "loop.mrc").symlink_to(tmp_path / "loop.mrc")
     for name in ("pipe.mrc", "folder.mrc", "loop.mrc"):
         assert look(run, tmp_path / name) is None
+
+
+def test_chunks_are_told_from_what_else_lies_in_an_array(run: Run, tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "a.zarr", values(1, "f4").repeat(9, axis=0))
+    chunks = sorted(p for p in (path / "0").rglob("*") if p.is_file() and p.name[0] != ".")
+    assert len(chunks) == 3
+    chunks[0].unlink()
+    for name in ("Thumbs.db", "0.txt", "x/7"):
+        (path / "0" / name).parent.mkdir(exist_ok=True)
+        (path / "0" / name).write_bytes(b"x")
+    found = look(run, path)
+    assert found is not None and "1 of 3 chunks are not stored" in str(found)
+    os.mkfifo(chunks[0])  # reading it would wait for ever
+    code, _, err = run("inspect", "--no-timing", path)
+    assert code == 1 and f"{chunks[0]} is no file" in err
+    assert_one_line(err)
+
+
+def test_an_extended_header_that_is_not_there_is_so_in_archives_too(
+    run: Run, tmp_path: Path
+) -> None:
+    content = mrc_bytes(values(2, "f4"), {"nsymbt": 2**31 - 1})
+    for name, codec in (("a.mrc", bytes), ("b.mrc.gz", gzip.compress), ("c.mrc.bz2", bz2.compress)):
+        (tmp_path / name).write_bytes(codec(content))
+        found = look(run, tmp_path / name)
+        assert found is not None and "is not there" in str(found)
+
+
+@pytest.mark.parametrize("ending", [".mrc", ".zarr"])
+def test_an_origin_out_of_this_world_counts_as_none(tmp_path: Path, ending: str) -> None:
+    source = tmp_path / "a.mrc"
+    source.write_bytes(mrc_bytes(values(3, "f4"), {"origin": (1e38, 70.0, -1e13)}))
+    far = write_zarr(tmp_path / "b.zarr", np.ones(SHAPE, np.float32))
+    attributes = far / "zarr.json" if (far / "zarr.json").is_file() else far / ".zattrs"
+    text = attributes.read_text(encoding="utf-8")
+    assert '"translation": [' in text
+    attributes.write_text(re.sub(r'("translation": )\[[^]]*\]', r"\1[1e29, 70, 0]", text))
+    for path, origin in ((source, (0.0, 70.0, 0.0)), (far, (0.0, 70.0, 0.0))):
+        target = tmp_path / f"{path.stem}_out{ending}"
+        with open_tomogram(path) as volume:
+            assert volume.origin == origin
+            with create_volume(target, volume, dtype="int8", label="x") as writer:
+                for z in range(volume.shape[0]):
+                    writer.write_slice(z, np.zeros(volume.shape[1:], np.int8))
+        with open_tomogram(target) as written:
+            assert written.origin == origin
 
 
 def test_there_are_more_than_500_files() -> None:

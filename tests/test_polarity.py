@@ -73,6 +73,8 @@ def test_dense_things_stand_out_on_the_side_of_membranes(preset: str) -> None:
     options = replace(EASY, preset=preset, contrast_to_noise=1.5)
     data = simulate(72, (20, 160, 160), options).tomogram
     seen, inverted = (skewness(tomogram_from_array(grey)) for grey in (data, -data))
+    huge = skewness(tomogram_from_array((1e25 * data).astype(np.float32)))
+    assert huge == pytest.approx(seen, rel=1e-4)
     assert seen < -0.1
     assert inverted == pytest.approx(-seen, rel=1e-4)
 

@@ -103,3 +103,8 @@ def test_lead_in_is_the_mirrored_volume() -> None:
     assert plan.slices[:6] == (2, 1, 0, 0, 1, 2)
     frames = ScheduledFrames(torch.arange(9)[:, None], plan.slices)
     assert len(frames) == 12 and np.array_equal(frames[1], [1])
+
+
+def test_dots_as_far_apart_as_numbers_go_are_one() -> None:
+    for interval in (9, 2**31, 2**63 - 1):
+        assert grid_mask((7, 9), interval).nonzero().tolist() == [[0, 0]]

@@ -13,6 +13,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pytest
+import torch
 
 import etsam
 from etsam import polarity, stages
@@ -328,6 +329,19 @@ def test_what_was_odd_in_an_array_is_told(options: SegmentOptions, volume: np.nd
     holed[2, 3, 4:6] = np.nan
     with pytest.warns(UserWarning, match="2 NaN or infinite voxels were read as the mean"):
         assert np.isfinite(segment_array(holed, options)).all()
+
+
+def test_autocast_of_a_program_changes_nothing(options: SegmentOptions, volume: np.ndarray) -> None:
+    wanted = segment_array(volume, options)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(segment_array(volume, options), wanted)
+        assert torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("name", ["", None])
+def test_a_volume_without_a_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="the volume is .*: expected a file or an array"):
+        etsam.segment(name)
 
 
 def test_methods_the_model_does_not_know_are_not_used(

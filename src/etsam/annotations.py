@@ -27,6 +27,7 @@ NARROWEST = 0.1  # voxels; a narrower Gaussian changes nothing
 REACH = 3.0  # standard deviations of the Gaussian that smooths
 HALF = 0.5
 HOLE_SLAB_VOXELS = 8_000_000  # looked at together; outside membranes nearly every voxel counts
+LABELS_APART = 1 << 24  # volumes are read as float32, which tells whole numbers apart up to here
 MOST_NUMBERS = 32_767  # components that an int16 volume can number
 
 
@@ -67,8 +68,11 @@ class CleaningOptions:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected 0 (off) or more")
         if 0 < self.smooth < NARROWEST:
             raise ValueError(f"smooth is {self.smooth}: expected 0 (off), or {NARROWEST} or more")
-        if any(value < 1 for value in self.values):
-            raise ValueError(f"values are {self.values}: membrane labels are 1 and more")
+        if not all(1 <= value < LABELS_APART for value in self.values):
+            raise ValueError(
+                f"values are {self.values}: expected membrane labels from 1 to {LABELS_APART - 1}, "
+                "beyond which float32 does not tell them apart"
+            )
         if self.keep and self.drop:
             raise ValueError("keep leaves only some components, drop leaves out some: give one")
 

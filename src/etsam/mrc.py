@@ -118,11 +118,12 @@ def _decompress(path: Path, packed: io.FileIO, compression: str) -> io.FileIO:
         header = _read_packed(stream, HEADER_BYTES, path)
         try:
             layout, info = read_header(header, path, None)
-            total = layout.data_offset + math.prod(info.shape) * layout.dtype.itemsize
+            voxels = math.prod(info.shape) * layout.dtype.itemsize
+            total = layout.data_offset + voxels
             packed_size = os.fstat(packed.fileno()).st_size
-            if compression == ".gz" and packed_size * DEFLATE_LIMIT < total:
+            if compression == ".gz" and packed_size * DEFLATE_LIMIT < voxels:
                 raise ValueError(
-                    f"{path} cannot hold the {total:,} bytes its header says ({packed_size:,} packed): it is damaged"
+                    f"{path} cannot hold the {voxels:,} bytes its header says ({packed_size:,} packed): it is damaged"
                 )
             check_slice(info.shape[1:], path)  # before anything is unpacked
         except ValueError:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 
-from etsam.storage import MAX_SIDE, ByteOrder, VolumeInfo, Zyx, noted_spacing
+from etsam.storage import MAX_SIDE, ByteOrder, VolumeInfo, Zyx, known_origin, noted_spacing
 
 HEADER_BYTES = 1024
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
@@ -200,8 +200,7 @@ def _header_origin(fields: np.ndarray, spacing: Zyx | None) -> Zyx:
         starts = [int(fields[name]) for name in ("nzstart", "nystart", "nxstart")]
         steps = spacing or (1.0, 1.0, 1.0)
         origin = [start * step for start, step in zip(starts, steps, strict=True)]
-    values = [value if np.isfinite(value) else 0.0 for value in origin]
-    return (values[0], values[1], values[2])
+    return known_origin(origin)
 
 
 def output_header(info: VolumeInfo, dtype: np.dtype, label: str) -> np.ndarray:

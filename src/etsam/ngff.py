@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,8 @@ CHUNK_LIMIT = 4 << 30  # bytes; one decoded chunk must fit in memory
 NOT_THE_DATA = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN")
 """How tensorstore's messages begin where a disk or a network fails."""
 FULL = {"no space left": errno.ENOSPC, "quota exceeded": errno.EDQUOT}
-METADATA_NAMES = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
+CHUNK_NAME = re.compile(r"(c[./\\])?\d+([./\\]\d+)*")
+"""Path of a chunk in its array, of either version of Zarr."""
 
 
 class NgffSource:
@@ -314,10 +316,15 @@ def _missing_chunks(
     Raises
     ------
     ValueError
-        If not one is stored.
+        If not one is stored, or one is no file: reading a pipe would wait for ever.
     """
-    files = itertools.chain.from_iterable(names for _, _, names in os.walk(image.array))
-    stored = sum(name not in METADATA_NAMES and not name.startswith(".") for name in files)
+    stored = 0
+    for folder, _, names in os.walk(image.array):
+        for chunk in (os.path.join(folder, name) for name in names):
+            if CHUNK_NAME.fullmatch(chunk, len(str(image.array)) + 1):
+                if not os.path.isfile(chunk):
+                    raise ValueError(f"{chunk} is no file: expected a chunk of voxels")
+                stored += 1
     if not stored:
         raise ValueError(f"{path} has no voxels: {image.array} holds no chunk")
     grid = zip(store.shape, _grid(store.chunk_layout.write_chunk, store), strict=True)

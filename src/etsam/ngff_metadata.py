@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from etsam.storage import SPACING_UNKNOWN, VolumeInfo, VoxelStatistics, Zyx, noted_spacing
+from etsam.storage import (
+    SPACING_UNKNOWN,
+    VolumeInfo,
+    VoxelStatistics,
+    Zyx,
+    known_origin,
+    noted_spacing,
+)
 
 METADATA_LIMIT = 16 << 20  # bytes
 ANCESTORS = 3  # folders above an array in which its multiscales may lie
@@ -265,7 +272,7 @@ def _in_angstrom(
     factors = [ANGSTROM[unit or "angstrom"] for unit in given]
     steps = [scale[place] * factor for place, factor in zip(places, factors, strict=True)]
     shift = [translation[place] * factor for place, factor in zip(places, factors, strict=True)]
-    origin = (shift[0], shift[1], shift[2])
+    origin = known_origin(shift)
     if None in given:
         notes.append(f"no unit of length: {SPACING_UNKNOWN}")
         return None, origin

@@ -72,7 +72,7 @@ def skewness(source: SliceSource) -> float:
     """
     found = []
     for z in _places(source):
-        plane = source.read_slice(z).astype(np.float32)
+        plane = source.read_slice(z).astype(np.float64)  # squares of large values too
         smooth = gaussian_filter(plane, FINE)
         detail = smooth - gaussian_filter(smooth, COARSE)
         detail -= detail.mean()

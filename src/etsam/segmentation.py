@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -136,6 +136,7 @@ def segment_array(
             write = writer.write_slice
         with memory_errors():
             stages = _load(options, progress)
+        stack.enter_context(_own_types(stages))
 
         def attempt(options: SegmentOptions) -> None:
             if writer is not None:
@@ -226,6 +227,8 @@ def segment_file(
 
 def _open(volume: np.ndarray | str | Path, options: SegmentOptions) -> Tomogram:
     """Open what is to be segmented, an array or a path."""
+    if volume is None or (isinstance(volume, str) and not volume):
+        raise ValueError(f"the volume is {volume!r}: expected a file or an array (Z, Y, X)")
     if isinstance(volume, str | Path):
         return open_tomogram(volume, voxel_spacing=options.voxel_spacing)
     return tomogram_from_array(volume, voxel_spacing=options.voxel_spacing)
@@ -243,6 +246,14 @@ def _load(options: SegmentOptions, progress: Progress | None) -> list[Stage]:
     from etsam.stages import load_stages
 
     return load_stages(options, progress)
+
+
+def _own_types(stages: list[Stage]) -> AbstractContextManager[Any]:
+    """Types as the networks have them, also in a program that computes under autocast."""
+    import torch
+
+    device = stages[0].model.no_mem_embed.device.type
+    return torch.autocast(device, enabled=False)
 
 
 def _with_polarity(

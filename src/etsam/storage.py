@@ -25,6 +25,7 @@ SPACING_UNKNOWN = (  # how a note ends that says so
     "voxel spacing unknown: the bundled model needs it (segment --voxel-spacing)"
 )
 UNKNOWN_SPACING = 1.0  # Å; what most programs write when they do not know
+ORIGIN_LIMIT = 1e12  # Å
 SPACING_TOLERANCE = 0.01  # relative difference of voxel spacings that rounding explains
 ENTRY_BYTES = 1 << 30  # the largest single read the operating systems agree on
 
@@ -320,6 +321,12 @@ def known_spacing(spacing: Zyx) -> Zyx | None:
     if all(abs(value - UNKNOWN_SPACING) < 1e-4 for value in spacing):
         return None
     return spacing
+
+
+def known_origin(values: Sequence[float]) -> Zyx:
+    """Return a zyx origin in Å, 0 where it is no number or farther off than any sample is large."""
+    z, y, x = (value if abs(value) <= ORIGIN_LIMIT else 0.0 for value in values)  # not so for NaN
+    return z, y, x
 
 
 def same_spacing(first: Zyx, second: Zyx) -> bool:
