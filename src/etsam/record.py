@@ -79,7 +79,7 @@ def segmentation_details(
         {
             "name": name,
             "path": None if stage.path is None else str(stage.path.absolute()),
-            "sha256": stage.sha256,
+            **stage.identity,
             "frames": stage.spec.to_dict(),
         }
         for name, stage in zip(_model_names(options), stages, strict=True)

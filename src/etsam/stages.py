@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 
 from etsam.frames import CPU, REFERENCE_SPEC, FrameSpec
 from etsam.memory import give_back_freed
 from etsam.options import SegmentOptions
+from etsam.provenance import plain
 from etsam.provenance import sha256 as checksum
 from etsam.sam2 import SAM2, load_checkpoint
 from etsam.sam2.linear import keep_rearranged
@@ -30,6 +32,11 @@ class Stage:
     spec: FrameSpec
     sha256: str = ""
     path: Path | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The file's sum, and the sizes: of published ones some may stand in a JSON beside it."""
+        return {"sha256": self.sha256, "config": plain(self.model.config.to_dict())}
 
     @property
     def frames_on(self) -> torch.device:
