@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from etsam.options import SegmentOptions
-from etsam.sam2 import SAM2
+from etsam.sam2 import PRESETS, SAM2, load_checkpoint
 from etsam.segmentation import segment_file
 from test_cli import write_mrc
+from test_hostile_checkpoints import published
 from tiny_training import TINY_SAM2
 
 
@@ -60,3 +61,35 @@ def test_a_result_of_other_sizes_is_made_anew(
     for name, value in sizes.items():
         recorded = [entry["config"][name] for entry in again.details["weights"]]
         assert recorded == [value] * 2, name
+
+
+def test_a_json_may_give_some_sizes(tmp_path: Path) -> None:
+    """The others were those of base-plus: "150 missing, 152 of another shape"."""
+    path = published(tmp_path / "tiny.pt")
+    path.with_suffix(".json").write_text('{"image_size": 256, "global_blocks": [5]}')
+    expected = replace(PRESETS["tiny"], image_size=256, global_blocks=(5,))
+    assert load_checkpoint(path)[0].config == expected
+
+
+@pytest.mark.parametrize("text", ['{"epochs": 256}', "{}", "[1, 2]", "3", "null", '"image_size"'])
+def test_a_json_of_other_things_is_not_taken_for_sizes(tmp_path: Path, text: str) -> None:
+    path = published(tmp_path / "tiny.pt")
+    path.with_suffix(".json").write_text(text)
+    assert load_checkpoint(path)[0].config == PRESETS["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"image_size": 256, "epochs": 3}', "no ['epochs']"),
+        ('{"image_size": "256"}', "image_size"),
+        ('{"image_size": 25', "is not JSON"),
+        pytest.param("[" * 10**5, "is not JSON", id="deep"),
+    ],
+)
+def test_wrong_sizes_beside_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = published(tmp_path / "tiny.pt")
+    path.with_suffix(".json").write_text(text)
+    with pytest.raises(ValueError) as caught:
+        load_checkpoint(path)
+    assert "tiny.json" in str(caught.value) and words in str(caught.value)

@@ -61,7 +61,7 @@ def load_checkpoint(
         ``weights_only=True``) or one of ours (``.safetensors``).
     config
         Sizes of a published-format network that is none of the published ones; a JSON file of
-        the same name beside the checkpoint says the same. Ours carry their own.
+        the same name beside the checkpoint may say them too, or some. Ours carry their own.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def load_checkpoint(
     _check_plain(state, path)
     if config is None and ours:
         config = _to_config(metadata.get("config"), path)
-    config = config or _config_beside(path) or infer_config(state, path)
+    config = config or _published_config(state, path)
     with torch.device("meta"):
         model = SAM2(config)
     _check_fit(model.state_dict(), state, path)
@@ -203,15 +203,29 @@ def _stages(state: State) -> tuple[int, ...]:
     return tuple(stages)
 
 
-def _config_beside(path: Path) -> SAM2Config | None:
+def _published_config(state: State, path: Path) -> SAM2Config:
+    """Sizes that the tensors tell, where a published network has them, below those of the JSON."""
     beside = path.with_suffix(".json")
+    given = _sizes_beside(beside)
+    if not given:
+        return infer_config(state, path)
+    try:
+        told = infer_config(state, path).to_dict()
+    except ValueError:
+        told = {}
+    return _to_config(told | given, beside)
+
+
+def _sizes_beside(beside: Path) -> dict[str, Any]:
+    """Sizes in a JSON beside a checkpoint; none where there is no such file, or one of other things."""
     if not beside.is_file():
-        return None
+        return {}
     try:
         values = json.loads(beside.read_text(encoding="utf-8"))
-    except ValueError as wrong:
+    except (ValueError, RecursionError) as wrong:
         raise ValueError(f"{beside} is not JSON: {wrong}") from None
-    return _to_config(values, beside)
+    is_config = isinstance(values, dict) and not SAM2Config.names().isdisjoint(values)
+    return values if is_config else {}
 
 
 def _to_config(values: Any, source: Path) -> SAM2Config:

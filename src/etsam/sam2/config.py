@@ -120,6 +120,11 @@ class SAM2Config:
         """Frame pixels per side of one image token (16 in SAM 2.1)."""
         return 4 * self.patch_stride
 
+    @classmethod
+    def names(cls) -> set[str]:
+        """Names of all sizes."""
+        return {field.name for field in fields(cls)}
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; `from_dict` reads them back."""
         return asdict(self)
@@ -133,7 +138,7 @@ class SAM2Config:
         ValueError
             When a name is not a field, or a value does not fit.
         """
-        known = {field.name for field in fields(cls)}
+        known = cls.names()
         if unknown := sorted(set(values) - known):
             raise ValueError(f"SAM2Config has no {unknown}; its fields are {sorted(known)}")
         sizes: dict[str, Any] = {
