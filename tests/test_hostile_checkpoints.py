@@ -10,6 +10,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etsam.frames import FrameSpec
-from etsam.sam2 import PRESETS, SAM2, SAM2Config, load_checkpoint, save_checkpoint
+from etsam.sam2 import PRESETS, SAM2, MemoryBank, SAM2Config, load_checkpoint, save_checkpoint
 from etsam.stages import stage_spec
 from test_cli import Run, assert_one_line, write_mrc
 from test_hostile import CHECKPOINTS, NASTY, SHAPE, corpus, spoiled
 from tiny_model import SPEC, tiny_network, write_tiny_model
+from tiny_training import TINY_SAM2
 
 
 @pytest.fixture(scope="module")
@@ -212,11 +214,57 @@ def test_weights_that_are_not_finite_are_refused(run: Run, tmp_path: Path, value
         {"image_size": "1024"},
         {"num_heads": True},
         {"widths": [[1]] * 4},
+        {"stages": 3},
+        {"window_spec": [0, 4, 14, 7]},
+        {"window_spec": [8, 4, 14]},
+        {"window_spec": [8, 4, 14, 7, 7]},
+        {"window_spec": [7, 5, 3, 2], "image_size": 160},
+        {"window_spec": [8, 4, 1, 7]},
+        {"pos_embed_size": [0, 7]},
+        {"pos_embed_size": [7]},
+        {"pos_embed_size": [7, 7, 7]},
+        {"global_blocks": [99]},
+        {"top_down_levels": [9]},
+        {"memory_dim": 2},
+        {"patch_stride": 3, "image_size": 72},
+        {"patch_kernel": 4},
+        {"memory_pool": 8, "image_size": 64},
     ],
 )
 def test_sizes_of_no_network_are_refused(sizes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="SAM2Config"):
+    name = next(iter(sizes))
+    expected = rf"SAM2Config\.{name} = .*: expected "
+    with pytest.raises(ValueError, match=expected):
         SAM2Config.from_dict(sizes)
+    with pytest.raises(ValueError, match=expected):
+        SAM2Config(**{key: tuple(v) if isinstance(v, list) else v for key, v in sizes.items()})
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"window_spec": (8, 0, 0, 0)},
+        {"window_spec": (17, 7, 3, 1), "global_blocks": (1, 3, 6)},
+        {"window_spec": (25, 9, 5, 1)},
+        {"pos_embed_size": (1, 3)},
+        {"memory_dim": 4},
+        {"memory_pool": 3},
+        {"patch_kernel": 1, "patch_stride": 8},
+        {"patch_stride": 1, "window_spec": (8, 4, 2, 7)},
+        {"top_down_levels": (0, 3)},
+    ],
+)
+def test_sizes_that_are_taken_are_of_a_network(sizes: dict[str, Any]) -> None:
+    """The rules are no stricter than the network, which answers with each of these."""
+    model = SAM2(replace(TINY_SAM2, **sizes)).eval()
+    side = model.config.image_size
+    with torch.inference_mode():
+        seen = model.encode(torch.zeros(1, 3, side, side))
+        bank = MemoryBank()
+        bank.conditioning[0] = model.remember(seen, model.decode(seen.image, seen))
+        logits = model.decode(model.condition(seen.image, bank, 1, 2), seen).logits
+    assert logits.shape[-1] == side // model.config.patch_stride
 
 
 @pytest.mark.parametrize(
