@@ -162,6 +162,8 @@ def quantised(tensor: torch.Tensor) -> torch.Tensor:
         torch.Tensor.cfloat,
         quantised,
         lambda x: x.to("meta"),
+        torch.Tensor.int,
+        torch.Tensor.bool,
     ],
 )
 def test_tensors_that_are_not_plain_are_refused(

@@ -311,11 +311,11 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
 def _check_plain(state: State, path: Path) -> None:
     """Refuse tensors that do not hold a real number for each element."""
     for name, tensor in state.items():
-        odd = tensor.is_quantized or tensor.is_nested or tensor.is_complex() or tensor.is_meta
-        if odd or tensor.layout != torch.strided:
+        odd = tensor.is_nested or tensor.is_meta or tensor.layout != torch.strided
+        if odd or not tensor.is_floating_point():  # nor are those of complex or quantised numbers
             raise ValueError(
-                f"{path} has a quantised, sparse, complex or empty tensor, {name}: save it as "
-                "plain float32"
+                f"{path} has a tensor of whole, quantised or complex numbers, or a sparse or empty "
+                f"one, {name}: save it as plain float32"
             )
 
 
