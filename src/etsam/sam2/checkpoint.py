@@ -79,7 +79,7 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; expected a .pt or .safetensors file")
-    ours = path.suffix == ".safetensors"
+    ours = path.suffix.lower() == ".safetensors"
     state, metadata = _read_safetensors(path) if ours else (_read_pickle(path), {})
     _check_plain(state, path)
     if config is None and ours:
