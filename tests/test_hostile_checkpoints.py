@@ -288,3 +288,52 @@ def test_settings_of_no_frames_are_refused(settings: dict[str, Any]) -> None:
     except ValueError:
         return
     assert len(spec.offsets) <= 513
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 3\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\n<!DOCTYPE html>\n<html></html>\n", "a web page"),
+        (b"<HTML></HTML>", "a web page"),
+        (LFS, "git lfs pull"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_files_taken_for_weights_are_named(
+    tmp_path: Path, content: bytes, words: str, ending: str
+) -> None:
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(content)
+    assert words in refusal(path)
+
+
+def test_weights_in_other_formats_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, tiny_network(1), {}, half=True)
+    assert "give it that ending" in refusal(path)
+    for save in (np.savez, np.savez_compressed):
+        with path.open("wb") as file:
+            save(file, x=np.zeros(3000))
+        assert "an archive of NumPy arrays" in refusal(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("a/data.pkl", "a/constants.pkl", "a/code/__torch__.py"):
+            archive.writestr(name, "")
+    assert "a TorchScript program" in refusal(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "")
+    assert "a zip archive of other things" in refusal(path)
+
+
+def test_weights_of_wrapped_networks_and_of_sam_2_0_are_named(tmp_path: Path) -> None:
+    path = published(tmp_path / "a.pt")
+    state = torch.load(path, weights_only=True)["model"]
+    for prefix in ("module.", "_orig_mod."):
+        torch.save({"model": {prefix + name: value for name, value in state.items()}}, path)
+        assert f"begin with {prefix!r}" in refusal(path)
+    new = ("no_obj_embed_spatial", "obj_ptr_tpos_proj.")
+    old = {name: value for name, value in state.items() if not name.startswith(new)}
+    torch.save({"model": old}, path)
+    assert "it looks like SAM 2.0: expected SAM 2.1" in refusal(path)
