@@ -112,7 +112,7 @@ def test_a_group_alone_shows_its_help(run: Run, group: str, verb: str) -> None:
             ("simulate", "out", "--shape", f"64,64,{'9' * 5000}"),
             "...': expected three whole numbers",
         ),
-        (("weights", "fetch", "nonesuch"), "expected compact, etsam-v1"),
+        (("weights", "fetch", "nonesuch"), "expected one of compact, etsam-v1, sam2.1-tiny"),
         (("weights", "where", "nonesuch"), "expected one of compact, etsam-v1"),
         (("postprocess", "absent.mrc"), "absent.mrc"),
         (("train", "absent", "-o", "run"), "absent"),

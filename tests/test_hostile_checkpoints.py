@@ -10,6 +10,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etsam.frames import FrameSpec
-from etsam.sam2 import PRESETS, SAM2, SAM2Config, load_checkpoint, save_checkpoint
+from etsam.sam2 import PRESETS, SAM2, MemoryBank, SAM2Config, load_checkpoint, save_checkpoint
 from etsam.stages import stage_spec
 from test_cli import Run, assert_one_line, write_mrc
 from test_hostile import CHECKPOINTS, NASTY, SHAPE, corpus, spoiled
 from tiny_model import SPEC, tiny_network, write_tiny_model
+from tiny_training import TINY_SAM2
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +162,8 @@ def quantised(tensor: torch.Tensor) -> torch.Tensor:
         torch.Tensor.cfloat,
         quantised,
         lambda x: x.to("meta"),
+        torch.Tensor.int,
+        torch.Tensor.bool,
     ],
 )
 def test_tensors_that_are_not_plain_are_refused(
@@ -212,11 +216,57 @@ def test_weights_that_are_not_finite_are_refused(run: Run, tmp_path: Path, value
         {"image_size": "1024"},
         {"num_heads": True},
         {"widths": [[1]] * 4},
+        {"stages": 3},
+        {"window_spec": [0, 4, 14, 7]},
+        {"window_spec": [8, 4, 14]},
+        {"window_spec": [8, 4, 14, 7, 7]},
+        {"window_spec": [7, 5, 3, 2], "image_size": 160},
+        {"window_spec": [8, 4, 1, 7]},
+        {"pos_embed_size": [0, 7]},
+        {"pos_embed_size": [7]},
+        {"pos_embed_size": [7, 7, 7]},
+        {"global_blocks": [99]},
+        {"top_down_levels": [9]},
+        {"memory_dim": 2},
+        {"patch_stride": 3, "image_size": 72},
+        {"patch_kernel": 4},
+        {"memory_pool": 8, "image_size": 64},
     ],
 )
 def test_sizes_of_no_network_are_refused(sizes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="SAM2Config"):
+    name = next(iter(sizes))
+    expected = rf"SAM2Config\.{name} = .*: expected "
+    with pytest.raises(ValueError, match=expected):
         SAM2Config.from_dict(sizes)
+    with pytest.raises(ValueError, match=expected):
+        SAM2Config(**{key: tuple(v) if isinstance(v, list) else v for key, v in sizes.items()})
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"window_spec": (8, 0, 0, 0)},
+        {"window_spec": (17, 7, 3, 1), "global_blocks": (1, 3, 6)},
+        {"window_spec": (25, 9, 5, 1)},
+        {"pos_embed_size": (1, 3)},
+        {"memory_dim": 4},
+        {"memory_pool": 3},
+        {"patch_kernel": 1, "patch_stride": 8},
+        {"patch_stride": 1, "window_spec": (8, 4, 2, 7)},
+        {"top_down_levels": (0, 3)},
+    ],
+)
+def test_sizes_that_are_taken_are_of_a_network(sizes: dict[str, Any]) -> None:
+    """The rules are no stricter than the network, which answers with each of these."""
+    model = SAM2(replace(TINY_SAM2, **sizes)).eval()
+    side = model.config.image_size
+    with torch.inference_mode():
+        seen = model.encode(torch.zeros(1, 3, side, side))
+        bank = MemoryBank()
+        bank.conditioning[0] = model.remember(seen, model.decode(seen.image, seen))
+        logits = model.decode(model.condition(seen.image, bank, 1, 2), seen).logits
+    assert logits.shape[-1] == side // model.config.patch_stride
 
 
 @pytest.mark.parametrize(
@@ -238,3 +288,52 @@ def test_settings_of_no_frames_are_refused(settings: dict[str, Any]) -> None:
     except ValueError:
         return
     assert len(spec.offsets) <= 513
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 3\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\n<!DOCTYPE html>\n<html></html>\n", "a web page"),
+        (b"<HTML></HTML>", "a web page"),
+        (LFS, "git lfs pull"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_files_taken_for_weights_are_named(
+    tmp_path: Path, content: bytes, words: str, ending: str
+) -> None:
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(content)
+    assert words in refusal(path)
+
+
+def test_weights_in_other_formats_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, tiny_network(1), {}, half=True)
+    assert "give it that ending" in refusal(path)
+    for save in (np.savez, np.savez_compressed):
+        with path.open("wb") as file:
+            save(file, x=np.zeros(3000))
+        assert "an archive of NumPy arrays" in refusal(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("a/data.pkl", "a/constants.pkl", "a/code/__torch__.py"):
+            archive.writestr(name, "")
+    assert "a TorchScript program" in refusal(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "")
+    assert "a zip archive of other things" in refusal(path)
+
+
+def test_weights_of_wrapped_networks_and_of_sam_2_0_are_named(tmp_path: Path) -> None:
+    path = published(tmp_path / "a.pt")
+    state = torch.load(path, weights_only=True)["model"]
+    for prefix in ("module.", "_orig_mod."):
+        torch.save({"model": {prefix + name: value for name, value in state.items()}}, path)
+        assert f"begin with {prefix!r}" in refusal(path)
+    new = ("no_obj_embed_spatial", "obj_ptr_tpos_proj.")
+    old = {name: value for name, value in state.items() if not name.startswith(new)}
+    torch.save({"model": old}, path)
+    assert "it looks like SAM 2.0: expected SAM 2.1" in refusal(path)

@@ -33,6 +33,20 @@ from etsam.options import SegmentOptions
         ("interval", 0),
         ("min_slices", -1),
         ("mirrors", "4"),
+        ("mirrors", 3),
+        ("mirrors", 2.0),
+        ("mirrors", True),
+        ("tile", True),
+        ("tile", 191),
+        ("min_slices", True),
+        ("logit_threshold", True),
+        ("split_processing", "no"),
+        ("store_logits", "x"),
+        ("post_process", 1),
+        ("instances", None),
+        ("preview", 0),
+        ("overwrite", "yes"),
+        ("stage1_prompt", "etsam_stage1_partial"),
         ("model", None),
         ("model", 5),
         ("device", None),
@@ -49,8 +63,18 @@ def test_wrong_values_are_refused_with_what_was_expected(name: str, value: Any) 
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    options = SegmentOptions(voxel_spacing=np.float32(10), interval=np.int64(20))  # type: ignore[arg-type]
-    assert options.voxel_spacing == 10 and options.interval == 20
+    options = SegmentOptions(
+        voxel_spacing=np.float32(10),  # type: ignore[arg-type]
+        interval=np.int64(20),  # type: ignore[arg-type]
+        mirrors=np.int64(2),  # type: ignore[arg-type]
+        preview=np.bool_(False),  # type: ignore[arg-type]
+    )
+    assert (options.voxel_spacing, options.interval, options.mirrors) == (10, 20, 2)
+    assert not options.preview
+
+
+def test_stage_2_may_be_prompted_by_stage_1() -> None:
+    assert SegmentOptions(stage2_prompt="etsam_stage1_partial", tile=192).tile == 192
 
 
 def test_paths_may_be_texts() -> None:

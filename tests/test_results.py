@@ -15,7 +15,7 @@ import pytest
 from etsam.batch import BatchPlan, Outcome, default_manifest, run_batch
 from etsam.options import SegmentOptions
 from etsam.postprocess import postprocess
-from etsam.results import Task, is_finished, refuse_others
+from etsam.results import NETWORK, Task, is_finished, refuse_others
 from etsam.segmentation import segment_file
 from etsam.volume import create_volume, open_tomogram, tomogram_from_array
 from test_cli import write_mrc
@@ -202,8 +202,8 @@ DAMAGES: list[tuple[str, Any]] = [
 def test_a_damaged_json_is_of_no_finished_result(tomogram: Path, options: SegmentOptions) -> None:
     result = segment_file(tomogram, options)
     details = json.loads(result.provenance.read_bytes())
-    sums = [weights["sha256"] for weights in details["weights"]]
-    task = Task(details["inputs"][0], sums, details["request"])
+    weights = [{key: entry[key] for key in NETWORK} for entry in details["weights"]]
+    task = Task(details["inputs"][0], weights, details["request"])
     assert is_finished(result, details, task)
     for key, value in DAMAGES:
         assert not is_finished(result, details | {key: value}, task), (key, value)

@@ -22,7 +22,7 @@ from etsam.membrane import load_membrane
 from etsam.options import SegmentOptions
 from etsam.provenance import sha256
 from etsam.segmentation import segment_array, segment_file
-from etsam.weights import resolve_model
+from etsam.weights import resolve_checkpoints
 from tiny_model import write_tiny_model
 
 SHAPE = (6, 40, 30)
@@ -69,7 +69,8 @@ def cancel_at(fraction: float) -> Callable[[float, str], None]:
 def test_the_plugins_call(
     model: Path, volume: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "resolve_model", lambda name, progress: resolve_model(model))
+    found = resolve_checkpoints(model)
+    monkeypatch.setattr(stages, "resolve_checkpoints", lambda *_, progress: found)
     seen: list[tuple[float, str]] = []
     mapped = np.lib.format.open_memmap(tmp_path / "in.npy", "w+", np.float32, SHAPE)
     mapped[:] = volume
@@ -97,7 +98,8 @@ def test_the_plugins_call(
 def test_the_plugins_call_cancelled_leaves_nothing(
     model: Path, volume: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "resolve_model", lambda name, progress: resolve_model(model))
+    found = resolve_checkpoints(model)
+    monkeypatch.setattr(stages, "resolve_checkpoints", lambda *_, progress: found)
     threads = threading.active_count()
     for fraction in (0.0, 0.4, 0.9):
         with pytest.raises(Cancelled):
@@ -261,6 +263,8 @@ def test_checkpoints_are_named_as_what_made_the_mask(
     for asked, names in ((both, ["stage1", "stage2"]), (second, [str(model), "stage2"])):
         with mixed if asked is second else nullcontext():
             result = segment_file(tomogram, asked)
+        used = None if asked is both else str(model)
+        assert json.loads(result.provenance.read_text())["parameters"]["model"] == used
         weights = result.details["weights"]
         assert [entry["name"] for entry in weights] == names
         assert [entry["path"] for entry in weights] == [str(model / one), str(model / two)]

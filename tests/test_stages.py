@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from etsam import stages
-from etsam.stages import bfloat16_pays, choose_device, choose_dtype
+from etsam.options import SegmentOptions
+from etsam.stages import bfloat16_pays, choose_device, choose_dtype, load_stages
+from tiny_model import write_tiny_model
 
 CPU = torch.device("cpu")
 
@@ -53,3 +57,14 @@ def test_named_precision_is_obeyed(name: str, dtype: torch.dtype) -> None:
 def test_devices_that_are_not_there_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="device"):
         choose_device(name)
+
+
+def test_a_checkpoint_given_settles_which_of_two(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "model")
+    second = Path(shutil.copy(folder / "stage1.safetensors", folder / "b_stage1.safetensors"))
+    options = SegmentOptions(model=folder, device="cpu")
+    with pytest.raises(ValueError, match="name one with --stage1-checkpoint"):
+        load_stages(options)
+    with pytest.warns(UserWarning, match="only stage 1 was given: stage 2 is that of"):
+        loaded = load_stages(SegmentOptions(folder, stage1_checkpoint=second, device="cpu"))
+    assert [stage.path for stage in loaded] == [second, folder / "stage2.safetensors"]

@@ -58,6 +58,11 @@ def test_blending_is_a_partition_of_unity_without_jumps(shape: tuple[int, int]) 
         assert np.array_equal(weight, np.ones_like(weight))
 
 
+def test_three_mirror_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 mirror images: expected one of 1, 2, 4"):
+        mirror_images(whole((5, 5)), 3)
+
+
 def test_mirror_images_are_in_order_however_narrow() -> None:
     part = np.arange(5, dtype=np.float32).reshape(5, 1)
     for region in mirror_images(whole((5, 1)), 4):

@@ -15,7 +15,15 @@ import pytest
 
 from etsam import weights
 from etsam.fetch import Patience
-from etsam.weights import ETSAM_V1, START_WEIGHTS, ZenodoModel, fetch_model, resolve_model
+from etsam.weights import (
+    ETSAM_V1,
+    START_WEIGHTS,
+    ZenodoModel,
+    fetch_model,
+    resolve_checkpoints,
+    resolve_model,
+)
+from test_cli import Run, assert_one_line
 
 STAGE1 = b"first stage" * 50_000
 STAGE2 = b"second stage" * 50_000
@@ -102,22 +110,21 @@ def test_fetches_once_then_works_without_the_server(zenodo: FakeZenodo) -> None:
     seen: list[tuple[float, str]] = []
     model = model_at(zenodo)
     files = fetch_model(model, progress=lambda fraction, message: seen.append((fraction, message)))
-    assert files.stage1.read_bytes() == STAGE1
-    assert files.stage2.read_bytes() == STAGE2
-    assert files.sha256 == tuple(hashlib.sha256(data).hexdigest() for data in (STAGE1, STAGE2))
+    assert [file.path.read_bytes() for file in files] == [STAGE1, STAGE2]
+    sums = [hashlib.sha256(data).hexdigest() for data in (STAGE1, STAGE2)]
+    assert [file.sha256 for file in files] == sums
     assert seen[-1] == (1.0, f"fetch {ETSAM_V1.stage2}")
     assert all(0 <= fraction <= 1 for fraction, _ in seen)
     asked = len(zenodo.asked)
     assert fetch_model(replace(model, server="http://127.0.0.1:9")) == files
     assert len(zenodo.asked) == asked
-    assert sorted(path.name for path in files.stage1.parent.iterdir()) == sorted(
+    assert sorted(path.name for path in model.folder.iterdir()) == sorted(
         [weights.CHECKSUM_FILE, ETSAM_V1.stage1, ETSAM_V1.stage2]
     )
 
 
 def test_fetches_only_what_is_missing(zenodo: FakeZenodo) -> None:
-    files = fetch_model(model_at(zenodo))
-    files.stage1.unlink()
+    fetch_model(model_at(zenodo))[0].path.unlink()
     zenodo.asked.clear()
     fetch_model(model_at(zenodo))
     assert [path for path in zenodo.asked if "files" in path] == [
@@ -143,7 +150,7 @@ def test_a_failed_download_says_where_to_get_and_put_the_files(
     begun = {"file not listed": ETSAM_V1.stage1, "interrupted": f"{ETSAM_V1.stage1}.partial"}
     assert left == ([begun[fault]] if fault in begun else [])
     zenodo.fault = ""
-    assert fetch_model(model).stage2.read_bytes() == STAGE2
+    assert fetch_model(model)[1].path.read_bytes() == STAGE2
 
 
 def test_an_altered_download_is_refused_and_removed(zenodo: FakeZenodo) -> None:
@@ -166,11 +173,11 @@ def test_without_a_network_the_way_out_is_named(
 
 
 def test_a_cached_file_that_changed_is_refused(zenodo: FakeZenodo) -> None:
-    files = fetch_model(model_at(zenodo))
-    files.stage2.write_bytes(STAGE2[:1000])
+    stage2 = fetch_model(model_at(zenodo))[1].path
+    stage2.write_bytes(STAGE2[:1000])
     with pytest.raises(ValueError, match="changed since it was fetched"):
         fetch_model(model_at(zenodo))
-    (files.stage2.parent / weights.CHECKSUM_FILE).write_text("0123\n")
+    (stage2.parent / weights.CHECKSUM_FILE).write_text("0123\n")
     with pytest.raises(ValueError, match="SHA256SUMS is damaged: delete .* fetched anew"):
         fetch_model(model_at(zenodo))
 
@@ -203,6 +210,55 @@ def test_a_folder_with_no_or_two_candidates_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b_stage1.pt").write_bytes(STAGE1)
     with pytest.raises(ValueError, match="--stage1-checkpoint"):
         resolve_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("other", ["._a_stage1.pt", ".a_stage1.pt"])
+def test_hidden_files_are_no_candidates(tmp_path: Path, other: str) -> None:
+    for name in (other, "a_Stage1.PT", "a_stage2.pt"):
+        (tmp_path / name).write_bytes(STAGE1)
+    assert resolve_model(tmp_path).stage1.name == "a_Stage1.PT"
+
+
+def test_only_the_stage_that_is_wanted_is_looked_for(zenodo: FakeZenodo, tmp_path: Path) -> None:
+    """The remedy for two candidates, naming one, met the same error."""
+    for name in ("a_stage1.pt", "b_stage1.pt", "a_stage2.pt"):
+        (tmp_path / name).write_bytes(STAGE2)
+    (file,) = resolve_checkpoints(tmp_path, [2])
+    assert file.path.name == "a_stage2.pt"
+    assert file.sha256 == hashlib.sha256(STAGE2).hexdigest()
+    (fetched,) = fetch_model(model_at(zenodo), [2])
+    assert fetched.path.name == ETSAM_V1.stage2
+    assert not any(path.endswith(f"{ETSAM_V1.stage1}/content") for path in zenodo.asked)
+
+
+def test_a_cache_that_cannot_be_written_is_said_before_the_network(
+    zenodo: FakeZenodo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It read like a failing server."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(weights.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    for fetch in (
+        lambda: fetch_model(model_at(zenodo)),
+        lambda: weights.fetch_start_weights("sam2.1-large"),
+    ):
+        with pytest.raises(OSError, match=r"cache .*cache cannot be written .* set ETSAM_CACHE"):
+            fetch()
+    assert zenodo.asked == []
+
+
+def test_files_put_into_the_cache_by_hand_are_opened_by_fetch(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page in place of a file was said to be in order."""
+    monkeypatch.setenv(weights.CACHE_VARIABLE, str(tmp_path))
+    (tmp_path / "etsam-v1").mkdir()
+    for name in (ETSAM_V1.stage1, ETSAM_V1.stage2):
+        (tmp_path / "etsam-v1" / name).write_text("<!DOCTYPE html><html></html>")
+    code, out, err = run("weights", "fetch", "etsam-v1")
+    assert (code, out) == (1, "")
+    assert_one_line(err, ETSAM_V1.stage1)
+    code, out, _ = run("weights", "fetch", "compact")
+    assert code == 0 and len(out.splitlines()) == 2
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeGuard
 from etsam.batch import BatchPlan, ModelOnce, Outcome, segment_one
 from etsam.manifest import Entry, Manifest, here, now
 from etsam.options import SegmentOptions
-from etsam.weights import resolve_model
+from etsam.weights import resolve_checkpoints
 
 EngineKind = Literal["local", "slurm", "pbs", "sge", "lsf"]
 
@@ -63,8 +63,9 @@ def run_on_engine(
         As `etsam.batch.run_batch`; or dask is not installed, or does not take the options.
     """
     masks = plan.masks_by_path()
-    if None in (plan.options.stage1_checkpoint, plan.options.stage2_checkpoint):
-        resolve_model(plan.options.model)  # fetched once, before the workers want it
+    given = (plan.options.stage1_checkpoint, plan.options.stage2_checkpoint)
+    if wanted := [stage for stage, path in enumerate(given, 1) if path is None]:
+        resolve_checkpoints(plan.options.model, wanted)  # fetched once, before the workers want it
     with Manifest(plan.manifest) as manifest, start_workers(engine, say) as client:
         entries = manifest.begin(masks.items(), replacing=plan.replacing)
         events: Queue[Any] = Queue()

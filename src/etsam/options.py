@@ -13,8 +13,10 @@ Polarity = Literal["auto", "dark", "bright"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 FirstSlice = Literal["predict", "prompt"]
 PromptKind = Literal["zero", "grid_zero", "grid", "etsam_stage1_partial", "none"]
+Mirrors = Literal[1, 2, 4]
 Normalisation = Literal["min_max_positive_values", "softplus_minmax", "min_max", "robust"]
 
+PARTIAL: PromptKind = "etsam_stage1_partial"  # parts of stage 1's answer
 LOGIT_THRESHOLD = -0.25  # default of the paper (4.3) and of the released code
 MAX_TILE = 1024  # pixels of the network; larger frames are tiled
 MIN_TILE = 192  # tiles share 128 with their neighbours
@@ -40,8 +42,12 @@ def check_counts(options: object, least: Mapping[str, int]) -> None:
     """
     for name, low in least.items():
         value = getattr(options, name)
-        if not isinstance(value, Integral) or int(value) < low:
+        if not _is_count(value) or int(value) < low:
             raise ValueError(f"{name} is {value!r}: expected a whole number from {low} on")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def take_paths(options: object, *names: str) -> None:
@@ -115,7 +121,7 @@ class SegmentOptions:
     interval: int | None = None
     split_processing: bool = False
     tile: int = MAX_TILE
-    mirrors: Literal[1, 2, 4] = 1
+    mirrors: Mirrors = 1
     first_slice: FirstSlice = "predict"
     polarity: Polarity = "auto"
     voxel_spacing: float | None = None
@@ -139,12 +145,20 @@ class SegmentOptions:
         for name, choice in CHOICES.items():
             known = get_args(choice)
             self._require(name, getattr(self, name) in known, ", ".join(known))
-        check_counts(self, {"tile": 1, "mirrors": 1, "min_slices": 0})
+        self._require("stage1_prompt", self.stage1_prompt != PARTIAL, "one that needs no stage 1")
+        counts = get_args(Mirrors)
+        sound = _is_count(self.mirrors) and self.mirrors in counts
+        self._require("mirrors", sound, f"one of {', '.join(map(str, counts))}")
+        for name in SWITCHES:
+            kind = type(getattr(self, name)).__name__  # numpy's is called bool or bool_
+            self._require(name, kind in ("bool", "bool_"), "True or False")
+        check_counts(self, {"tile": MIN_TILE, "min_slices": 0})
         if self.interval is not None:
             check_counts(self, {"interval": 1})
         for name in ("voxel_spacing", "logit_threshold"):
             value = getattr(self, name)
-            self._require(name, isinstance(value, Real) and math.isfinite(value), "a number")
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
+            self._require(name, is_number and math.isfinite(value), "a number")
         take_paths(self, "stage1_checkpoint", "stage2_checkpoint", "output")
         self._require("model", isinstance(self.model, str | Path), "a name or a folder")
         self._require("device", isinstance(self.device, str), "a name, such as auto")
@@ -164,3 +178,7 @@ CHOICES = {
     "first_slice": FirstSlice,
     "polarity": Polarity,
 }
+SWITCHES = (
+    *("split_processing", "store_logits", "post_process"),
+    *("instances", "preview", "overwrite"),
+)

@@ -79,14 +79,14 @@ def segmentation_details(
         {
             "name": name,
             "path": None if stage.path is None else str(stage.path.absolute()),
-            "sha256": stage.sha256,
+            **stage.identity,
             "frames": stage.spec.to_dict(),
         }
         for name, stage in zip(_model_names(options), stages, strict=True)
     ]
     return provenance(
         "segment",
-        parameters=asdict(options),
+        parameters=asdict(options) | {"model": _model_in_use(options)},
         results={
             "membrane_voxels": membrane_voxels,
             "membrane_fraction": membrane_voxels / math.prod(tomogram.shape),
@@ -99,6 +99,12 @@ def segmentation_details(
         },
         clock=clock,
     )
+
+
+def _model_in_use(options: SegmentOptions) -> str | Path | None:
+    """The model; None where checkpoints took the place of both its stages."""
+    given = (options.stage1_checkpoint, options.stage2_checkpoint)
+    return options.model if None in given else None
 
 
 def _model_names(options: SegmentOptions) -> list[str]:

@@ -31,6 +31,7 @@ NOT_IN_RESULT = (
     *("model", "stage1_checkpoint", "stage2_checkpoint"),  # the sums of the weights tell more
     *("device", "output", "preview", "overwrite"),
 )
+NETWORK = ("sha256", "config")  # of weights, what a result depends on
 STATE_FILE = "state.safetensors"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -76,10 +77,10 @@ class SegmentResult:
 
 @dataclass(frozen=True)
 class Task:
-    """What decides a result: the input's record, the sums of the weights, what was asked for."""
+    """What decides a result: the input's record, the networks' sums and sizes, what was asked for."""
 
     source: Mapping[str, Any]
-    weights: list[str]
+    weights: list[dict[str, Any]]
     request: Mapping[str, Any]
 
     def record(self, sha256: str) -> dict[str, Any]:
@@ -141,11 +142,11 @@ def is_finished(result: SegmentResult, earlier: Mapping[str, Any], task: Task) -
     An input of the same path, size and time is the same; otherwise its contents decide.
     """
     try:
-        sums = [entry["sha256"] for entry in earlier["weights"]]
+        weights = [{key: entry[key] for key in NETWORK} for entry in earlier["weights"]]
         (before,) = earlier["inputs"]
         known = {key: before[key] for key in ("path", "bytes", "modified_ns", "sha256")}
         sound = 0 <= earlier["results"]["membrane_fraction"] <= 1
-        same = earlier["request"] == task.request and sums == task.weights
+        same = earlier["request"] == task.request and weights == task.weights
         same &= result.mask.name in earlier["outputs"]
     except (KeyError, TypeError, ValueError):
         return False

@@ -199,7 +199,7 @@ def segment_file(
         refuse_existing(result, path, replaceable=options.overwrite or ours)
         with memory_errors():
             stages = (load or partial(_load, options))(progress)
-        task = Task(input_record(tomogram), [s.sha256 for s in stages], request_of(options))
+        task = Task(input_record(tomogram), [s.identity for s in stages], request_of(options))
         if earlier is not None and ours and is_finished(result, earlier, task):
             return replace(result, details=earlier, reused=True)
         refuse_others(result, earlier, overwrite=options.overwrite)

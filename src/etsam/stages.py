@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 
 from etsam.frames import CPU, REFERENCE_SPEC, FrameSpec
 from etsam.memory import give_back_freed
 from etsam.options import SegmentOptions
+from etsam.provenance import plain
 from etsam.provenance import sha256 as checksum
 from etsam.sam2 import SAM2, load_checkpoint
 from etsam.sam2.linear import keep_rearranged
-from etsam.weights import resolve_model
+from etsam.weights import Checkpoint, resolve_checkpoints
 
 Progress = Callable[[float, str], None]
 
@@ -30,6 +32,11 @@ class Stage:
     spec: FrameSpec
     sha256: str = ""
     path: Path | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The file's sum, and the sizes: of published ones some may stand in a JSON beside it."""
+        return {"sha256": self.sha256, "config": plain(self.model.config.to_dict())}
 
     @property
     def frames_on(self) -> torch.device:
@@ -116,23 +123,21 @@ def load_stages(options: SegmentOptions, progress: Progress | None = None) -> li
     FileNotFoundError, ValueError, OSError
         A checkpoint is missing, is not one, or cannot be fetched.
     """
-    paths = [options.stage1_checkpoint, options.stage2_checkpoint]
-    sums = ["", ""]
-    if None in paths:
-        files = resolve_model(options.model, progress=progress)
-        found = (files.stage1, files.stage2)
-        sums = ["" if given else known for given, known in zip(paths, files.sha256, strict=True)]
-        paths = [given or known for given, known in zip(paths, found, strict=True)]
+    given = {1: options.stage1_checkpoint, 2: options.stage2_checkpoint}
+    wanted = [stage for stage, path in given.items() if path is None]
+    found = resolve_checkpoints(options.model, wanted, progress=progress) if wanted else []
+    taken = dict(zip(wanted, found, strict=True))
     device = choose_device(options.device)
     stages = []
-    for number, (path, known) in enumerate(zip(paths, sums, strict=True)):
-        assert path is not None
-        stages.append(load_stage(path, number, device, dtype=options.dtype, sha256=known))
-    if (options.stage1_checkpoint is None) != (options.stage2_checkpoint is None):
-        given, taken = (2, 1) if options.stage1_checkpoint is None else (1, 2)
+    for stage, path in given.items():
+        file = taken[stage] if path is None else Checkpoint(path, "")
+        stages.append(
+            load_stage(file.path, stage - 1, device, dtype=options.dtype, sha256=file.sha256)
+        )
+    if len(wanted) == 1:
         warnings.warn(
-            f"only stage {given} was given: stage {taken} is that of {options.model}, which does not "
-            f"know it; --stage{taken}-checkpoint names another",
+            f"only stage {3 - wanted[0]} was given: stage {wanted[0]} is that of {options.model}, "
+            f"which does not know it; --stage{wanted[0]}-checkpoint names another",
             stacklevel=2,
         )
     return stages

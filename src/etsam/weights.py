@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.resources
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from etsam.fetch import Patience, RemoteFile, fetch
 from etsam.provenance import sha256
@@ -18,6 +19,7 @@ Progress = Callable[[float, str], None]
 CACHE_VARIABLE = "ETSAM_CACHE"
 CHECKSUM_FILE = "SHA256SUMS"
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth")
+STAGES = (1, 2)
 LOCK_NAME = ".lock"
 PATIENCE = Patience(attempts=4)
 
@@ -33,6 +35,14 @@ class ModelFiles:
     stage1: Path
     stage2: Path
     sha256: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint on this machine, and its hexadecimal SHA-256 sum."""
+
+    path: Path
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -133,11 +143,25 @@ def cache_folder() -> Path:
 def resolve_model(model: str | Path, *, progress: Progress | None = None) -> ModelFiles:
     """Find both checkpoints of a model by its name or its folder, fetching them if need be.
 
+    See `resolve_checkpoints`.
+    """
+    one, two = resolve_checkpoints(model, progress=progress)
+    name = model if str(model) in MODELS else Path(model).expanduser().resolve().name
+    return ModelFiles(str(name), one.path, two.path, (one.sha256, two.sha256))
+
+
+def resolve_checkpoints(
+    model: str | Path, stages: Sequence[int] = STAGES, *, progress: Progress | None = None
+) -> list[Checkpoint]:
+    """Find the checkpoints of some stages of a model, fetching them if need be.
+
     Parameters
     ----------
     model
         A name of ``MODELS``, or a folder with one stage-1 and one stage-2 checkpoint: files with
         ``stage1`` and ``stage2`` in their names that end in .safetensors, .pt or .pth.
+    stages
+        1, 2 or both; the others need not be there.
     progress
         Called with (fraction in 0..1, message) while a file is being fetched.
 
@@ -152,20 +176,23 @@ def resolve_model(model: str | Path, *, progress: Progress | None = None) -> Mod
     """
     record = MODELS.get(str(model))
     if isinstance(record, BundledModel):
-        return _bundled(record)
+        return _bundled(record, stages)
     if isinstance(record, ZenodoModel):
-        return fetch_model(record, progress=progress)
+        return fetch_model(record, stages, progress=progress)
     folder = Path(model).expanduser()
     if model != "" and folder.is_dir():  # an empty name is not the current folder
-        return _from_folder(folder)
+        paths = [_only_checkpoint(folder, f"stage{stage}") for stage in stages]
+        return [Checkpoint(path, sha256(path)) for path in paths]
     raise ValueError(
         f"no model {str(model)!r}: expected {', '.join(MODELS)}, or an existing folder with one "
         "stage1 and one stage2 checkpoint"
     )
 
 
-def fetch_model(model: ZenodoModel, *, progress: Progress | None = None) -> ModelFiles:
-    """Fetch a published model into the cache unless it is there, and check its sums.
+def fetch_model(
+    model: ZenodoModel, stages: Sequence[int] = STAGES, *, progress: Progress | None = None
+) -> list[Checkpoint]:
+    """Fetch a published model's stages into the cache unless they are there, and check their sums.
 
     A download is checked against Zenodo's MD5 sum before it gets its name; its SHA-256 sum is then
     kept beside it, so that a cached file is checked again without a network.
@@ -177,25 +204,24 @@ def fetch_model(model: ZenodoModel, *, progress: Progress | None = None) -> Mode
     OSError
         The files cannot be fetched; says where to get and where to put them.
     """
-    names = (model.stage1, model.stage2)
-    missing = [name for name in names if not (model.folder / name).is_file()]
+    paths = _paths(model, stages)
+    missing = [path for path in paths if not path.is_file()]
     if missing:
+        _make_cache(model.folder)
         try:
             listed = zenodo_files(model.record, server=model.server, patience=PATIENCE)
-            for name in missing:
-                _download(_listed(listed, name), model.folder / name, progress)
+            for path in missing:
+                _download(_listed(listed, path.name), path, progress)
         except OSError as error:
+            names = " and ".join(path.name for path in paths)
             raise OSError(
-                f"cannot fetch model {model.name!r} ({_reason(error)}): get {' and '.join(names)} "
+                f"cannot fetch model {model.name!r} ({_reason(error)}): get {names} "
                 f"from {model.page} and put them into {model.folder}, or into any folder named "
                 "with --model FOLDER"
             ) from error
-        for name in missing:
-            _record_sum(model.folder / name)
-    sums = tuple(_checked_sum(model.folder / name) for name in names)
-    return ModelFiles(
-        model.name, model.folder / model.stage1, model.folder / model.stage2, (sums[0], sums[1])
-    )
+        for path in missing:
+            _record_sum(path)
+    return [Checkpoint(path, _checked_sum(path)) for path in paths]
 
 
 def fetch_start_weights(name: str, *, progress: Progress | None = None) -> Path:
@@ -216,6 +242,7 @@ def fetch_start_weights(name: str, *, progress: Progress | None = None) -> Path:
         if sha256(target) != weights.sha256:
             raise ValueError(f"{target} has the wrong SHA-256 sum: delete it and try again")
         return target
+    _make_cache(target.parent)
     try:
         file = RemoteFile(weights.url, target.name, None, f"sha256:{weights.sha256}")
         _download(file, target, progress)
@@ -229,29 +256,32 @@ def fetch_start_weights(name: str, *, progress: Progress | None = None) -> Path:
 
 def is_installed(model: Model) -> bool:
     """Whether both checkpoints are on this machine."""
-    return all((model.folder / name).is_file() for name in (model.stage1, model.stage2))
+    return all(path.is_file() for path in _paths(model, STAGES))
 
 
-def _bundled(model: BundledModel) -> ModelFiles:
-    stage1, stage2 = model.folder / model.stage1, model.folder / model.stage2
+def _paths(model: Model, stages: Sequence[int]) -> list[Path]:
+    """Where the checkpoints of some stages are or go to."""
+    names = dict(zip(STAGES, (model.stage1, model.stage2), strict=True))
+    return [model.folder / names[stage] for stage in stages]
+
+
+def _bundled(model: BundledModel, stages: Sequence[int]) -> list[Checkpoint]:
     if not is_installed(model):
         raise FileNotFoundError(
             f"model {model.name!r} is not in this installation ({model.folder}): reinstall etsam, "
             f"or choose --model {ETSAM_V1.name} or --model FOLDER"
         )
-    return ModelFiles(model.name, stage1, stage2, (sha256(stage1), sha256(stage2)))
-
-
-def _from_folder(folder: Path) -> ModelFiles:
-    stage1, stage2 = (_only_checkpoint(folder, stage) for stage in ("stage1", "stage2"))
-    return ModelFiles(folder.resolve().name, stage1, stage2, (sha256(stage1), sha256(stage2)))
+    return [Checkpoint(path, sha256(path)) for path in _paths(model, stages)]
 
 
 def _only_checkpoint(folder: Path, stage: str) -> Path:
     found = sorted(
         path
         for path in folder.iterdir()
-        if stage in path.name and path.suffix in CHECKPOINT_SUFFIXES and path.is_file()
+        if stage in path.name.lower()
+        and path.suffix.lower() in CHECKPOINT_SUFFIXES
+        and not path.name.startswith(".")  # such as those that macOS puts beside copies
+        and path.is_file()
     )
     if not found:
         raise FileNotFoundError(
@@ -273,6 +303,19 @@ def _listed(files: list[RemoteFile], name: str) -> RemoteFile:
     raise OSError(f"the record has no file {name}")
 
 
+def _make_cache(folder: Path) -> None:
+    """Make a folder of the cache; before the network, so that a disk's fault is not taken for its."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"the cache {cache_folder()} cannot be written ({error.strerror}): set "
+            f"{CACHE_VARIABLE} to a folder that can"
+        ) from error
+
+
 def _download(file: RemoteFile, target: Path, progress: Progress | None) -> None:
     """Fetch a file into the cache, going on with what an earlier try left; one process at a time."""
     from filelock import FileLock
@@ -281,7 +324,6 @@ def _download(file: RemoteFile, target: Path, progress: Progress | None) -> None
         if progress is not None and total:
             progress(done / total, f"fetch {target.name}")
 
-    target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(cache_folder() / LOCK_NAME):
         if not target.is_file():
             fetch(file, target, resume=True, patience=PATIENCE, report=report)

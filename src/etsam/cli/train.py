@@ -215,15 +215,15 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 def _start(params: dict[str, Any]) -> Path:
     """The checkpoint to start from: a file, or known by name."""
-    from etsam.weights import START_WEIGHTS, fetch_start_weights, resolve_model
+    from etsam.weights import START_WEIGHTS, fetch_start_weights, resolve_checkpoints
 
     asked = Path(params["start"])
     if asked.suffix in (".pt", ".pth", ".safetensors") or asked.is_file():
         return asked
     if params["start"] in START_WEIGHTS:
         return fetch_start_weights(params["start"])
-    files = resolve_model(params["start"])
-    return files.stage1 if params["stage"] == 1 else files.stage2
+    (file,) = resolve_checkpoints(params["start"], [params["stage"]])
+    return file.path
 
 
 def _fresh(params: dict[str, Any]) -> Fresh | None:

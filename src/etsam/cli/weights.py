@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -36,17 +37,35 @@ def fetch(params: dict[str, Any]) -> None:
 
     Without a network, the message says which files to get and where to put them.
     """
-    from etsam.weights import START_WEIGHTS, fetch_start_weights, resolve_model
+    from etsam.weights import MODELS, START_WEIGHTS, fetch_start_weights, resolve_checkpoints
 
     name = params["name"]
     with StageProgress(unit="%") as progress:
         if name in START_WEIGHTS:
             paths = [fetch_start_weights(name, progress=progress.fraction)]
+        elif name in MODELS:
+            files = resolve_checkpoints(name, progress=progress.fraction)
+            paths = [file.path for file in files]
+            _check(paths)
         else:
-            files = resolve_model(name, progress=progress.fraction)
-            paths = [files.stage1, files.stage2]
+            raise _unknown(name)
     for path in paths:
         click.echo(path)
+
+
+def _check(paths: list[Path]) -> None:
+    """Open checkpoints as `etsam segment` does: of those put there by hand there is no sum."""
+    from etsam.sam2 import load_checkpoint
+
+    for path in paths:
+        load_checkpoint(path)
+
+
+def _unknown(name: str) -> ValueError:
+    from etsam.weights import MODELS, START_WEIGHTS
+
+    known = ", ".join([*MODELS, *START_WEIGHTS])
+    return ValueError(f"no weights {name!r}: expected one of {known}")
 
 
 @weights.command()
@@ -62,5 +81,4 @@ def where(name: str | None) -> None:
     elif name in START_WEIGHTS:
         click.echo(START_WEIGHTS[name].path.parent)
     else:
-        known = ", ".join([*MODELS, *START_WEIGHTS])
-        raise ValueError(f"no weights {name!r}: expected one of {known}")
+        raise _unknown(name)

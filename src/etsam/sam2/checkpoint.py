@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
-import struct
 import warnings
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,26 +18,16 @@ from torch import Tensor
 
 from etsam.sam2.config import PRESETS, SAM2Config
 from etsam.sam2.model import SAM2
+from etsam.sam2.unreadable import UNREADABLE, check_archive, kind_of, no_weights, why_unreadable
 
 FORMAT = "etsam-sam2-1"
 """Value of the ``format`` entry in our safetensors metadata."""
 
-UNREADABLE = (
-    pickle.UnpicklingError,
-    struct.error,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What `torch.load` raises on damaged files."""
-
 SYSTEM_ERROR = re.compile(r"os error (\d+)")
-REFUSED_OBJECT = re.compile(r"GLOBAL (\S+)")
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before the names of a network's parameters."""
+SINCE_2_1 = {"no_obj_embed_spatial", "obj_ptr_tpos_proj.weight", "obj_ptr_tpos_proj.bias"}
+"""Parameters that SAM 2.0 has not."""
 
 State = dict[str, Tensor]
 
@@ -61,7 +48,7 @@ def load_checkpoint(
         ``weights_only=True``) or one of ours (``.safetensors``).
     config
         Sizes of a published-format network that is none of the published ones; a JSON file of
-        the same name beside the checkpoint says the same. Ours carry their own.
+        the same name beside the checkpoint may say them too, or some. Ours carry their own.
 
     Returns
     -------
@@ -79,12 +66,13 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; expected a .pt or .safetensors file")
-    ours = path.suffix == ".safetensors"
+    ours = path.suffix.lower() == ".safetensors"
     state, metadata = _read_safetensors(path) if ours else (_read_pickle(path), {})
     _check_plain(state, path)
+    _check_names(state, path)
     if config is None and ours:
         config = _to_config(metadata.get("config"), path)
-    config = config or _config_beside(path) or infer_config(state, path)
+    config = config or _published_config(state, path)
     with torch.device("meta"):
         model = SAM2(config)
     _check_fit(model.state_dict(), state, path)
@@ -203,15 +191,29 @@ def _stages(state: State) -> tuple[int, ...]:
     return tuple(stages)
 
 
-def _config_beside(path: Path) -> SAM2Config | None:
+def _published_config(state: State, path: Path) -> SAM2Config:
+    """Sizes that the tensors tell, where a published network has them, below those of the JSON."""
     beside = path.with_suffix(".json")
+    given = _sizes_beside(beside)
+    if not given:
+        return infer_config(state, path)
+    try:
+        told = infer_config(state, path).to_dict()
+    except ValueError:
+        told = {}
+    return _to_config(told | given, beside)
+
+
+def _sizes_beside(beside: Path) -> dict[str, Any]:
+    """Sizes in a JSON beside a checkpoint; none where there is no such file, or one of other things."""
     if not beside.is_file():
-        return None
+        return {}
     try:
         values = json.loads(beside.read_text(encoding="utf-8"))
-    except ValueError as wrong:
+    except (ValueError, RecursionError) as wrong:
         raise ValueError(f"{beside} is not JSON: {wrong}") from None
-    return _to_config(values, beside)
+    is_config = isinstance(values, dict) and not SAM2Config.names().isdisjoint(values)
+    return values if is_config else {}
 
 
 def _to_config(values: Any, source: Path) -> SAM2Config:
@@ -222,61 +224,19 @@ def _to_config(values: Any, source: Path) -> SAM2Config:
 
 
 def _read_pickle(path: Path) -> State:
-    _check_archive(path)
+    check_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that are refused anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as wrong:
-        raise ValueError(
-            f"{path} cannot be read as weights ({why_unreadable(path, wrong)}); expected a file "
-            "saved by torch.save that holds tensors only"
-        ) from None
+        raise ValueError(no_weights(path, why_unreadable(path, wrong))) from None
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
     ):
         raise ValueError(f'{path} has no "model" entry with tensors; expected {{"model": ...}}')
     return state
-
-
-def why_unreadable(path: Path, wrong: BaseException) -> str:
-    """In a few words why `torch.load` refused a file: its own are pages, or a bare number."""
-    if path.stat().st_size == 0:
-        return "it is empty"
-    if isinstance(wrong, pickle.UnpicklingError) and (found := REFUSED_OBJECT.search(str(wrong))):
-        return f"it holds other objects, such as {found[1][:80]}"
-    if isinstance(wrong, RuntimeError) and str(wrong).strip():
-        return str(wrong).strip().splitlines()[0].partition(". ")[0][:120]
-    return "it is damaged, or of another kind"
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse an archive that is packed or damaged: torch.load checks neither.
-
-    What is no archive is left to torch.load.
-    """
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, *UNREADABLE):
-        return
-    with archive:
-        entries = archive.infolist()
-        unpacked = sum(entry.file_size for entry in entries)
-        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-        if packed or unpacked > path.stat().st_size:
-            raise ValueError(
-                f"{path} is packed and unpacks to {unpacked:,} bytes: expected a file saved by "
-                "torch.save, which packs nothing"
-            )
-        try:
-            damaged = archive.testzip()
-        except (OSError, *UNREADABLE):
-            damaged = "its list of contents"
-    if damaged is not None:
-        raise ValueError(
-            f"{path} cannot be read as weights ({damaged[:80]} is damaged): copy or fetch it again"
-        )
 
 
 def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
@@ -291,17 +251,29 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
             metadata = dict(json.loads(header["etsam"]))
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as wrong:
-        raise ValueError(f"{path} is not a valid safetensors file: {wrong}") from None
+        kind = kind_of(path)
+        why = f"it is {kind}" if kind else wrong
+        raise ValueError(f"{path} is not a valid safetensors file: {why}") from None
 
 
 def _check_plain(state: State, path: Path) -> None:
     """Refuse tensors that do not hold a real number for each element."""
     for name, tensor in state.items():
-        odd = tensor.is_quantized or tensor.is_nested or tensor.is_complex() or tensor.is_meta
-        if odd or tensor.layout != torch.strided:
+        odd = tensor.is_nested or tensor.is_meta or tensor.layout != torch.strided
+        if odd or not tensor.is_floating_point():  # nor are those of complex or quantised numbers
             raise ValueError(
-                f"{path} has a quantised, sparse, complex or empty tensor, {name}: save it as "
-                "plain float32"
+                f"{path} has a tensor of whole, quantised or complex numbers, or a sparse or empty "
+                f"one, {name}: save it as plain float32"
+            )
+
+
+def _check_names(state: State, path: Path) -> None:
+    """Refuse names that only a wrapped network has."""
+    for prefix in WRAPPERS:
+        if state and all(name.startswith(prefix) for name in state):
+            raise ValueError(
+                f"{path} is of a wrapped network: all names begin with {prefix!r}; save the "
+                "state_dict of what is in the wrapper"
             )
 
 
@@ -331,5 +303,7 @@ def _check_fit(expected: State, found: State, path: Path) -> None:
             f"{len(shapes)} of another shape, e.g. {k}: {tuple(found[k].shape)}, "
             f"expected {tuple(expected[k].shape)}"
         )
+    if set(missing) == SINCE_2_1:
+        problems.append("it looks like SAM 2.0: expected SAM 2.1")
     if problems:
         raise ValueError(f"{path} does not fit the network: {'; '.join(problems)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -85,28 +86,72 @@ class SAM2Config:
     settling: int = 1
 
     def __post_init__(self) -> None:
-        for name, value, good in self._rules():
+        for field in fields(self):
+            value, known = getattr(self, field.name), isinstance(field.default, tuple)
+            least = 0 if field.name in OPTIONAL else 1
+            if field.name != "trunk" and not _is_size(value, least, several=known):
+                numbers = "a list of whole numbers" if known else f"a whole number from {least} on"
+                self._refuse(field.name, f"{numbers}, at most {MAX_SIZE}")
+        for name, good, expected in self._rules():
             if not good:
-                raise ValueError(f"SAM2Config.{name} = {value!r} does not fit the other sizes")
+                self._refuse(name, expected)
 
-    def _rules(self) -> list[tuple[str, Any, bool]]:
-        return [
-            ("trunk", self.trunk, self.trunk in ("hiera", "conv")),
-            ("stages", self.stages, len(self.stages) == LEVELS and min(self.stages) > 0),
-            ("stages", self.stages, sum(self.stages) <= MAX_BLOCKS),
-            ("memory_layers", self.memory_layers, self.memory_layers <= MAX_BLOCKS),
-            ("widths", self.widths, len(self.widths) == (LEVELS if self.trunk == "conv" else 0)),
-            ("context_width", self.context_width, self.context_width >= 0),
-            ("top_down_blocks", self.top_down_blocks, 0 <= self.top_down_blocks <= MAX_BLOCKS),
-            ("decoder_tokens", self.decoder_tokens, self.decoder_tokens >= 0),
-            ("settling", self.settling, self.settling >= 1),
-            ("image_size", self.image_size, self.image_size % (8 * self.patch_stride) == 0),
-            ("d_model", self.d_model, self.d_model % (4 * self.decoder_heads) == 0),
-            ("memory_dim", self.memory_dim, self.d_model % self.memory_dim == 0),
-            ("memory_pool", self.memory_pool, self.memory_pool >= 1),
-            ("num_maskmem", self.num_maskmem, self.num_maskmem >= 2),
-            ("embed_dim", self.embed_dim, self.embed_dim % self.num_heads == 0),
-        ]
+    def _refuse(self, name: str, expected: str) -> None:
+        value = repr(getattr(self, name))[:60]
+        raise ValueError(f"SAM2Config.{name} = {value}: expected {expected}")
+
+    def _rules(self) -> Iterator[tuple[str, bool, str]]:
+        """Names, whether their values fit, and what would; later ones rely on the earlier."""
+        pieces, stride, width = 8 * self.patch_stride, self.patch_stride, self.d_model
+        tokens, channels = self.image_size // self.token_stride, 4 * self.decoder_heads
+        yield "trunk", self.trunk in ("hiera", "conv"), "hiera or conv"
+        deep = (
+            len(self.stages) == LEVELS and min(self.stages) > 0 and sum(self.stages) <= MAX_BLOCKS
+        )
+        yield "stages", deep, f"{LEVELS} numbers from 1 on, at most {MAX_BLOCKS} in all"
+        for name in ("memory_layers", "top_down_blocks"):
+            yield name, getattr(self, name) <= MAX_BLOCKS, f"at most {MAX_BLOCKS}"
+        yield "patch_stride", stride & (stride - 1) == 0, "a power of two"
+        yield "patch_kernel", self.patch_kernel % 2 == 1, "an odd number"
+        yield (
+            "image_size",
+            self.image_size % pieces == 0,
+            f"a multiple of 8 * patch_stride, {pieces}",
+        )
+        known = set(self.top_down_levels) <= set(range(LEVELS))
+        yield "top_down_levels", known, f"levels from 0 to {LEVELS - 1}"
+        wide = width % channels == 0 and width >= 8
+        yield "d_model", wide, f"a multiple of 4 * decoder_heads, {channels}, from 8 on"
+        divides = self.memory_dim % 4 == 0 and width % self.memory_dim == 0
+        yield "memory_dim", divides, f"a multiple of 4 that divides d_model, {width}"
+        yield "memory_pool", self.memory_pool <= tokens, f"at most the {tokens} tokens of a side"
+        yield "num_maskmem", self.num_maskmem >= 2, "a number from 2 on"
+        heads = self.num_heads
+        yield "embed_dim", self.embed_dim % heads == 0, f"a multiple of num_heads, {heads}"
+        yield from self._conv_rules() if self.trunk == "conv" else self._hiera_rules()
+
+    def _conv_rules(self) -> Iterator[tuple[str, bool, str]]:
+        good = len(self.widths) == LEVELS and min(self.widths) > 0
+        yield "widths", good, f"{LEVELS} numbers from 1 on"
+
+    def _hiera_rules(self) -> Iterator[tuple[str, bool, str]]:
+        yield "widths", not self.widths, "none, with a hiera trunk"
+        position, blocks = self.pos_embed_size, sum(self.stages)
+        yield "pos_embed_size", len(position) == 2 and min(position) > 0, "2 numbers from 1 on"
+        known = set(self.global_blocks) <= set(range(blocks))
+        yield "global_blocks", known, f"blocks from 0 to {blocks - 1}"
+        windows = self.window_spec
+        good = len(windows) == LEVELS and windows[0] > 0
+        yield "window_spec", good, f"{LEVELS} numbers, the first from 1 on"
+        good = all(self._halves(level) for level in range(LEVELS - 1))
+        yield "window_spec", good, "even numbers for the first 3, so that windows can be halved"
+
+    def _halves(self, level: int) -> bool:
+        """Whether the block that halves a level's tokens, in that level's windows, halves these too."""
+        window, side = self.window_spec[level], self.image_size // self.patch_stride >> level
+        if window == 0 or sum(self.stages[: level + 1]) in self.global_blocks:
+            return True
+        return window > 1 and -(-side // window) == -(-(side // 2) // (window // 2))
 
     @property
     def level_channels(self) -> tuple[int, ...]:
@@ -119,6 +164,11 @@ class SAM2Config:
     def token_stride(self) -> int:
         """Frame pixels per side of one image token (16 in SAM 2.1)."""
         return 4 * self.patch_stride
+
+    @classmethod
+    def names(cls) -> set[str]:
+        """Names of all sizes."""
+        return {field.name for field in fields(cls)}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; `from_dict` reads them back."""
@@ -133,22 +183,20 @@ class SAM2Config:
         ValueError
             When a name is not a field, or a value does not fit.
         """
-        known = {field.name for field in fields(cls)}
+        known = cls.names()
         if unknown := sorted(set(values) - known):
             raise ValueError(f"SAM2Config has no {unknown}; its fields are {sorted(known)}")
         sizes: dict[str, Any] = {
             key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
         }
-        for key, value in sizes.items():
-            if key != "trunk" and not _is_size(value, least=0 if key in OPTIONAL else 1):
-                raise ValueError(f"SAM2Config.{key} = {str(value)[:60]} is no size of a network")
         return cls(**sizes)
 
 
-def _is_size(value: Any, least: int) -> bool:
-    """Whether a value read from a file is a whole number, or several, that a network may have."""
-    if isinstance(value, tuple):
-        return len(value) <= MAX_BLOCKS and all(_is_size(item, 0) for item in value)
+def _is_size(value: Any, least: int, *, several: bool) -> bool:
+    """Whether a value is a whole number, or several, that a network may have."""
+    if several:
+        is_list = isinstance(value, tuple) and len(value) <= MAX_BLOCKS
+        return is_list and all(_is_size(item, 0, several=False) for item in value)
     return type(value) is int and least <= value <= MAX_SIZE
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from etsam.sam2 import SAM2, save_checkpoint
-from etsam.sam2.checkpoint import UNREADABLE, why_unreadable, written_whole
+from etsam.sam2.checkpoint import written_whole
+from etsam.sam2.unreadable import UNREADABLE, why_unreadable
 from etsam.training.journal import LOG_NAME
 from etsam.training.optimiser import make_optimiser
 from etsam.training.options import TrainOptions
