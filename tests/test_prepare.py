@@ -201,7 +201,7 @@ def test_earlier_components_go_where_none_are_asked_for(pair: Annotated, tmp_pat
 
 def test_inputs_are_never_replaced(pair: Annotated) -> None:
     before = pair.tomogram.read_bytes(), pair.masks[0].read_bytes()
-    with pytest.raises(ValueError, match="is an input"):
+    with pytest.raises(ValueError, match="is the tomogram itself"):
         prepare(pair, pair.tomogram.parent, PrepareOptions(overwrite=True))
     assert (pair.tomogram.read_bytes(), pair.masks[0].read_bytes()) == before
 

@@ -24,7 +24,7 @@ from etsam.provenance import Clock, input_record, provenance, record_path, write
 from etsam.results import names_mask
 from etsam.skeleton import clean_packed
 from etsam.storage import refuse_taken
-from etsam.volume import Tomogram, create_volume, open_tomogram, output_path
+from etsam.volume import Tomogram, create_volume, open_tomogram, output_path, refuse_input
 
 MAX_RUNG = 5
 """Longest rung to cut, in skeleton pixels (released code; the paper does not mention rungs)."""
@@ -123,7 +123,7 @@ def postprocess(
     FileExistsError
         If the output or its JSON is there and `overwrite` is not set.
     ValueError
-        If the volume is not a mask, or the output is the mask itself.
+        If the volume is not a mask, or the output is the mask itself, holds it or lies in it.
     """
     source = mask if isinstance(mask, Tomogram) else open_tomogram(mask)
     clock = Clock()
@@ -295,9 +295,9 @@ def _targets(source: Tomogram, output: Path | str | None, overwrite: bool) -> tu
         raise ValueError("a mask from an array has no name: give an output file")
     else:
         target = output_path(source.path, SUFFIX, output)
-    if source.path is not None and target.resolve() == source.path.resolve():
-        raise ValueError(f"{target} is the mask itself: give another output")
     record = record_path(target)
+    if source.path is not None:
+        refuse_input((target, record), source.path, "mask")
     for path in (target, record):
         if not overwrite:
             refuse_taken(path)

@@ -17,7 +17,7 @@ import numpy as np
 from etsam.annotations import Cleaned, CleaningOptions, clean_annotation
 from etsam.intensity import measure_intensity
 from etsam.layout import MASK_ENDING, RECORD_ENDING, Annotated
-from etsam.ngff_metadata import refuse_folder
+from etsam.ngff_metadata import is_zarr, refuse_folder
 from etsam.options import Normalisation
 from etsam.provenance import (
     Clock,
@@ -32,7 +32,15 @@ from etsam.provenance import (
 )
 from etsam.storage import place_files, refuse_taken, require_space, same_spacing
 from etsam.tables import csv_records
-from etsam.volume import KNOWN_SUFFIXES, Tomogram, create_volume, open_tomogram, stem_of
+from etsam.volume import (
+    KNOWN_SUFFIXES,
+    Tomogram,
+    create_volume,
+    open_tomogram,
+    refuse_input,
+    stem_of,
+    whole_volume,
+)
 
 COMPONENTS_ENDING = "_components"
 LIMIT_ENDING = "_limit"
@@ -122,7 +130,8 @@ def prepare(
     Raises
     ------
     FileNotFoundError, ValueError
-        A volume is not there, cannot be read, has another shape than the tomogram, or holds no labels.
+        A volume is not there, cannot be read, has another shape than the tomogram, or holds no labels;
+        a result would be in an input's place, or the folder is a Zarr.
     FileExistsError
         A result is there and neither ``resume`` nor ``overwrite`` is set, or with ``resume`` one is
         not as an earlier run wrote it.
@@ -293,11 +302,15 @@ def _refuse_existing(
     """Keep inputs and folders of other things, and without `overwrite` what no earlier run wrote or
     somebody changed since.
     """
-    sources = _sources(inputs)
+    folder = whole_volume(target.record.parent)
+    if is_zarr(folder):
+        raise ValueError(f"{folder} is a Zarr: give another --output, a folder for pairs")
+    own = [path for path in target.paths() if not path.is_symlink()]  # a link may be replaced
+    for number, volume in enumerate(inputs):
+        assert volume.path is not None
+        refuse_input(own, volume.path, "annotation" if number else "tomogram")
     for path in target.paths():
         refuse_folder(path)
-        if path.exists() and path.resolve() in sources and not path.is_symlink():
-            raise ValueError(f"{path} is an input: give another --output")
         if not (options.overwrite or options.resume):
             refuse_taken(path, "--resume, --overwrite or another --output")
     if not options.overwrite:

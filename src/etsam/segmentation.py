@@ -48,7 +48,7 @@ from etsam.results import (
     write_thresholded,
 )
 from etsam.storage import require_space
-from etsam.volume import Tomogram, open_tomogram, tomogram_from_array
+from etsam.volume import Tomogram, open_tomogram, refuse_input, tomogram_from_array
 
 if TYPE_CHECKING:
     from etsam.stages import Stage
@@ -158,8 +158,8 @@ def _check_output(output: Path, volume: np.ndarray | str | Path) -> None:
     if not output.parent.is_dir():
         raise ValueError(f"output_path is {output}: make the folder first")
     source = Path(volume) if isinstance(volume, str | Path) else file_of(volume)
-    if source is not None and output.exists() and source.exists() and output.samefile(source):
-        raise ValueError(f"output_path {output} is the volume itself: give another name")
+    if source is not None:
+        refuse_input([output], source, "volume", "output_path")
 
 
 def segment_file(
