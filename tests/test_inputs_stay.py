@@ -107,3 +107,20 @@ def test_folders_around_an_input_are_kept(zarr: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"around\.zarr holds the mask"):
             refuse_input([tmp_path / "x.mrc", around], source, "mask")
     refuse_input([around / "b.mrc", tmp_path / "a.zarr"], moved / "0", "mask")
+
+
+@pytest.mark.parametrize("name", ["m.mrc", "m.json", "m.png", "a.zarr/m", "a.zarr/0/m.jsonl"])
+def test_a_manifest_is_no_result_and_in_no_tomogram(
+    run: Run, zarr: Path, model: Path, name: str
+) -> None:
+    """Its text would replace the mask that is made meanwhile."""
+    before = contents(zarr.parent)
+    manifest = zarr.parent / "sub" / ".." / name
+    (zarr.parent / "sub").mkdir()
+    asked = asked_of("segment", zarr, zarr.with_name("m.mrc"), model)
+    for more in ([], ["--shard", "2/2"]):
+        code, out, err = run(*asked, "--manifest", manifest, *more)
+        assert (code, out) == (1, "")
+        assert_one_line(err, str(manifest), "give another --manifest")
+    assert contents(zarr.parent) == before
+    assert not list(zarr.parent.rglob(".*.lock"))
