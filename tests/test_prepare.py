@@ -17,7 +17,8 @@ from etsam.dataset import find_pairs
 from etsam.intensity import measure_intensity
 from etsam.layout import Annotated, find_annotated, find_inputs
 from etsam.pairing import find_pairings
-from etsam.prepare import PrepareOptions, prepare, read_choices
+from etsam.prepare import PrepareOptions, prepare
+from etsam.tables import read_choices
 from etsam.verify import overlays, verify
 from etsam.volume import create_volume, open_tomogram, tomogram_from_array
 

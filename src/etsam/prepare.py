@@ -27,11 +27,12 @@ from etsam.provenance import (
     outputs_record,
     plain,
     provenance,
+    refuse_changed,
     refuse_edited,
+    states_of,
     write_json,
 )
 from etsam.storage import place_files, refuse_taken, require_space, same_spacing
-from etsam.tables import csv_records
 from etsam.volume import (
     KNOWN_SUFFIXES,
     Tomogram,
@@ -131,21 +132,21 @@ def prepare(
     ------
     FileNotFoundError, ValueError
         A volume is not there, cannot be read, has another shape than the tomogram, or holds no labels;
-        a result would be in an input's place, or the folder is a Zarr.
+        one has changed while it was read; a result would be in an input's place, or the folder is a Zarr.
     FileExistsError
         A result is there and neither ``resume`` nor ``overwrite`` is set, or with ``resume`` one is
         not as an earlier run wrote it.
     """
     options, folder = options or PrepareOptions(), Path(folder)
     clock = Clock()
+    paths = [pair.tomogram, *pair.masks, *_limits(pair, options)]
+    before = states_of(paths)
     with ExitStack() as stack:
-        tomogram = stack.enter_context(closing(open_tomogram(pair.tomogram)))
-        masks = [stack.enter_context(closing(open_tomogram(path))) for path in pair.masks]
-        limit = _limit(pair, options)
-        region = None if limit is None else stack.enter_context(closing(open_tomogram(limit)))
-        inputs = [tomogram, *masks, *([region] if region is not None else [])]
+        inputs = [stack.enter_context(closing(open_tomogram(path))) for path in paths]
+        tomogram, masks = inputs[0], inputs[1 : len(pair.masks) + 1]
+        region = next(iter(inputs[len(pair.masks) + 1 :]), None)
         target = _names(pair, folder, options)
-        task = _task(pair, inputs, options)
+        task = _task(pair, [input_record(volume, before) for volume in inputs], options)
         earlier = earlier_record(target.record, "prepare")
         if options.resume and earlier is not None and _is_finished(target, earlier, task):
             return replace(target, details=earlier, reused=True)
@@ -162,6 +163,7 @@ def prepare(
         _copy_tomogram(tomogram, staged.tomogram, options, progress)
         if cleaned is not None:
             _write_masks(cleaned, tomogram, staged, progress)
+        refuse_changed(before)
         details = provenance(
             "prepare",
             parameters=task["request"],
@@ -174,46 +176,6 @@ def prepare(
         stale = _stale(target, inputs, earlier or {})
         place_files(place, [target.record, *target.volumes()], stale)
     return replace(target, details=json.loads(target.record.read_bytes()))
-
-
-def read_choices(path: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Read which components to keep or drop: a CSV with columns name, keep, drop.
-
-    Returns
-    -------
-    dict
-        name -> (keep, drop); the fields hold numbers with blanks between.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        There is no such table, it reads otherwise, or names none or a tomogram twice.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: give a CSV with columns name, keep, drop")
-    records = csv_records(path)
-    if not records:
-        raise ValueError(f"{path} names no tomogram: expected rows of name, keep, drop")
-    choices: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    for number, record in enumerate(records, 1):
-        if record.get("name") in choices:
-            raise ValueError(
-                f"{path}, row {number}: {record['name']} is named twice: expected once"
-            )
-        wanted = "expected columns name, keep, drop, with numbers as in '1 4 7'"
-        if "name" not in record or not {"keep", "drop"} & set(record):
-            raise ValueError(f"{path}, row {number}: {wanted}")
-        if unknown := sorted(set(record) - {"name", "keep", "drop", ""}):
-            raise ValueError(f"{path} has a column {unknown[0]!r}: {wanted}")
-        try:
-            lists = [
-                tuple(int(word) for word in (record.get(column) or "").split())
-                for column in ("keep", "drop")
-            ]
-        except ValueError:
-            raise ValueError(f"{path}, row {number}: {wanted}") from None
-        choices[record["name"]] = (lists[0], lists[1])
-    return choices
 
 
 def _names(pair: Annotated, folder: Path, options: PrepareOptions) -> Prepared:
@@ -233,19 +195,21 @@ def _names(pair: Annotated, folder: Path, options: PrepareOptions) -> Prepared:
     )
 
 
-def _limit(pair: Annotated, options: PrepareOptions) -> Path | None:
-    """The region of a tomogram: the volume given, or the one of its name in the folder given."""
+def _limits(pair: Annotated, options: PrepareOptions) -> list[Path]:
+    """The region of a tomogram, if any: the volume given, or the one of its name in the folder given."""
     place = options.limit
-    if place is None or not place.is_dir() or KNOWN_SUFFIXES.search(place.name):
-        return place
+    if place is None:
+        return []
+    if not place.is_dir() or KNOWN_SUFFIXES.search(place.name):
+        return [place]
     wanted = pair.name + LIMIT_ENDING
     found = [path for path in sorted(place.iterdir()) if stem_of(path) == wanted]
     if not found:
         raise FileNotFoundError(f"{place} holds no region for {pair.name}: expected {wanted}.mrc")
-    return found[0]
+    return found[:1]
 
 
-def _task(pair: Annotated, inputs: list[Tomogram], options: PrepareOptions) -> dict[str, Any]:
+def _task(pair: Annotated, inputs: list[dict[str, Any]], options: PrepareOptions) -> dict[str, Any]:
     """What decides the result."""
     asked = asdict(replace(options, resume=False, overwrite=False))
     box = options.cleaning.box
@@ -253,7 +217,7 @@ def _task(pair: Annotated, inputs: list[Tomogram], options: PrepareOptions) -> d
     del asked["resume"], asked["overwrite"]
     return {
         "request": json.loads(json.dumps(plain(asked), default=str)),
-        "inputs": [input_record(volume) for volume in inputs],
+        "inputs": inputs,
         "origin": {} if pair.run is None else {"dataset": pair.dataset, "run": pair.run},
     }
 
