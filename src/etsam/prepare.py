@@ -17,7 +17,7 @@ import numpy as np
 from etsam.annotations import Cleaned, CleaningOptions, clean_annotation
 from etsam.intensity import measure_intensity
 from etsam.layout import MASK_ENDING, RECORD_ENDING, Annotated
-from etsam.ngff_metadata import is_zarr, refuse_folder
+from etsam.ngff_metadata import is_zarr, read_json, refuse_folder
 from etsam.options import Normalisation
 from etsam.provenance import (
     Clock,
@@ -35,6 +35,7 @@ from etsam.provenance import (
 from etsam.storage import place_files, refuse_taken, require_space, same_spacing
 from etsam.volume import (
     KNOWN_SUFFIXES,
+    OutputType,
     Tomogram,
     create_volume,
     open_tomogram,
@@ -180,8 +181,9 @@ def prepare(
 
 def _names(pair: Annotated, folder: Path, options: PrepareOptions) -> Prepared:
     ending = KNOWN_SUFFIXES.search(pair.tomogram.name)
-    kept = ending[0] if ending else ".mrc"
-    written = ".zarr" if kept.lower().endswith(".zarr") else ".mrc"
+    written = ".zarr" if pair.tomogram.is_dir() else ".mrc"
+    fits = ending is not None and ending[0].lower().endswith(".zarr") == (written == ".zarr")
+    kept = ending[0] if ending is not None and fits else written
     masked = bool(pair.masks)
     return Prepared(
         pair.name,
@@ -310,24 +312,45 @@ def _check_place(inputs: list[Tomogram]) -> None:
 def _copy_tomogram(
     tomogram: Tomogram, target: Path, options: PrepareOptions, progress: Progress | None
 ) -> None:
-    """Copy, link or scale a tomogram."""
+    """Copy, link or scale a tomogram; a level, which is no image without its group, is written anew."""
     assert tomogram.path is not None
     source = tomogram.path
-    if options.normalise is not None:
-        scaling = measure_intensity(tomogram, options.normalise)
-        label = f"etsam prepare normalise={options.normalise}"
-        with create_volume(target, tomogram, dtype="float32", label=label) as writer:
-            for z in range(tomogram.shape[0]):
-                writer.write_slice(z, scaling.apply_to_array(tomogram.read_slice(z)))
-                if progress is not None:
-                    progress("scale", z + 1, tomogram.shape[0])
-    elif options.link:
+    if options.link:
         target.symlink_to(source.resolve())
+    elif options.normalise is not None or _is_level(source):
+        _write_tomogram(tomogram, target, options.normalise, progress)
     elif source.is_dir():
         shutil.copytree(source, target)
     else:
         require_space(target.parent, source.stat().st_size, f"copying {source.name}")
         shutil.copyfile(source, target)
+
+
+def _is_level(source: Path) -> bool:
+    """Whether a folder is a Zarr array in a group, which has the geometry."""
+    if not is_zarr(source) or not is_zarr(source.resolve().parent):
+        return False
+    described = source / "zarr.json"
+    if described.is_file():
+        return read_json(described).get("node_type") == "array"
+    return (source / ".zarray").is_file()
+
+
+def _write_tomogram(
+    tomogram: Tomogram, target: Path, method: Normalisation | None, progress: Progress | None
+) -> None:
+    """Write a tomogram slice by slice, scaled or in the smallest type that holds its own."""
+    scaling = None if method is None else measure_intensity(tomogram, method)
+    kind: OutputType = "float32"
+    if scaling is None and np.can_cast(tomogram.dtype, np.int16):
+        kind = "int8" if np.can_cast(tomogram.dtype, np.int8) else "int16"
+    label = "etsam prepare" if method is None else f"etsam prepare normalise={method}"
+    with create_volume(target, tomogram, dtype=kind, label=label) as writer:
+        for z in range(tomogram.shape[0]):
+            plane = tomogram.read_slice(z)
+            writer.write_slice(z, plane if scaling is None else scaling.apply_to_array(plane))
+            if progress is not None:
+                progress("scale" if scaling else "copy", z + 1, tomogram.shape[0])
 
 
 def _write_masks(
