@@ -76,6 +76,16 @@ def test_two_methods_on_one_run_have_a_line_each(run: Run, tmp_path: Path) -> No
     assert [line.split(" in ")[0] for line in err.splitlines()] == ["a: 12 slices"] * 2
 
 
+def test_what_is_named_twice_is_scored_once(run: Run, tmp_path: Path) -> None:
+    truth = write_mrc(tmp_path / "x_membrane.mrc", (sheet() > 0).astype(np.int8))
+    scores = write_mrc(tmp_path / "lg.mrc", sheet())
+    (tmp_path / "sub").mkdir()
+    again = tmp_path / "sub" / ".."
+    once = run("evaluate", scores, "-t", truth)
+    twice = ("evaluate", scores, scores, again / scores.name, "-t", truth, "-t", again / truth.name)
+    assert once[0] == 0 and run(*twice)[:2] == once[:2]
+
+
 @pytest.mark.parametrize("name", ["sim_000000_membrane.mrc", "sim_000000.json"])
 def test_simulating_replaces_no_file_of_ones_own(run: Run, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("precious")

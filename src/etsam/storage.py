@@ -265,6 +265,14 @@ def with_own_name(path: Path) -> Path:
     return Path(os.path.realpath(path.parent), path.name)
 
 
+def each_once(paths: Iterable[Path]) -> list[Path]:
+    """Return files in their order, each once by whatever path it is named; a link is a file of its own."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        found.setdefault(with_own_name(path), path)
+    return list(found.values())
+
+
 def scratch_file(nbytes: int, purpose: str) -> io.FileIO:
     """Open a nameless temporary file that vanishes on close, with `nbytes` free on its disk.
 
