@@ -238,3 +238,25 @@ def test_threads_do_not_write_into_one_file(tmp_path: Path) -> None:
         writer.write_slice(1, plane)
     assert np.array_equal(np.load(path), np.ones((2, 3, 4)))
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="paths are short there")
+@pytest.mark.parametrize("letter", ["x", "ü"])
+@pytest.mark.parametrize("suffix", [".mrc", ".zarr"])
+def test_names_as_long_as_a_disk_takes_can_be_written(
+    run: Run, tmp_path: Path, letter: str, suffix: str
+) -> None:
+    """Nothing that lies there meanwhile has a longer one."""
+    mask = write_mrc(tmp_path / "m.mrc", sheet())
+    stem = letter * ((255 - len(".json")) // len(os.fsencode(letter)))
+    target = tmp_path / f"{stem}{suffix}"
+    for _ in range(2):
+        code, out, err = run("postprocess", mask, "-o", target, "--overwrite")
+        assert (code, out) == (0, f"{target}\n"), err
+    assert {path.name for path in tmp_path.iterdir()} == {"m.mrc", target.name, f"{stem}.json"}
+    stem = letter * (240 // len(os.fsencode(letter)))
+    long = mask.rename(tmp_path / f"{stem}{mask.suffix}")
+    code, _, err = run("prepare", long, "--annotation", target, "-o", tmp_path / "pairs")
+    assert code == 0, err
+    code, _, err = run("export", long, "--as", "labels")
+    assert code == 0, err

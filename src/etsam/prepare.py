@@ -32,7 +32,7 @@ from etsam.provenance import (
     states_of,
     write_json,
 )
-from etsam.storage import place_files, refuse_taken, require_space, same_spacing
+from etsam.storage import beginning, place_files, refuse_taken, require_space, same_spacing
 from etsam.volume import (
     KNOWN_SUFFIXES,
     OutputType,
@@ -251,7 +251,7 @@ def _stale(target: Prepared, inputs: list[Tomogram], earlier: dict[str, Any]) ->
 def _hidden_folder(target: Prepared) -> tempfile.TemporaryDirectory[str]:
     """Folder beside the results in which they are made, removed at the end."""
     return tempfile.TemporaryDirectory(
-        prefix=f".{target.name}-", suffix=".partial", dir=target.record.parent
+        prefix=f".{beginning(target.name, 200)}-", suffix=".partial", dir=target.record.parent
     )
 
 

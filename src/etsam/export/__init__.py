@@ -32,7 +32,7 @@ from etsam.midsurface import MidSurface, mid_surface, thickness
 from etsam.ngff_metadata import refuse_folder
 from etsam.options import LOGIT_THRESHOLD, check_counts, take_paths
 from etsam.overlay import check_shapes
-from etsam.storage import refuse_taken
+from etsam.storage import beginning, refuse_taken
 from etsam.volume import Tomogram, open_tomogram, refuse_input, stem_of, whole_volume
 
 FORMATS = (
@@ -312,7 +312,8 @@ def _export_chimerax(target: Path, work: _Work, home: Path) -> None:
 @contextmanager
 def _staged(home: Path, stem: str) -> Iterator[Path]:
     """Hidden folder beside the results, removed at the end."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{stem}-", suffix=".partial", dir=home))
+    prefix = f".{beginning(stem, 200)}-"
+    folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=home))
     try:
         yield folder
     finally:
