@@ -76,6 +76,16 @@ def test_two_methods_on_one_run_have_a_line_each(run: Run, tmp_path: Path) -> No
     assert [line.split(" in ")[0] for line in err.splitlines()] == ["a: 12 slices"] * 2
 
 
+def test_what_is_named_twice_is_scored_once(run: Run, tmp_path: Path) -> None:
+    truth = write_mrc(tmp_path / "x_membrane.mrc", (sheet() > 0).astype(np.int8))
+    scores = write_mrc(tmp_path / "lg.mrc", sheet())
+    (tmp_path / "sub").mkdir()
+    again = tmp_path / "sub" / ".."
+    once = run("evaluate", scores, "-t", truth)
+    twice = ("evaluate", scores, scores, again / scores.name, "-t", truth, "-t", again / truth.name)
+    assert once[0] == 0 and run(*twice)[:2] == once[:2]
+
+
 @pytest.mark.parametrize("name", ["sim_000000_membrane.mrc", "sim_000000.json"])
 def test_simulating_replaces_no_file_of_ones_own(run: Run, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("precious")
@@ -228,3 +238,25 @@ def test_threads_do_not_write_into_one_file(tmp_path: Path) -> None:
         writer.write_slice(1, plane)
     assert np.array_equal(np.load(path), np.ones((2, 3, 4)))
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="paths are short there")
+@pytest.mark.parametrize("letter", ["x", "ü"])
+@pytest.mark.parametrize("suffix", [".mrc", ".zarr"])
+def test_names_as_long_as_a_disk_takes_can_be_written(
+    run: Run, tmp_path: Path, letter: str, suffix: str
+) -> None:
+    """Nothing that lies there meanwhile has a longer one."""
+    mask = write_mrc(tmp_path / "m.mrc", sheet())
+    stem = letter * ((255 - len(".json")) // len(os.fsencode(letter)))
+    target = tmp_path / f"{stem}{suffix}"
+    for _ in range(2):
+        code, out, err = run("postprocess", mask, "-o", target, "--overwrite")
+        assert (code, out) == (0, f"{target}\n"), err
+    assert {path.name for path in tmp_path.iterdir()} == {"m.mrc", target.name, f"{stem}.json"}
+    stem = letter * (240 // len(os.fsencode(letter)))
+    long = mask.rename(tmp_path / f"{stem}{mask.suffix}")
+    code, _, err = run("prepare", long, "--annotation", target, "-o", tmp_path / "pairs")
+    assert code == 0, err
+    code, _, err = run("export", long, "--as", "labels")
+    assert code == 0, err

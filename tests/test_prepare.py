@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import mrcfile
@@ -17,9 +18,10 @@ from etsam.dataset import find_pairs
 from etsam.intensity import measure_intensity
 from etsam.layout import Annotated, find_annotated, find_inputs
 from etsam.pairing import find_pairings
-from etsam.prepare import PrepareOptions, prepare, read_choices
+from etsam.prepare import PrepareOptions, prepare
+from etsam.tables import read_choices
 from etsam.verify import overlays, verify
-from etsam.volume import create_volume, open_tomogram, tomogram_from_array
+from etsam.volume import OutputType, create_volume, open_tomogram, tomogram_from_array
 
 SHAPE = (10, 16, 18)
 GREY = np.random.default_rng(1).normal(5, 3, SHAPE).astype(np.float32)
@@ -201,7 +203,7 @@ def test_earlier_components_go_where_none_are_asked_for(pair: Annotated, tmp_pat
 
 def test_inputs_are_never_replaced(pair: Annotated) -> None:
     before = pair.tomogram.read_bytes(), pair.masks[0].read_bytes()
-    with pytest.raises(ValueError, match="is an input"):
+    with pytest.raises(ValueError, match="is the tomogram itself"):
         prepare(pair, pair.tomogram.parent, PrepareOptions(overwrite=True))
     assert (pair.tomogram.read_bytes(), pair.masks[0].read_bytes()) == before
 
@@ -354,3 +356,37 @@ def test_command_refuses_in_one_line(
     lines = [line for line in err.splitlines() if line.startswith("etsam: error")]
     assert len(lines) == 1
     assert words in lines[0] and len(lines[0]) < 300
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("kind", ["int8", "int16", "float32"])
+def test_a_level_and_a_zarr_without_suffix_become_zarr(
+    tmp_path: Path, version: str, kind: OutputType
+) -> None:
+    data = np.round(GREY * 5).astype(kind)
+    with (
+        open_tomogram(write_mrc(tmp_path / "like.mrc", data, spacing=12.5)) as like,
+        create_volume(
+            tmp_path / "t.zarr", like, dtype=kind, label="", ngff_version=version
+        ) as writer,
+    ):
+        for z, plane in enumerate(data):
+            writer.write_slice(z, plane)
+    shutil.copytree(tmp_path / "t.zarr", tmp_path / "bare")
+    mask = write_zarr(tmp_path / "m.zarr", LABELS)
+    for source, name in (("t.zarr/0", "t"), ("bare", "bare"), ("bare/0", "0")):
+        (pair,) = find_inputs([tmp_path / source], (mask / "0",))
+        for link in (False, True):
+            options = PrepareOptions(link=link, overwrite=True)
+            with warnings.catch_warnings(action="ignore"):  # the mask lies elsewhere
+                done = prepare(pair, tmp_path / "out", options)
+            assert {path.name for path in done.volumes()} == {
+                f"{name}.zarr",
+                f"{name}_membrane.zarr",
+            }
+            with open_tomogram(done.tomogram) as volume:
+                assert volume.dtype == kind
+                np.testing.assert_array_equal(volume.read_slices(0, SHAPE[0]), data)
+                assert volume.voxel_spacing == pytest.approx((12.5,) * 3)
+                assert volume.origin == pytest.approx((3.5, -20.0, 100.0))
+    assert len(find_pairs(tmp_path / "out")) == 3

@@ -35,7 +35,7 @@ from etsam.provenance import (
 from etsam.record import reading_notes, told_of
 from etsam.results import write_thresholded
 from etsam.storage import SPACING_UNKNOWN, refuse_taken, remove
-from etsam.volume import Tomogram, open_tomogram, output_path
+from etsam.volume import Tomogram, open_tomogram, output_path, refuse_input
 
 RIDGE_THRESHOLD = 0.0
 """Where the ridge filter's mean Dice on simulated tomograms is largest."""
@@ -95,9 +95,7 @@ def baseline(
             RIDGE_THRESHOLD if isinstance(options, RidgeOptions) else options.program.threshold
         )
     result = result_names(path, None if output is None else Path(output), options, store_scores)
-    if not overwrite:
-        for target in filter(None, (result.mask, result.scores, result.provenance)):
-            refuse_taken(target)
+    _refuse_existing(result, Path(path), overwrite)
     spacing = options.voxel_spacing
     with told_of(Path(path)) as told, closing(open_tomogram(path, voxel_spacing=spacing)) as source:
         details = _segment(source, options, threshold, result, progress)
@@ -110,6 +108,15 @@ def baseline(
         for note in notes:
             warnings.warn(note, stacklevel=2)
     return result
+
+
+def _refuse_existing(result: BaselineResult, source: Path, overwrite: bool) -> None:
+    """Keep the tomogram, and without `overwrite` results that are there."""
+    targets = [*filter(None, (result.mask, result.scores, result.provenance))]
+    refuse_input(targets, source, "tomogram")
+    if not overwrite:
+        for target in targets:
+            refuse_taken(target)
 
 
 def _remove_stale(names: BaselineResult, made: BaselineResult) -> None:

@@ -16,7 +16,7 @@ from etsam.options import SegmentOptions
 from etsam.provenance import peak_rss_mb, reset_peaks
 from etsam.results import names_mask, request_of, result_names
 from etsam.storage import with_own_name
-from etsam.volume import whole_volume
+from etsam.volume import refuse_input, whole_volume
 
 if TYPE_CHECKING:
     from etsam.results import SegmentResult
@@ -68,10 +68,15 @@ class BatchPlan:
         Raises
         ------
         ValueError
-            Two tomograms share one.
+            Two tomograms share one, or the manifest would be a result or in a tomogram's place.
         """
-        masks = {path: result_names(path, self.options_for(path)).mask for path in self.paths}
+        results = {path: result_names(path, self.options_for(path)) for path in self.paths}
+        masks = {path: result.mask for path, result in results.items()}
         refuse_same_results(masks)
+        if self.manifest is not None:
+            for path, result in results.items():
+                _refuse_result(self.manifest, result)
+                refuse_input([self.manifest], path, "tomogram", "--manifest")
         return masks
 
 
@@ -198,6 +203,19 @@ def segment_one(
         **_measured(begun),
     )
     return Outcome(path, done, result)
+
+
+def _refuse_result(manifest: Path, result: SegmentResult) -> None:
+    """Refuse a manifest that has the name of a result.
+
+    Raises
+    ------
+    ValueError
+        The one would replace the other.
+    """
+    for path in result.paths():
+        if path.name == manifest.name and with_own_name(path) == with_own_name(manifest):
+            raise ValueError(f"{manifest} is a result's name: give another --manifest")
 
 
 def _without_frames(error: BaseException) -> BaseException:

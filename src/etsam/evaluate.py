@@ -22,6 +22,7 @@ from etsam.metrics import Confusion, PrecisionRecall, ScoreHistogram, Truth, con
 from etsam.options import LARGEST, SIGNED_BYTES
 from etsam.pairing import Pairing
 from etsam.predictions import TYPICAL_THRESHOLD, Prediction, ScoreKind, score_kind
+from etsam.provenance import refuse_changed, states_of
 from etsam.resample import resampled
 from etsam.storage import Zyx, check_spacing, same_spacing
 from etsam.surfaces import SurfaceCollector, surface_distances
@@ -128,8 +129,8 @@ def evaluate(
     FileNotFoundError
         If a volume is missing.
     ValueError
-        If shapes or voxel sizes differ (see `EvaluateOptions.resample`), or labels and scores are not
-        what they should be.
+        If shapes or voxel sizes differ (see `EvaluateOptions.resample`), labels and scores are not
+        what they should be, or a volume has changed while it was read.
     """
     options = options or EvaluateOptions()
     return [_evaluate_one(pairing, options, progress) for pairing in pairings]
@@ -156,6 +157,7 @@ def _evaluate_one(
     pairing: Pairing, options: EvaluateOptions, progress: Progress | None
 ) -> Evaluation:
     prediction = pairing.prediction
+    before = states_of((prediction.path, pairing.truth))
     with ExitStack() as stack:
         volume = stack.enter_context(closing(prediction.open()))
         truth = stack.enter_context(closing(open_tomogram(pairing.truth)))
@@ -169,6 +171,7 @@ def _evaluate_one(
             scorer.run(volume, truth, pairing.run, progress)
         except ValueError as error:
             raise ValueError(f"{prediction.path} against {pairing.truth}: {error}") from error
+        refuse_changed(before)
     levels: Sequence[float | None] = [None] if kind == "mask" else thresholds
     values: list[tuple[float | None, str, float]] = []
     for threshold, count in zip(levels, scorer.counts, strict=True):

@@ -21,7 +21,7 @@ from etsam.projects import (
 )
 from etsam.provenance import record_path
 from etsam.results import names_mask
-from etsam.storage import with_own_name
+from etsam.storage import each_once, with_own_name
 from etsam.volume import KNOWN_SUFFIXES, stands_aside, stem_of
 
 LIST_SUFFIXES = (".txt", ".lst")
@@ -49,16 +49,12 @@ def find_tomograms(names: Iterable[str | Path]) -> dict[Path, Member | None]:
         A name is empty, a list or config is not one, or a project lies on a server.
     """
     found: dict[Path, Member | None] = {}
-    places: set[Path] = set()
     for name in names:
         if name == "":  # Path("") would be the current folder
             raise ValueError("a tomogram's name is empty: is a variable of the shell not set?")
         for path, member in _one(Path(name)).items():
-            place = with_own_name(path)
-            if place not in places:
-                found[path] = member
-            places.add(place)
-    return found
+            found.setdefault(path, member)
+    return {path: found[path] for path in each_once(found)}
 
 
 def _one(path: Path) -> dict[Path, Member | None]:

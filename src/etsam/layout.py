@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from etsam.predictions import run_of
+from etsam.storage import each_once
 from etsam.volume import KNOWN_SUFFIXES, stands_aside, stem_of, whole_volume
 
 MASK_ENDING = "_membrane"
@@ -80,7 +81,7 @@ def find_inputs(places: Iterable[Path], annotations: tuple[Path, ...] = ()) -> l
         A folder holds no tomogram with a mask, two would have one name, or masks are not given.
     """
     found: list[Annotated] = []
-    for place in places:
+    for place in each_once(places):
         if annotations or not place.is_dir() or KNOWN_SUFFIXES.search(place.name):
             if not annotations and not place.exists():
                 raise FileNotFoundError(f"{place} does not exist: give folders, or one tomogram")

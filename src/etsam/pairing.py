@@ -12,6 +12,7 @@ from pathlib import Path
 from etsam.layout import RECORD_ENDING, masks_of_runs, run_of_mask
 from etsam.predictions import Prediction, recognise, run_of
 from etsam.projects import mask_in_folder, member_of
+from etsam.storage import each_once
 from etsam.tables import csv_records
 from etsam.volume import KNOWN_SUFFIXES, TIFF_SUFFIXES, stands_aside, stem_of, whole_volume
 
@@ -38,7 +39,7 @@ def find_pairings(
     method: str | None = None,
     stage: str | None = None,
 ) -> list[Pairing]:
-    """Pair files or folders of predictions with files or folders of truths, by name.
+    """Pair files or folders of predictions with files or folders of truths, by name, each file once.
 
     In a folder of predictions only names that a program is known to give are taken, unless a
     `method` is given, and no tilt series; where there are scores, the mask of the same run is left out. The dataset
@@ -51,10 +52,10 @@ def find_pairings(
         Nothing is there, names do not tell what belongs together, or one truth has two predictions
         of one method and stage in a folder.
     """
-    truth_files = [path for place in truths for path in _truths_in(place)]
-    files = [
+    truth_files = each_once(path for place in truths for path in _truths_in(place))
+    files = each_once(
         path for place in predictions for path in _predictions_in(place, truth_files, bool(method))
-    ]
+    )
     pairings: list[Pairing] = []
     taken: dict[tuple[str, str, Path, Path], Path] = {}
     matched = match(files, truth_files)

@@ -7,7 +7,7 @@ and every blob of the result spans at least `min_slices` slices.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,11 +20,20 @@ from numpy.typing import NDArray
 from etsam.components import Blobs, PackedMask, drop_thin, find_blobs
 from etsam.in_order import in_order
 from etsam.options import MIN_SLICES, check_counts
-from etsam.provenance import Clock, input_record, provenance, record_path, write_json
+from etsam.provenance import (
+    Clock,
+    State,
+    input_record,
+    provenance,
+    record_path,
+    refuse_changed,
+    states_of,
+    write_json,
+)
 from etsam.results import names_mask
 from etsam.skeleton import clean_packed
 from etsam.storage import refuse_taken
-from etsam.volume import Tomogram, create_volume, open_tomogram, output_path
+from etsam.volume import Tomogram, create_volume, open_tomogram, output_path, refuse_input
 
 MAX_RUNG = 5
 """Longest rung to cut, in skeleton pixels (released code; the paper does not mention rungs)."""
@@ -123,10 +132,11 @@ def postprocess(
     FileExistsError
         If the output or its JSON is there and `overwrite` is not set.
     ValueError
-        If the volume is not a mask, or the output is the mask itself.
+        If the volume is no mask, changed while it was read, or the output is it, holds it or lies in it.
     """
+    path, clock = mask.path if isinstance(mask, Tomogram) else Path(mask), Clock()
+    before = states_of(filter(None, [path]))
     source = mask if isinstance(mask, Tomogram) else open_tomogram(mask)
-    clock = Clock()
     try:
         target, record = _targets(source, output, overwrite)
         workers = min(workers, math.prod(source.shape) // WORTH_A_PROCESS)
@@ -140,9 +150,10 @@ def postprocess(
                 after += int(np.count_nonzero(data))
                 if progress is not None:
                     progress("write", z + 1, source.shape[0])
+            refuse_changed(before)
             record.unlink(missing_ok=True)  # at no moment an old one stands beside a new mask
         summary = cleaned.summary(after)
-        write_json(record, _details(source, options, summary, clock))
+        write_json(record, _details(source, before, options, summary, clock))
     finally:
         if source is not mask:
             source.close()
@@ -274,14 +285,18 @@ def _one_value(batch: np.ndarray, masks: NDArray[np.bool_], value: float) -> flo
 
 
 def _details(
-    source: Tomogram, options: CleaningOptions, summary: CleaningSummary, clock: Clock
+    source: Tomogram,
+    before: Mapping[Path, State],
+    options: CleaningOptions,
+    summary: CleaningSummary,
+    clock: Clock,
 ) -> dict[str, Any]:
     """Return what the JSON beside the result says."""
     return provenance(
         "postprocess",
         parameters=asdict(options),
         results=asdict(summary),
-        inputs=[input_record(source)],
+        inputs=[input_record(source, before)],
         clock=clock,
         warnings=source.notes,
     )
@@ -295,9 +310,9 @@ def _targets(source: Tomogram, output: Path | str | None, overwrite: bool) -> tu
         raise ValueError("a mask from an array has no name: give an output file")
     else:
         target = output_path(source.path, SUFFIX, output)
-    if source.path is not None and target.resolve() == source.path.resolve():
-        raise ValueError(f"{target} is the mask itself: give another output")
     record = record_path(target)
+    if source.path is not None:
+        refuse_input((target, record), source.path, "mask")
     for path in (target, record):
         if not overwrite:
             refuse_taken(path)

@@ -17,7 +17,7 @@ import numpy as np
 from etsam.annotations import Cleaned, CleaningOptions, clean_annotation
 from etsam.intensity import measure_intensity
 from etsam.layout import MASK_ENDING, RECORD_ENDING, Annotated
-from etsam.ngff_metadata import refuse_folder
+from etsam.ngff_metadata import is_zarr, read_json, refuse_folder
 from etsam.options import Normalisation
 from etsam.provenance import (
     Clock,
@@ -27,12 +27,22 @@ from etsam.provenance import (
     outputs_record,
     plain,
     provenance,
+    refuse_changed,
     refuse_edited,
+    states_of,
     write_json,
 )
-from etsam.storage import place_files, refuse_taken, require_space, same_spacing
-from etsam.tables import csv_records
-from etsam.volume import KNOWN_SUFFIXES, Tomogram, create_volume, open_tomogram, stem_of
+from etsam.storage import beginning, place_files, refuse_taken, require_space, same_spacing
+from etsam.volume import (
+    KNOWN_SUFFIXES,
+    OutputType,
+    Tomogram,
+    create_volume,
+    open_tomogram,
+    refuse_input,
+    stem_of,
+    whole_volume,
+)
 
 COMPONENTS_ENDING = "_components"
 LIMIT_ENDING = "_limit"
@@ -122,21 +132,22 @@ def prepare(
     Raises
     ------
     FileNotFoundError, ValueError
-        A volume is not there, cannot be read, has another shape than the tomogram, or holds no labels.
+        A volume is not there, cannot be read, has another shape than the tomogram, or holds no labels;
+        one has changed while it was read; a result would be in an input's place, or the folder is a Zarr.
     FileExistsError
         A result is there and neither ``resume`` nor ``overwrite`` is set, or with ``resume`` one is
         not as an earlier run wrote it.
     """
     options, folder = options or PrepareOptions(), Path(folder)
     clock = Clock()
+    paths = [pair.tomogram, *pair.masks, *_limits(pair, options)]
+    before = states_of(paths)
     with ExitStack() as stack:
-        tomogram = stack.enter_context(closing(open_tomogram(pair.tomogram)))
-        masks = [stack.enter_context(closing(open_tomogram(path))) for path in pair.masks]
-        limit = _limit(pair, options)
-        region = None if limit is None else stack.enter_context(closing(open_tomogram(limit)))
-        inputs = [tomogram, *masks, *([region] if region is not None else [])]
+        inputs = [stack.enter_context(closing(open_tomogram(path))) for path in paths]
+        tomogram, masks = inputs[0], inputs[1 : len(pair.masks) + 1]
+        region = next(iter(inputs[len(pair.masks) + 1 :]), None)
         target = _names(pair, folder, options)
-        task = _task(pair, inputs, options)
+        task = _task(pair, [input_record(volume, before) for volume in inputs], options)
         earlier = earlier_record(target.record, "prepare")
         if options.resume and earlier is not None and _is_finished(target, earlier, task):
             return replace(target, details=earlier, reused=True)
@@ -153,6 +164,7 @@ def prepare(
         _copy_tomogram(tomogram, staged.tomogram, options, progress)
         if cleaned is not None:
             _write_masks(cleaned, tomogram, staged, progress)
+        refuse_changed(before)
         details = provenance(
             "prepare",
             parameters=task["request"],
@@ -167,50 +179,11 @@ def prepare(
     return replace(target, details=json.loads(target.record.read_bytes()))
 
 
-def read_choices(path: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Read which components to keep or drop: a CSV with columns name, keep, drop.
-
-    Returns
-    -------
-    dict
-        name -> (keep, drop); the fields hold numbers with blanks between.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        There is no such table, it reads otherwise, or names none or a tomogram twice.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: give a CSV with columns name, keep, drop")
-    records = csv_records(path)
-    if not records:
-        raise ValueError(f"{path} names no tomogram: expected rows of name, keep, drop")
-    choices: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    for number, record in enumerate(records, 1):
-        if record.get("name") in choices:
-            raise ValueError(
-                f"{path}, row {number}: {record['name']} is named twice: expected once"
-            )
-        wanted = "expected columns name, keep, drop, with numbers as in '1 4 7'"
-        if "name" not in record or not {"keep", "drop"} & set(record):
-            raise ValueError(f"{path}, row {number}: {wanted}")
-        if unknown := sorted(set(record) - {"name", "keep", "drop", ""}):
-            raise ValueError(f"{path} has a column {unknown[0]!r}: {wanted}")
-        try:
-            lists = [
-                tuple(int(word) for word in (record.get(column) or "").split())
-                for column in ("keep", "drop")
-            ]
-        except ValueError:
-            raise ValueError(f"{path}, row {number}: {wanted}") from None
-        choices[record["name"]] = (lists[0], lists[1])
-    return choices
-
-
 def _names(pair: Annotated, folder: Path, options: PrepareOptions) -> Prepared:
     ending = KNOWN_SUFFIXES.search(pair.tomogram.name)
-    kept = ending[0] if ending else ".mrc"
-    written = ".zarr" if kept.lower().endswith(".zarr") else ".mrc"
+    written = ".zarr" if pair.tomogram.is_dir() else ".mrc"
+    fits = ending is not None and ending[0].lower().endswith(".zarr") == (written == ".zarr")
+    kept = ending[0] if ending is not None and fits else written
     masked = bool(pair.masks)
     return Prepared(
         pair.name,
@@ -224,19 +197,21 @@ def _names(pair: Annotated, folder: Path, options: PrepareOptions) -> Prepared:
     )
 
 
-def _limit(pair: Annotated, options: PrepareOptions) -> Path | None:
-    """The region of a tomogram: the volume given, or the one of its name in the folder given."""
+def _limits(pair: Annotated, options: PrepareOptions) -> list[Path]:
+    """The region of a tomogram, if any: the volume given, or the one of its name in the folder given."""
     place = options.limit
-    if place is None or not place.is_dir() or KNOWN_SUFFIXES.search(place.name):
-        return place
+    if place is None:
+        return []
+    if not place.is_dir() or KNOWN_SUFFIXES.search(place.name):
+        return [place]
     wanted = pair.name + LIMIT_ENDING
     found = [path for path in sorted(place.iterdir()) if stem_of(path) == wanted]
     if not found:
         raise FileNotFoundError(f"{place} holds no region for {pair.name}: expected {wanted}.mrc")
-    return found[0]
+    return found[:1]
 
 
-def _task(pair: Annotated, inputs: list[Tomogram], options: PrepareOptions) -> dict[str, Any]:
+def _task(pair: Annotated, inputs: list[dict[str, Any]], options: PrepareOptions) -> dict[str, Any]:
     """What decides the result."""
     asked = asdict(replace(options, resume=False, overwrite=False))
     box = options.cleaning.box
@@ -244,7 +219,7 @@ def _task(pair: Annotated, inputs: list[Tomogram], options: PrepareOptions) -> d
     del asked["resume"], asked["overwrite"]
     return {
         "request": json.loads(json.dumps(plain(asked), default=str)),
-        "inputs": [input_record(volume) for volume in inputs],
+        "inputs": inputs,
         "origin": {} if pair.run is None else {"dataset": pair.dataset, "run": pair.run},
     }
 
@@ -276,7 +251,7 @@ def _stale(target: Prepared, inputs: list[Tomogram], earlier: dict[str, Any]) ->
 def _hidden_folder(target: Prepared) -> tempfile.TemporaryDirectory[str]:
     """Folder beside the results in which they are made, removed at the end."""
     return tempfile.TemporaryDirectory(
-        prefix=f".{target.name}-", suffix=".partial", dir=target.record.parent
+        prefix=f".{beginning(target.name, 200)}-", suffix=".partial", dir=target.record.parent
     )
 
 
@@ -293,11 +268,15 @@ def _refuse_existing(
     """Keep inputs and folders of other things, and without `overwrite` what no earlier run wrote or
     somebody changed since.
     """
-    sources = _sources(inputs)
+    folder = whole_volume(target.record.parent)
+    if is_zarr(folder):
+        raise ValueError(f"{folder} is a Zarr: give another --output, a folder for pairs")
+    own = [path for path in target.paths() if not path.is_symlink()]  # a link may be replaced
+    for number, volume in enumerate(inputs):
+        assert volume.path is not None
+        refuse_input(own, volume.path, "annotation" if number else "tomogram")
     for path in target.paths():
         refuse_folder(path)
-        if path.exists() and path.resolve() in sources and not path.is_symlink():
-            raise ValueError(f"{path} is an input: give another --output")
         if not (options.overwrite or options.resume):
             refuse_taken(path, "--resume, --overwrite or another --output")
     if not options.overwrite:
@@ -333,24 +312,45 @@ def _check_place(inputs: list[Tomogram]) -> None:
 def _copy_tomogram(
     tomogram: Tomogram, target: Path, options: PrepareOptions, progress: Progress | None
 ) -> None:
-    """Copy, link or scale a tomogram."""
+    """Copy, link or scale a tomogram; a level, which is no image without its group, is written anew."""
     assert tomogram.path is not None
     source = tomogram.path
-    if options.normalise is not None:
-        scaling = measure_intensity(tomogram, options.normalise)
-        label = f"etsam prepare normalise={options.normalise}"
-        with create_volume(target, tomogram, dtype="float32", label=label) as writer:
-            for z in range(tomogram.shape[0]):
-                writer.write_slice(z, scaling.apply_to_array(tomogram.read_slice(z)))
-                if progress is not None:
-                    progress("scale", z + 1, tomogram.shape[0])
-    elif options.link:
+    if options.link:
         target.symlink_to(source.resolve())
+    elif options.normalise is not None or _is_level(source):
+        _write_tomogram(tomogram, target, options.normalise, progress)
     elif source.is_dir():
         shutil.copytree(source, target)
     else:
         require_space(target.parent, source.stat().st_size, f"copying {source.name}")
         shutil.copyfile(source, target)
+
+
+def _is_level(source: Path) -> bool:
+    """Whether a folder is a Zarr array in a group, which has the geometry."""
+    if not is_zarr(source) or not is_zarr(source.resolve().parent):
+        return False
+    described = source / "zarr.json"
+    if described.is_file():
+        return read_json(described).get("node_type") == "array"
+    return (source / ".zarray").is_file()
+
+
+def _write_tomogram(
+    tomogram: Tomogram, target: Path, method: Normalisation | None, progress: Progress | None
+) -> None:
+    """Write a tomogram slice by slice, scaled or in the smallest type that holds its own."""
+    scaling = None if method is None else measure_intensity(tomogram, method)
+    kind: OutputType = "float32"
+    if scaling is None and np.can_cast(tomogram.dtype, np.int16):
+        kind = "int8" if np.can_cast(tomogram.dtype, np.int8) else "int16"
+    label = "etsam prepare" if method is None else f"etsam prepare normalise={method}"
+    with create_volume(target, tomogram, dtype=kind, label=label) as writer:
+        for z in range(tomogram.shape[0]):
+            plane = tomogram.read_slice(z)
+            writer.write_slice(z, plane if scaling is None else scaling.apply_to_array(plane))
+            if progress is not None:
+                progress("scale" if scaling else "copy", z + 1, tomogram.shape[0])
 
 
 def _write_masks(

@@ -30,6 +30,7 @@ SCHEMA = 1
 """Version of the keys; it grows when a key changes its meaning or goes."""
 
 CHUNK = 1 << 20  # bytes hashed at once
+State = tuple[int, int]  # bytes, time of the last change [ns]
 
 
 class Clock:
@@ -117,10 +118,13 @@ def provenance(
     }
 
 
-def input_record(volume: Tomogram, *, checksum: bool = False) -> dict[str, Any]:
-    """Describe an input volume; `checksum` reads the whole file for its SHA-256."""
+def input_record(
+    volume: Tomogram, before: Mapping[Path, State] | None = None, *, checksum: bool = False
+) -> dict[str, Any]:
+    """Describe an input volume, as `states_of` found it; `checksum` reads the whole file for its SHA-256."""
     path = volume.path
-    size, modified = (None, None) if path is None else size_and_time(path)
+    known = None if path is None else (before or {}).get(path) or size_and_time(path)
+    size, modified = known or (None, None)
     return {
         "path": None if path is None else str(path.resolve()),
         "bytes": size,
@@ -133,6 +137,24 @@ def input_record(volume: Tomogram, *, checksum: bool = False) -> dict[str, Any]:
         else [round(float(step), 6) for step in volume.voxel_spacing],
         "origin_zyx_angstrom": [float(place) for place in volume.origin],
     }
+
+
+def states_of(paths: Iterable[Path]) -> dict[Path, State]:
+    """Bytes and times of volumes that are about to be opened, for `refuse_changed`; of those that are there."""
+    return {path: size_and_time(path) for path in paths if path.exists()}
+
+
+def refuse_changed(before: Mapping[Path, State]) -> None:
+    """Refuse a result whose inputs were written while they were being read.
+
+    Raises
+    ------
+    ValueError
+        One is not as `states_of` found it.
+    """
+    for path, state in before.items():
+        if states_of([path]) != {path: state}:
+            raise ValueError(f"{path} has changed while it was being read: do it again")
 
 
 def weights_record(name: str, path: Path) -> dict[str, Any]:
@@ -207,7 +229,7 @@ def write_json(path: Path | str, details: Mapping[str, Any]) -> None:
     write_text(path, text + "\n", errors="backslashreplace")
 
 
-def size_and_time(path: Path) -> tuple[int, int]:
+def size_and_time(path: Path) -> State:
     """Bytes and time of the last change [ns] of a file, or of all files in a folder."""
     found = [file.stat() for file in _files(path)]
     return sum(one.st_size for one in found), max((one.st_mtime_ns for one in found), default=0)

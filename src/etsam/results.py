@@ -25,7 +25,14 @@ from etsam.provenance import (
     sha256,
 )
 from etsam.storage import place_files, refuse_taken
-from etsam.volume import KNOWN_SUFFIXES, Tomogram, create_volume, output_path, stem_of
+from etsam.volume import (
+    KNOWN_SUFFIXES,
+    Tomogram,
+    create_volume,
+    output_path,
+    refuse_input,
+    stem_of,
+)
 
 NOT_IN_RESULT = (
     *("model", "stage1_checkpoint", "stage2_checkpoint"),  # the sums of the weights tell more
@@ -165,17 +172,13 @@ def refuse_existing(result: SegmentResult, source: Path, *, replaceable: bool) -
     Raises
     ------
     ValueError, FileExistsError
-        A result would replace or lie in the tomogram, or replace an earlier result.
+        A result would replace, hold or lie in the tomogram, or replace an earlier result.
     """
-    tomogram = source.resolve()
+    refuse_input(result.paths(), source, "tomogram")
     ways = "--overwrite or another --output"
     if earlier_result(result) is not None:
         ways = f"--resume, {ways}"
     for path in result.paths():
-        if path.exists() and path.resolve() == tomogram:
-            raise ValueError(f"{path} is the tomogram itself: give another --output")
-        if tomogram in path.resolve().parents:
-            raise ValueError(f"{path} lies inside of the tomogram {source}: give another --output")
         refuse_folder(path)
         if not replaceable:
             refuse_taken(path, ways)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import asdict, replace
 from functools import partial
@@ -25,7 +25,15 @@ from etsam.memory import memory_errors, with_smaller_tiles
 from etsam.options import Normalisation, PromptKind, SegmentOptions
 from etsam.postprocess import CleaningOptions, postprocess
 from etsam.preview import save_preview
-from etsam.provenance import Clock, HashInBackground, input_record, outputs_record, write_json
+from etsam.provenance import (
+    Clock,
+    HashInBackground,
+    input_record,
+    outputs_record,
+    refuse_changed,
+    states_of,
+    write_json,
+)
 from etsam.record import (
     notes_on,
     reading_notes,
@@ -48,7 +56,7 @@ from etsam.results import (
     write_thresholded,
 )
 from etsam.storage import require_space
-from etsam.volume import Tomogram, open_tomogram, tomogram_from_array
+from etsam.volume import Tomogram, open_tomogram, refuse_input, tomogram_from_array
 
 if TYPE_CHECKING:
     from etsam.stages import Stage
@@ -134,8 +142,7 @@ def segment_array(
         else:
             writer = stack.enter_context(NpyWriter(Path(output_path), tomogram.shape))
             write = writer.write_slice
-        with memory_errors():
-            stages = _load(options, progress)
+        stages = _load(options, progress)
         stack.enter_context(_own_types(stages))
 
         def attempt(options: SegmentOptions) -> None:
@@ -159,8 +166,8 @@ def _check_output(output: Path, volume: np.ndarray | str | Path) -> None:
     if not output.parent.is_dir():
         raise ValueError(f"output_path is {output}: make the folder first")
     source = Path(volume) if isinstance(volume, str | Path) else file_of(volume)
-    if source is not None and output.exists() and source.exists() and output.samefile(source):
-        raise ValueError(f"output_path {output} is the volume itself: give another name")
+    if source is not None:
+        refuse_input([output], source, "volume", "output_path")
 
 
 def segment_file(
@@ -192,14 +199,16 @@ def segment_file(
         Input missing or unfit, results there or being made already, disk or memory used up.
     """
     options, clock, path = options or SegmentOptions(), Clock(), Path(path)
+    before = states_of([path])
     with told_of(path) as told, closing(_open(path, options)) as tomogram:
         result = _names(tomogram, path, options)
         earlier = earlier_result(result)
         ours = earlier is not None and (resume or bool(run and earlier.get("run") == run))
         refuse_existing(result, path, replaceable=options.overwrite or ours)
-        with memory_errors():
-            stages = (load or partial(_load, options))(progress)
-        task = Task(input_record(tomogram), [s.identity for s in stages], request_of(options))
+        stages = _load(options, progress, load)
+        task = Task(
+            input_record(tomogram, before), [s.identity for s in stages], request_of(options)
+        )
         if earlier is not None and ours and is_finished(result, earlier, task):
             return replace(result, details=earlier, reused=True)
         refuse_others(result, earlier, overwrite=options.overwrite)
@@ -213,7 +222,7 @@ def segment_file(
                     options, voxels = with_smaller_tiles(work, kept, _frame(tomogram, stages, kept))
                 with clock.stage("finish"), memory_errors():
                     cleaning = _finish(tomogram, options, staged)
-            _refuse_changed(task.source, input_record(tomogram))
+            refuse_changed(before)
             notes = [*notes_on(tomogram, voxels), *outdated(result)]
             details = segmentation_details(tomogram, stages, options, voxels, cleaning, clock)
             details |= task.record(hashed.result()) | {"run": run or None}
@@ -241,11 +250,14 @@ def _names(tomogram: Tomogram, path: Path, options: SegmentOptions) -> SegmentRe
     return result_names(path, options)
 
 
-def _load(options: SegmentOptions, progress: Progress | None) -> list[Stage]:
-    """Load the model's networks, and torch with them."""
+def _load(
+    options: SegmentOptions, progress: Progress | None, load: Load | None = None
+) -> list[Stage]:
+    """Load the model's networks, and torch with them; by `load` where that is given."""
     from etsam.stages import load_stages
 
-    return load_stages(options, progress)
+    with memory_errors():
+        return load_stages(options, progress) if load is None else load(progress)
 
 
 def _own_types(stages: list[Stage]) -> AbstractContextManager[Any]:
@@ -348,12 +360,6 @@ def _unfinished(
     unfinished.settled["run"] = run
     clear_folder(folder, keep=unfinished.files())
     return unfinished
-
-
-def _refuse_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Refuse a result whose input was written while it was being read."""
-    if before != after:
-        raise ValueError(f"{before['path']} has changed while it was being read: segment it again")
 
 
 def _slices(

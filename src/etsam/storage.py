@@ -27,6 +27,7 @@ SPACING_UNKNOWN = (  # how a note ends that says so
 UNKNOWN_SPACING = 1.0  # Å; what most programs write when they do not know
 ORIGIN_LIMIT = 1e12  # Å
 SPACING_TOLERANCE = 0.01  # relative difference of voxel spacings that rounding explains
+NAME_BYTES = 255  # of a file's name, on all usual file systems
 ENTRY_BYTES = 1 << 30  # the largest single read the operating systems agree on
 
 Zyx = tuple[float, float, float]
@@ -176,7 +177,14 @@ def refuse_taken(path: Path, ways: str = "--overwrite or another --output") -> N
 
 def partial_name(path: Path) -> Path:
     """Return a hidden name of a result while it is written; no other call, on any machine, returns the same."""
-    return path.with_name(f".{path.name}.{secrets.randbits(64)}.partial")
+    ending = f".{secrets.randbits(64)}.partial"
+    return path.with_name(f".{beginning(path.name, NAME_BYTES - 1 - len(ending))}{ending}")
+
+
+def beginning(name: str, nbytes: int) -> str:
+    """Return a file's name, or as much of it as so many bytes hold."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= nbytes else encoded[:nbytes].decode(errors="ignore")
 
 
 def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
@@ -264,6 +272,14 @@ def place_files(folder: Path, made: Sequence[Path], stale: Iterable[Path] = ()) 
 def with_own_name(path: Path) -> Path:
     """Return where a file lies: its folder without links and ``..``, and its own name, link or not."""
     return Path(os.path.realpath(path.parent), path.name)
+
+
+def each_once(paths: Iterable[Path]) -> list[Path]:
+    """Return files in their order, each once by whatever path it is named; a link is a file of its own."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        found.setdefault(with_own_name(path), path)
+    return list(found.values())
 
 
 def scratch_file(nbytes: int, purpose: str) -> io.FileIO:

@@ -1,4 +1,4 @@
-"""The tidy table of scores: one row a number, read and written as CSV or JSON."""
+"""Tables as CSV or JSON: the tidy one of scores, one row a number; that of components to keep."""
 
 from __future__ import annotations
 
@@ -218,6 +218,46 @@ def csv_records(path: Path) -> list[dict[str, Any]]:
                 "quote not closed?"
             )
     return records
+
+
+def read_choices(path: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Read which components to keep or drop: a CSV with columns name, keep, drop.
+
+    Returns
+    -------
+    dict
+        name -> (keep, drop); the fields hold numbers with blanks between.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        There is no such table, it reads otherwise, or names none or a tomogram twice.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: give a CSV with columns name, keep, drop")
+    records = csv_records(path)
+    if not records:
+        raise ValueError(f"{path} names no tomogram: expected rows of name, keep, drop")
+    choices: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    for number, record in enumerate(records, 1):
+        if record.get("name") in choices:
+            raise ValueError(
+                f"{path}, row {number}: {record['name']} is named twice: expected once"
+            )
+        wanted = "expected columns name, keep, drop, with numbers as in '1 4 7'"
+        if "name" not in record or not {"keep", "drop"} & set(record):
+            raise ValueError(f"{path}, row {number}: {wanted}")
+        if unknown := sorted(set(record) - {"name", "keep", "drop", ""}):
+            raise ValueError(f"{path} has a column {unknown[0]!r}: {wanted}")
+        try:
+            lists = [
+                tuple(int(word) for word in (record.get(column) or "").split())
+                for column in ("keep", "drop")
+            ]
+        except ValueError:
+            raise ValueError(f"{path}, row {number}: {wanted}") from None
+        choices[record["name"]] = (lists[0], lists[1])
+    return choices
 
 
 def _json_records(path: Path) -> list[dict[str, Any]]:

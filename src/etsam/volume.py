@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +26,7 @@ from etsam.storage import (
     check_spacing,
     known_spacing,
     partial_name,
+    with_own_name,
 )
 
 OutputType = Literal["int8", "int16", "float32"]
@@ -291,6 +294,33 @@ def whole_volume(path: Path) -> Path:
     here = path.absolute()
     above = (*path.parents, here, *here.parents)
     return next((folder for folder in above if folder.suffix.lower() == ".zarr"), path)
+
+
+def refuse_input(
+    targets: Iterable[Path], source: Path, what: str, option: str = "--output"
+) -> None:
+    """Keep what is read: no result is it, lies inside of it or is a folder around it, with or without links.
+
+    Of a level that is the whole OME-Zarr. `what` and `option` say in the message what the source is and
+    what to give instead.
+
+    Raises
+    ------
+    ValueError
+        A target is in its place.
+    """
+    real = Path(os.path.realpath(source))
+    kept = {whole_volume(real), Path(os.path.realpath(whole_volume(source)))}
+    around = kept.union(*(volume.parents for volume in kept))
+    for target in targets:
+        places = {with_own_name(target), Path(os.path.realpath(target))}
+        if real in places:
+            raise ValueError(f"{target} is the {what} itself: give another {option}")
+        if places & around:
+            raise ValueError(f"{target} holds the {what} {source}: give another {option}")
+        if any(kept.intersection(place.parents) for place in places):
+            whole = whole_volume(source)
+            raise ValueError(f"{target} lies inside of the {what} {whole}: give another {option}")
 
 
 def stem_of(path: str | Path) -> str:

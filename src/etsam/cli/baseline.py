@@ -71,12 +71,14 @@ def baseline(params: dict[str, Any]) -> int:
     """
     from etsam.baseline import baseline as run_baseline
     from etsam.baseline import result_names
+    from etsam.storage import each_once
 
+    tomograms = each_once(params["tomograms"])
     options, output, scores = _options(params), params["output"], params["store_logits"]
     refuse_same_targets(
-        params["tomograms"], lambda path: result_names(path, output, options, scores).provenance
+        tomograms, lambda path: result_names(path, output, options, scores).provenance
     )
-    check_output(params["tomograms"], output)
+    check_output(tomograms, output)
 
     def run(path: Path) -> None:
         with StageProgress() as progress:
@@ -91,7 +93,7 @@ def baseline(params: dict[str, Any]) -> int:
             )
         click.echo(result.mask)
 
-    return run_each(params["tomograms"], run)
+    return run_each(tomograms, run)
 
 
 def _options(params: dict[str, Any]) -> RidgeOptions | ProgramOptions:

@@ -102,7 +102,10 @@ def export(params: dict[str, Any]) -> int:
     TS_001_membrane.mrc gives TS_001_membrane.ply in Å at the tomogram's place, TS_001_membrane_labels.mrc
     with one number per membrane and a table of sizes, and a ChimeraX script that opens them.
     """
-    if params["tomogram"] is not None and len(params["masks"]) > 1:
+    from etsam.storage import each_once
+
+    masks = each_once(params["masks"])
+    if params["tomogram"] is not None and len(masks) > 1:
         raise ValueError("--tomogram goes with one mask: run `etsam export` once for each")
 
     from etsam.export import ExportOptions, export_file, result_paths
@@ -111,15 +114,15 @@ def export(params: dict[str, Any]) -> int:
     _tell_of_idle(set(formats))
     values = {key: value for key, value in params.items() if key not in ("masks", "formats")}
     options = ExportOptions(formats=tuple(formats), **values)
-    refuse_same_targets(params["masks"], lambda mask: result_paths(mask, options)[0])
-    check_output(params["masks"], options.output)
+    refuse_same_targets(masks, lambda mask: result_paths(mask, options)[0])
+    check_output(masks, options.output)
 
     def run(path: Path) -> None:
         with StageProgress(unit="formats") as progress:
             for made in export_file(path, options, progress):
                 click.echo(made)
 
-    return run_each(params["masks"], run)
+    return run_each(masks, run)
 
 
 def _tell_of_idle(formats: set[str]) -> None:

@@ -45,14 +45,13 @@ def postprocess(params: dict[str, Any]) -> int:
     from etsam.postprocess import SUFFIX, CleaningOptions
     from etsam.postprocess import postprocess as clean
     from etsam.provenance import record_path
+    from etsam.storage import each_once
     from etsam.volume import output_path
 
-    output = params["output"]
+    masks, output = each_once(params["masks"]), params["output"]
     check_output_name(output)
-    refuse_same_targets(
-        params["masks"], lambda mask: record_path(output_path(mask, SUFFIX, output))
-    )
-    check_output(params["masks"], output)
+    refuse_same_targets(masks, lambda mask: record_path(output_path(mask, SUFFIX, output)))
+    check_output(masks, output)
 
     options = CleaningOptions(params["min_slices"], params["max_rung"], params["max_spur"])
 
@@ -68,4 +67,4 @@ def postprocess(params: dict[str, Any]) -> int:
             )
         click.echo(result.path)
 
-    return run_each(params["masks"], run)
+    return run_each(masks, run)

@@ -93,8 +93,9 @@ def prepare(params: dict[str, Any]) -> int:
         raise click.UsageError("--choices names the components: leave out --keep and --drop")
 
     from etsam.layout import find_inputs
-    from etsam.prepare import PrepareOptions, read_choices
+    from etsam.prepare import PrepareOptions
     from etsam.prepare import prepare as run_prepare
+    from etsam.tables import read_choices
 
     pairs = find_inputs(params["inputs"], params["annotations"])
     if len(pairs) > 1 and (cleaning.keep or cleaning.drop):

@@ -51,7 +51,9 @@ def report(params: dict[str, Any]) -> int:
     A page is one file that needs no network: slices with the mask and a threshold to move, sections, surface,
     numbers, what to look at twice, and how it was made.
     """
-    tomograms = params["tomograms"]
+    from etsam.storage import each_once
+
+    tomograms = each_once(params["tomograms"])
     if len(tomograms) > 1 and (params["mask"] or params["logits"]):
         raise ValueError("--mask and --logits go with one tomogram: use --results for several")
 

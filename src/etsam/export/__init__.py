@@ -32,8 +32,8 @@ from etsam.midsurface import MidSurface, mid_surface, thickness
 from etsam.ngff_metadata import refuse_folder
 from etsam.options import LOGIT_THRESHOLD, check_counts, take_paths
 from etsam.overlay import check_shapes
-from etsam.storage import refuse_taken
-from etsam.volume import Tomogram, open_tomogram, stem_of, whole_volume
+from etsam.storage import beginning, refuse_taken
+from etsam.volume import Tomogram, open_tomogram, refuse_input, stem_of, whole_volume
 
 FORMATS = (
     *MESH_FORMATS,
@@ -177,13 +177,15 @@ def export_file(
     source = Path(path)
     home = _home(source, options)
     folders = {home / _name(kind, source): own for kind, own in FOLDER_FORMATS.items()}
-    for target in result_paths(source, options):
+    targets = result_paths(source, options)
+    refuse_input(targets, source, "mask", "-o")
+    if options.tomogram is not None:
+        refuse_input(targets, options.tomogram, "tomogram", "-o")
+    for target in targets:
         if target not in folders:
             refuse_folder(target)
         elif options.overwrite:
             _refuse_additions(target, folders[target])
-        if options.tomogram is not None and target.resolve() == options.tomogram.resolve():
-            raise ValueError(f"{target} is the tomogram itself: give another -o")
         if not options.overwrite:
             refuse_taken(target, "--overwrite or another -o")
     membrane = load_membrane(
@@ -310,7 +312,8 @@ def _export_chimerax(target: Path, work: _Work, home: Path) -> None:
 @contextmanager
 def _staged(home: Path, stem: str) -> Iterator[Path]:
     """Hidden folder beside the results, removed at the end."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{stem}-", suffix=".partial", dir=home))
+    prefix = f".{beginning(stem, 200)}-"
+    folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=home))
     try:
         yield folder
     finally:

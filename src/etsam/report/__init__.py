@@ -19,7 +19,14 @@ from etsam.report.pack import pack_mesh, pack_volume, thumbnail
 from etsam.report.page import INDEX_MARK, IndexRow, PageSource, index_html, page_html
 from etsam.report.recorded import read_recorded, recorded_parameters, recorded_threshold
 from etsam.storage import refuse_taken, same_spacing, write_text
-from etsam.volume import Tomogram, open_tomogram, output_path, stem_of, whole_volume
+from etsam.volume import (
+    Tomogram,
+    open_tomogram,
+    output_path,
+    refuse_input,
+    stem_of,
+    whole_volume,
+)
 
 SUFFIX = "_report.html"
 INDEX = "index.html"
@@ -67,6 +74,7 @@ def report_file(
     options = options or ReportOptions()
     tomogram_path = Path(path)
     target = page_path(tomogram_path, options.output)
+    refuse_input([target], tomogram_path, "tomogram")
     if not options.overwrite:
         refuse_taken(target)
     with closing(open_tomogram(tomogram_path, voxel_spacing=options.voxel_spacing)) as tomogram:
