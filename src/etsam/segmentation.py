@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import asdict, replace
 from functools import partial
@@ -154,9 +154,14 @@ def segment_array(
                     write(z, plane)
 
         with_smaller_tiles(attempt, options, _frame(tomogram, stages, options))
-        for note in reading_notes(tomogram):
-            warnings.warn(note, stacklevel=2)
+        _tell(reading_notes(tomogram))
     return logits if output_path is None else np.load(output_path, mmap_mode="r")
+
+
+def _tell(notes: Iterable[str]) -> None:
+    """Warn the caller of the function that found out."""
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
 
 
 def _check_output(output: Path, volume: np.ndarray | str | Path) -> None:
@@ -206,9 +211,8 @@ def segment_file(
         ours = earlier is not None and (resume or bool(run and earlier.get("run") == run))
         refuse_existing(result, path, replaceable=options.overwrite or ours)
         stages = _load(options, progress, load)
-        task = Task(
-            input_record(tomogram, before), [s.identity for s in stages], request_of(options)
-        )
+        networks = [stage.identity for stage in stages]
+        task = Task(input_record(tomogram, before), networks, request_of(options))
         if earlier is not None and ours and is_finished(result, earlier, task):
             return replace(result, details=earlier, reused=True)
         refuse_others(result, earlier, overwrite=options.overwrite)
@@ -229,8 +233,7 @@ def segment_file(
             details |= {"outputs": outputs_record(staged.beside()), "warnings": [*told, *notes]}
             write_json(staged.provenance, details)
             result.details.update(details)
-        for note in notes:
-            warnings.warn(note, stacklevel=2)
+        _tell(notes)
     return result
 
 
