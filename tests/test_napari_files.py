@@ -104,6 +104,58 @@ def test_multiscale_layers_are_saved_at_full_resolution(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(back.read_slices(0, SHAPE[0]), finest)
 
 
+@pytest.mark.parametrize("name", ["s.tif", "s.png", "s.mrc.png", "TS_1_10.00Apx"])
+def test_other_kinds_of_files_are_refused(tmp_path: Path, name: str) -> None:
+    for write in (write_labels, write_image):
+        with pytest.raises(ValueError, match=r"end with \.mrc or \.zarr"):
+            write(str(tmp_path / name), np.ones(SHAPE, np.uint8), {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_without_suffix_becomes_an_mrc(tmp_path: Path) -> None:
+    for write, name in ((write_labels, "mask"), (write_image, "image")):
+        assert write(str(tmp_path / name), np.ones(SHAPE, np.uint8), {}) == [
+            str(tmp_path / f"{name}.mrc")
+        ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["image.mrc", "mask.mrc"]
+
+
+def test_what_cannot_be_written_has_its_own_name(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "s.mrc"
+    with pytest.raises(OSError) as caught:
+        write_labels(str(path), np.ones(SHAPE, np.uint8), {})
+    assert caught.value.filename == str(path)
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, 1e12, -1e12, 1e15])
+def test_constant_volumes_have_contrast(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "flat.mrc"
+    with mrcfile.new(path) as mrc:
+        mrc.set_data(np.full((2, 3, 4), value, np.float32))
+    low, high = read_layers(str(path))[0][1]["contrast_limits"]
+    assert low == np.float32(value) and np.float32(high) > np.float32(low)
+
+
+def test_pictures_are_told_from_volumes() -> None:
+    """Colours as a third axis, as napari's rgb layers have it, come with a scale of two numbers."""
+    picture = np.zeros((32, 32, 3), np.uint8)
+    for key in ("scale", "translate"):
+        with pytest.raises(ValueError, match=f"{key} has 2 of z, y and x"):
+            files.layer_volume(picture, {key: (1.0, 1.0)})
+
+
+def test_voxels_that_are_no_numbers_are_told_once(tmp_path: Path) -> None:
+    path, data = tmp_path / "TS_1.mrc", np.ones((3, 4, 5), np.float32)
+    data[2, 1, 1] = np.nan
+    with mrcfile.new(path) as mrc, pytest.warns(RuntimeWarning):  # mrcfile's own
+        mrc.set_data(data)
+    ((lazy, _, _),) = read_layers(str(path))
+    np.asarray(lazy[0])
+    with pytest.warns(UserWarning, match="TS_1.mrc: NaN or infinite voxels"):
+        assert np.isfinite(np.asarray(lazy)).all()
+    np.asarray(lazy)
+
+
 def test_each_kind_of_layer_has_its_writer() -> None:
     yaml = pytest.importorskip("yaml")
     text = Path(files.__file__).with_name("napari.yaml").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ class LazyVolume:
 
     def __init__(self, volume: Tomogram) -> None:
         self._volume = volume
+        self._told = False
         weakref.finalize(self, volume.close)
         self.shape = volume.shape
         self.dtype = np.dtype(np.float32)
@@ -39,11 +41,23 @@ class LazyVolume:
     def __getitem__(self, key: tuple[int | slice, ...]) -> np.ndarray:
         first, *rest = key if isinstance(key, tuple) else (key,)
         if not isinstance(first, slice):
-            return self._volume.read_slice(int(first) % self.shape[0])[tuple(rest)]
+            z = int(first) % self.shape[0]
+            return self._read(z, z + 1)[(0, *rest)]
         start, stop, step = first.indices(self.shape[0])
         if step < 1:
             raise ValueError(f"slices come forwards, not by {step}")
-        return self._volume.read_slices(start, max(start, stop))[(slice(None, None, step), *rest)]
+        return self._read(start, max(start, stop))[(slice(None, None, step), *rest)]
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        """Read slices; warns once if they were not all numbers."""
+        slices = self._volume.read_slices(start, stop)
+        if self._volume.replaced_voxels and not self._told:
+            self._told = True
+            warnings.warn(
+                f"{self._volume.path}: NaN or infinite voxels are read as the mean of their slice",
+                stacklevel=3,
+            )
+        return slices
 
 
 def get_reader(path: str | list[str]) -> Callable[[str | list[str]], list[LayerData]] | None:
@@ -85,7 +99,8 @@ def _layer(path: Path) -> LayerData:
     lazy = from_array(LazyVolume(volume), chunks=chunks, asarray=True)
     middle = volume.read_slice(volume.shape[0] // 2)
     low, high = np.percentile(middle, [0.5, 99.5])
-    metadata["contrast_limits"] = (float(low), float(max(high, low + 1e-6)))
+    margin = max(1e-6, 1e-6 * abs(low))  # napari wants limits that differ
+    metadata["contrast_limits"] = (float(low), float(max(high, low + margin)))
     return lazy, metadata, "image"
 
 
@@ -97,7 +112,9 @@ def write_labels(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     Raises
     ------
     ValueError
-        If it is not a volume, or its labels do not fit 16 bits.
+        If it is not a volume, its labels do not fit 16 bits, or the name is not a volume's.
+    OSError
+        If it cannot be written there.
     """
     array = _finest(data)
     like = layer_volume(array, meta)
@@ -117,7 +134,9 @@ def write_image(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     Raises
     ------
     ValueError
-        If it is not a volume.
+        If it is not a volume, or the name is not a volume's.
+    OSError
+        If it cannot be written there.
     """
     array = _finest(data)
     return _write(path, array, layer_volume(array, meta), "float32")
@@ -129,10 +148,32 @@ def _finest(data: Any) -> Any:
 
 
 def _write(path: str, array: Any, like: Tomogram, dtype: OutputType) -> list[str]:
-    with like, create_volume(path, like, dtype=dtype, label="etsam napari") as writer:
-        for z in range(like.shape[0]):
-            writer.write_slice(z, np.asarray(array[z]))
+    path = _volume_name(path)
+    try:
+        with like, create_volume(path, like, dtype=dtype, label="etsam napari") as writer:
+            for z in range(like.shape[0]):
+                writer.write_slice(z, np.asarray(array[z]))
+    except OSError as wrong:
+        if ".partial" not in str(wrong.filename):
+            raise
+        raise OSError(wrong.errno, wrong.strerror, path) from None
     return [path]
+
+
+def _volume_name(path: str) -> str:
+    """Return the name of a file to write: with .mrc where it has no suffix.
+
+    Raises
+    ------
+    ValueError
+        If it has the suffix of something else.
+    """
+    name = Path(path).name
+    if "." not in name:
+        return f"{path}.mrc"
+    if not KNOWN_SUFFIXES.search(name):
+        raise ValueError(f"{path} is no name of a volume: let it end with .mrc or .zarr")
+    return path
 
 
 def layer_volume(data: Any, meta: dict[str, Any]) -> Tomogram:
@@ -141,10 +182,10 @@ def layer_volume(data: Any, meta: dict[str, Any]) -> Tomogram:
     Raises
     ------
     ValueError
-        If it is not a (Z, Y, X) array of real numbers.
+        If it is not a (Z, Y, X) array of real numbers, or its scale or translate has too few.
     """
     source = ArraySource(data)
-    scale, translate = _triple(meta.get("scale"), 1.0), _triple(meta.get("translate"), 0.0)
+    scale, translate = _triple(meta, "scale", 1.0), _triple(meta, "translate", 0.0)
     info = replace(source.info, voxel_spacing=known_spacing(scale), origin=translate)
     path = (meta.get("metadata") or {}).get(SOURCE)
     if path is not None and Path(path).exists():
@@ -157,9 +198,16 @@ def layer_volume(data: Any, meta: dict[str, Any]) -> Tomogram:
     return Tomogram(source, None, info)
 
 
-def _triple(values: Any, default: float) -> Zyx:
+def _triple(meta: dict[str, Any], key: str, default: float) -> Zyx:
     """Return the last three numbers of a layer's scale or translate."""
+    values = meta.get(key)
     if values is None:
         return (default,) * 3
-    z, y, x = (float(value) for value in list(values)[-3:])
+    numbers = [float(value) for value in values][-3:]
+    if len(numbers) < 3:
+        raise ValueError(
+            f"the layer's {key} has {len(numbers)} of z, y and x: only volumes are segmented and "
+            "saved, no pictures"
+        )
+    z, y, x = numbers
     return z, y, x

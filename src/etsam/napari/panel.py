@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image, Labels
 from napari.qt.threading import create_worker
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QEvent, Qt, QTimer, Signal
+from qtpy.QtGui import QCloseEvent
 from qtpy.QtWidgets import (
     QComboBox,
     QDoubleSpinBox,
@@ -23,40 +24,50 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from etsam.frame import Frame
-from etsam.instances import MIN_VOXELS, separate_membranes
-from etsam.membrane import Membrane, quantised
-from etsam.napari.files import SOURCE, layer_volume, write_labels
-from etsam.napari.work import CancelledError, Run, logit_slices
+from etsam.cli.command import one_line
+from etsam.napari.files import SOURCE, write_labels
+from etsam.napari.painting import PaintedMask
+from etsam.napari.work import Run, logits_or_stop
 from etsam.options import LOGIT_THRESHOLD, SegmentOptions
-from etsam.postprocess import clean_mask
 from etsam.volume import whole_volume
 
 if TYPE_CHECKING:
     import napari
 
-REMEDY = "Check the layer's scale (Å per voxel), or choose another layer."
-UNSEEN = np.float32(-1e4)  # logit of slices that are still to come
+TICK = 100  # ms between two looks at how far the run is
+
+_at_work: set[SegmentPanel] = set()
+"""Panels whose runs go on: Python must not delete widgets while their thread collects garbage."""
 
 
 class SegmentPanel(QWidget):  # type: ignore[misc]
-    """Segments the chosen image layer with the bundled model, in a thread."""
+    """Segments the chosen image layer with the bundled model, in a thread.
 
-    told = Signal(float, str)
+    The thread knows nothing of the panel, which may be gone before it ends.
+    """
+
     finished = Signal(bool)
 
     def __init__(self, napari_viewer: napari.Viewer) -> None:  # napari fills in what has this name
         super().__init__()
         self.viewer = viewer = napari_viewer
-        self.logits: np.ndarray | None = None
-        self.mask: Labels | None = None
+        self.images: list[Image] = []  # as `layer_box` lists them
+        self.painted: PaintedMask | None = None
+        self.before: PaintedMask | None = None  # comes back if the run does not end well
         self.run: Run | None = None
-        self.meta: dict[str, Any] = {}
+        self.notes: list[str] = []
         self._build()
-        self.told.connect(self._show_progress)
+        self.clock = QTimer(self)
+        self.clock.timeout.connect(self._show_progress)
         viewer.layers.events.inserted.connect(self._list_layers)
         viewer.layers.events.removed.connect(self._list_layers)
+        self.destroyed.connect(lambda: self._gone())
         self._list_layers()
+
+    @property
+    def mask(self) -> Labels | None:
+        """The mask layer that the buttons act on."""
+        return None if self.painted is None else self.painted.layer
 
     def _build(self) -> None:
         self.layer_box = QComboBox()
@@ -98,40 +109,30 @@ class SegmentPanel(QWidget):  # type: ignore[misc]
             self.message.setText("There is no image layer: open a tomogram first.")
             return
         data = layer.data[0] if layer.multiscale else layer.data
-        self.meta = {
-            "scale": tuple(layer.scale),
-            "translate": tuple(layer.translate),
-            "metadata": dict(layer.metadata),
-        }
-        if data.ndim != 3:
-            self.message.setText(f"The layer has {data.ndim} axes: a tomogram has z, y and x.")
+        if layer.rgb or data.ndim != 3:
+            what = "is a colour picture" if layer.rgb else f"has {data.ndim} axes"
+            self.message.setText(f"{layer.name} {what}: a tomogram has z, y, x and grey values.")
             return
-        self._drop_mask()
-        self.logits = np.full(data.shape, UNSEEN, np.float32)
-        self.mask = self.viewer.add_labels(
-            np.zeros(data.shape, np.uint8),
-            name=f"{layer.name}_membrane",
-            scale=self.meta["scale"],
-            translate=self.meta["translate"],
-            metadata=self.meta["metadata"],
-            opacity=0.6,
-        )
-        options = SegmentOptions(polarity=self.membranes_box.currentText())
-        self.run = Run(self.told.emit)
-        worker = create_worker(
-            _logits,
+        self.before = self.painted
+        self.painted = PaintedMask(self.viewer, layer, data.shape, self.threshold.value())
+        self.run, self.notes = Run(), []
+        self.worker = create_worker(
+            logits_or_stop,
             data,
-            self.meta,
-            options,
+            self.painted.place,
+            SegmentOptions(polarity=self.membranes_box.currentText()),
             self.run,
             _connect={
                 "yielded": self._paint,
+                "warned": self._note,
                 "returned": self._done,
                 "errored": self._failed,
             },
         )
+        self.worker.quit = self.run.stop.set  # so napari's end need not wait for the next slice
+        _at_work.add(self)
+        self.clock.start(TICK)
         self._enable(running=True)
-        self.worker = worker
 
     def cancel(self) -> None:
         """Stop the run; nothing stays behind."""
@@ -139,132 +140,163 @@ class SegmentPanel(QWidget):  # type: ignore[misc]
             self.run.stop.set()
             self.message.setText("Stopping ...")
 
+    def changeEvent(self, event: QEvent) -> None:
+        """Stop when the panel is taken out of its dock, as napari does to close it."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self._abandon()
+
+    def closeEvent(self, event: QCloseEvent) -> None:
+        """Stop when a panel that is a window is closed."""
+        self._abandon()
+        super().closeEvent(event)
+
     def clean(self) -> None:
         """Drop small blobs and cut rungs, in the mask shown."""
-        if self.mask is None:
+        if self.painted is None:
             return
-        cleaned, summary = clean_mask((np.asarray(self.mask.data) > 0).astype(np.uint8))
-        self.mask.data = cleaned
+        summary = self.painted.clean()
         self.message.setText(
             f"Dropped {summary.blobs_dropped} blobs, cut {summary.rungs_cut} rungs."
         )
 
     def split(self) -> None:
         """Add a layer with a number for each membrane."""
-        if self.mask is None or self.logits is None:
-            return
-        mask = np.asarray(self.mask.data) > 0
-        with layer_volume(self.mask.data, self.meta) as volume:
-            frame = Frame(volume.shape, volume.voxel_spacing or (1.0, 1.0, 1.0), volume.origin)
-        field = quantised(self.logits, self.threshold.value())
-        found = separate_membranes(Membrane(mask, field, frame), min_voxels=MIN_VOXELS)
-        self.viewer.add_labels(
-            found.labels.astype(np.int32),
-            name=self.mask.name.replace("_membrane", "_membranes"),
-            scale=self.meta["scale"],
-            translate=self.meta["translate"],
-            metadata=self.meta["metadata"],
-        )
-        self.message.setText(f"{len(found)} membranes.")
+        if self.painted is not None:
+            self.message.setText(f"{self.painted.split()} membranes.")
 
     def ask_and_save(self) -> None:
         """Ask for a name and save the mask."""
-        if self.mask is None:
+        if self.painted is None:
             return
-        source = self.meta.get("metadata", {}).get(SOURCE)
-        folder = whole_volume(Path(source)).parent if source else Path.cwd()
-        name, _ = QFileDialog.getSaveFileName(
-            self, "Save mask", str(folder / f"{self.mask.name}.mrc"), "Volumes (*.mrc *.zarr)"
-        )
-        if name:
-            self.save(name)
+        dialog = self._save_dialog(self.painted)
+        if dialog.exec():
+            self.save(dialog.selectedFiles()[0])
+        dialog.deleteLater()
 
     def save(self, path: str) -> None:
         """Save the mask with the tomogram's geometry."""
-        assert self.mask is not None
+        assert self.painted is not None
         try:
-            write_labels(path, self.mask.data, self.meta)
+            (saved,) = write_labels(path, self.painted.layer.data, self.painted.place)
         except (ValueError, OSError) as error:
-            self.message.setText(f"Not saved: {error}")
+            self.message.setText(f"Not saved: {one_line(error)}")
         else:
-            self.message.setText(f"Saved {path}")
+            self.message.setText(f"Saved {saved}")
+
+    def _save_dialog(self, painted: PaintedMask) -> QFileDialog:
+        source = painted.place["metadata"].get(SOURCE)
+        folder = whole_volume(Path(source)).parent if source else Path.cwd()
+        name = str(folder / f"{painted.layer.name}.mrc")
+        dialog = QFileDialog(self, "Save mask", name, "Volumes (*.mrc *.zarr)")
+        dialog.setAcceptMode(QFileDialog.AcceptMode.AcceptSave)
+        dialog.setDefaultSuffix("mrc")
+        return dialog
 
     def _chosen(self) -> Image | None:
-        name = self.layer_box.currentText()
-        images = (layer for layer in self.viewer.layers if isinstance(layer, Image))
-        return next((layer for layer in images if layer.name == name), None)
+        index = self.layer_box.currentIndex()
+        return self.images[index] if index >= 0 else None
 
     def _list_layers(self, _event: object = None) -> None:
-        before = self.layer_box.currentText()
-        names = [layer.name for layer in self.viewer.layers if isinstance(layer, Image)]
+        before = self._chosen()
+        self.images = [layer for layer in self.viewer.layers if isinstance(layer, Image)]
         self.layer_box.clear()
-        self.layer_box.addItems(names)
-        if before in names:
-            self.layer_box.setCurrentText(before)
+        for layer in self.images:
+            layer.events.name.connect(self._list_layers)  # once, however often it is asked for
+            self.layer_box.addItem(layer.name)
+        if before in self.images:
+            self.layer_box.setCurrentIndex(self.images.index(before))
+        if self.painted is not None and not self.painted.is_shown:
+            self._forget_removed()
+
+    def _forget_removed(self) -> None:
+        """Without its layer a mask is of no use, nor is a run that paints it."""
+        if self.run is not None:
+            self.cancel()
+        else:
+            self.painted = None
+            self._enable(running=False)
 
     def _paint(self, result: tuple[int, np.ndarray]) -> None:
-        z, plane = result
-        if self.logits is None or self.mask is None:
-            return
-        self.logits[z] = plane
-        self.mask.data[z] = plane > self.threshold.value()
-        self.mask.refresh()
+        if self.painted is not None:
+            self.painted.paint(*result)
+
+    def _note(self, warned: tuple[Any, ...]) -> None:
+        """Keep a warning's text; `warned` is what ``warnings.showwarning`` takes."""
+        message, category, *_ = warned
+        if issubclass(category, UserWarning | RuntimeWarning):
+            self.notes.append(str(message))
 
     def _apply_threshold(self, value: float) -> None:
-        if self.logits is not None and self.mask is not None:
-            self.mask.data = (self.logits > value).astype(np.uint8)
+        if self.painted is not None and value != self.painted.threshold:
+            self.painted.set_threshold(value)
             if self.run is None:
-                self.message.setText(f"{np.count_nonzero(self.mask.data):,} membrane voxels.")
+                self.message.setText(f"{self.painted.voxels():,} membrane voxels.")
 
-    def _show_progress(self, fraction: float, message: str) -> None:
-        self.bar.setValue(round(1000 * fraction))
-        self.message.setText(message)
+    def _show_progress(self) -> None:
+        if self.run is not None and not self.run.stop.is_set():
+            fraction, message = self.run.state
+            self.bar.setValue(round(1000 * fraction))
+            self.message.setText(message)
 
     def _done(self, complete: bool) -> None:
-        if not complete or self.mask is None:
-            self._drop_mask()
-            self.bar.setValue(0)
-            self.message.setText("Cancelled.")
-            self._end(good=False)
+        if not complete or self.painted is None or not self.painted.is_shown:
+            self._give_up("Cancelled.")
             return
-        voxels = int(np.count_nonzero(self.mask.data))
-        text = "" if voxels else " Nothing found: lower the threshold, or try bright membranes."
+        voxels = self.painted.voxels()
+        text = [f"{voxels:,} membrane voxels.", *(f"{note}." for note in self.notes)]
+        if not voxels:
+            text.append("Nothing found: lower the threshold, or try bright membranes.")
         self.bar.setValue(1000)
-        self.message.setText(f"{voxels:,} membrane voxels.{text}")
+        self.message.setText(" ".join(text))
         self._end(good=True)
 
     def _failed(self, error: BaseException) -> None:
-        self._drop_mask()
+        remedy = " Choose another layer." if isinstance(error, ValueError) else ""
+        self._give_up(f"{one_line(error).rstrip('.')}.{remedy}")
+
+    def _give_up(self, why: str) -> None:
+        """Go back to the mask of the run before, if there is one."""
+        self._drop_unfinished()
+        self.painted = self.before if self.before is not None and self.before.is_shown else None
+        if self.painted is not None:
+            self.threshold.setValue(self.painted.threshold)
         self.bar.setValue(0)
-        self.message.setText(f"{error} {REMEDY}")
+        self.message.setText(why)
         self._end(good=False)
 
     def _end(self, *, good: bool) -> None:
-        self.run = None
+        self.run = self.before = None
+        self.clock.stop()
         self._enable(running=False)
         self.finished.emit(good)
+        _at_work.discard(self)
 
-    def _drop_mask(self) -> None:
-        if self.mask is not None and self.mask in self.viewer.layers:
-            self.viewer.layers.remove(self.mask)
-        self.mask, self.logits = None, None
+    def _abandon(self) -> None:
+        """Stop the run of a panel that nobody sees any more."""
+        self.cancel()
+        self._drop_unfinished()
+
+    def _gone(self) -> None:
+        """Let go of the layers; of the panel only Python's part is left, which is told of nothing."""
+        events = self.viewer.layers.events
+        names = (layer.events.name for layer in self.images)
+        for event in (events.inserted, events.removed, *names):
+            event.disconnect(self._list_layers)
+        if self.run is not None:
+            self.run.stop.set()
+        self._drop_unfinished()
+        _at_work.discard(self)
+
+    def _drop_unfinished(self) -> None:
+        if self.run is not None and self.painted is not None:
+            self.painted.drop()
 
     def _enable(self, *, running: bool) -> None:
         self.start_button.setEnabled(not running)
         self.cancel_button.setEnabled(running)
         for button in (self.clean_button, self.split_button, self.save_button):
-            button.setEnabled(not running and self.mask is not None)
-
-
-def _logits(
-    data: Any, meta: dict[str, Any], options: SegmentOptions, run: Run
-) -> Generator[tuple[int, np.ndarray], None, bool]:
-    """Yield slices; returns whether all came."""
-    try:
-        yield from logit_slices(data, meta, options, run)
-    except CancelledError:
-        return False
-    return True
+            button.setEnabled(not running and self.painted is not None)
 
 
 def _button(text: str, action: Callable[[], None]) -> QPushButton:

@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator
+import warnings
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from etsam.memory import memory_errors
 from etsam.napari.files import layer_volume
 from etsam.options import SegmentOptions
+from etsam.record import reading_notes
 
-Report = Callable[[float, str], None]
+ADVICE = "check the layer's scale (Å per voxel), or segment a crop"
+"""What to do where memory runs out: a scale that is too large makes large frames."""
 
 
 class CancelledError(Exception):
     """The user stopped the run."""
 
 
+class FailedError(Exception):
+    """Torch gave up: napari's workers end without a word at a RuntimeError."""
+
+
 @dataclass
 class Run:
-    """A run that can be stopped from another thread, with the seconds it has still to go."""
+    """A run that can be stopped, and looked at, from another thread.
 
-    report: Report
+    It knows nothing of Qt: a widget that is gone cannot be told, but need not ask.
+    """
+
     stop: threading.Event = field(default_factory=threading.Event)
     started: float = field(default_factory=time.monotonic)
+    state: tuple[float, str] = (0.0, "")
+    """How much is done, 0 to 1, and what is being done, with the time left."""
 
     def progress(self, fraction: float, message: str) -> None:
-        """Pass progress on with the remaining time; what `segment_slices` calls.
+        """Note progress and the remaining time; what `segment_slices` calls.
 
         Raises
         ------
@@ -43,13 +55,35 @@ class Run:
         if 0.02 < fraction < 1:
             seconds = (time.monotonic() - self.started) * (1 - fraction) / fraction
             left = f", {seconds / 60:.0f} min left" if seconds > 90 else f", {seconds:.0f} s left"
-        self.report(fraction, message + left)
+        self.state = (fraction, message + left)
+
+
+def logits_or_stop(
+    data: Any, meta: dict[str, Any], options: SegmentOptions, run: Run
+) -> Generator[tuple[int, np.ndarray], None, bool]:
+    """Yield what `logit_slices` does; returns whether all came.
+
+    Raises
+    ------
+    MemoryError, FailedError, ValueError, OSError
+        As `logit_slices`, and what torch raises.
+    """
+    try:
+        with memory_errors(ADVICE):
+            yield from logit_slices(data, meta, options, run)
+    except CancelledError:
+        return False
+    except RuntimeError as wrong:
+        raise FailedError(str(wrong)) from wrong
+    return True
 
 
 def logit_slices(
     data: Any, meta: dict[str, Any], options: SegmentOptions, run: Run
 ) -> Generator[tuple[int, np.ndarray], None, None]:
     """Yield (z, logits float32 (Y, X)) of a layer's array with the model of `options`.
+
+    Warns of voxels that were not numbers.
 
     Raises
     ------
@@ -72,3 +106,5 @@ def logit_slices(
                 yield z, plane
                 if run.stop.is_set():
                     raise CancelledError
+        for note in reading_notes(tomogram):
+            warnings.warn(note, stacklevel=2)
