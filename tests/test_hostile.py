@@ -336,7 +336,7 @@ def test_chunks_are_told_from_what_else_lies_in_an_array(run: Run, tmp_path: Pat
     assert found is not None and "1 of 3 chunks are not stored" in str(found)
     os.mkfifo(chunks[0])  # reading it would wait for ever
     code, _, err = run("inspect", "--no-timing", path)
-    assert code == 1 and f"{chunks[0]} is no file" in err
+    assert code == 1 and f"{chunks[0]} is a pipe" in err
     assert_one_line(err)
 
 

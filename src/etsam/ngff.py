@@ -316,14 +316,14 @@ def _missing_chunks(
     Raises
     ------
     ValueError
-        If not one is stored, or one is no file: reading a pipe would wait for ever.
+        If not one is stored, or one is a pipe, which would be waited for.
     """
     stored = 0
     for folder, _, names in os.walk(image.array):
         for chunk in (os.path.join(folder, name) for name in names):
             if CHUNK_NAME.fullmatch(chunk, len(str(image.array)) + 1):
-                if not os.path.isfile(chunk):
-                    raise ValueError(f"{chunk} is no file: expected a chunk of voxels")
+                if Path(chunk).is_fifo():
+                    raise ValueError(f"{chunk} is a pipe: expected a chunk of voxels")
                 stored += 1
     if not stored:
         raise ValueError(f"{path} has no voxels: {image.array} holds no chunk")
