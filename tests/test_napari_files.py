@@ -129,6 +129,7 @@ def test_what_cannot_be_written_has_its_own_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 5.0, 1e12, -1e12, 1e15])
 def test_constant_volumes_have_contrast(tmp_path: Path, value: float) -> None:
+    pytest.importorskip("dask.array")
     path = tmp_path / "flat.mrc"
     with mrcfile.new(path) as mrc:
         mrc.set_data(np.full((2, 3, 4), value, np.float32))
@@ -145,6 +146,7 @@ def test_pictures_are_told_from_volumes() -> None:
 
 
 def test_voxels_that_are_no_numbers_are_told_once(tmp_path: Path) -> None:
+    pytest.importorskip("dask.array")
     path, data = tmp_path / "TS_1.mrc", np.ones((3, 4, 5), np.float32)
     data[2, 1, 1] = np.nan
     with mrcfile.new(path) as mrc, pytest.warns(RuntimeWarning):  # mrcfile's own
