@@ -63,8 +63,7 @@ def run_on_engine(
         As `etsam.batch.run_batch`; or dask is not installed, or does not take the options.
     """
     masks = plan.masks_by_path()
-    given = (plan.options.stage1_checkpoint, plan.options.stage2_checkpoint)
-    if wanted := [stage for stage, path in enumerate(given, 1) if path is None]:
+    if wanted := plan.options.stages_of_model:
         resolve_checkpoints(plan.options.model, wanted)  # fetched once, before the workers want it
     with Manifest(plan.manifest) as manifest, start_workers(engine, say) as client:
         entries = manifest.begin(masks.items(), replacing=plan.replacing)

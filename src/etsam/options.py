@@ -134,6 +134,12 @@ class SegmentOptions:
     preview: bool = True
     overwrite: bool = False
 
+    @property
+    def stages_of_model(self) -> list[int]:
+        """Stages (1, 2) that are the model's, as no checkpoint takes their place."""
+        given = (self.stage1_checkpoint, self.stage2_checkpoint)
+        return [stage for stage, path in enumerate(given, 1) if path is None]
+
     def __post_init__(self) -> None:
         """Check what programs may spell wrongly.
 

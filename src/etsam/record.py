@@ -86,7 +86,7 @@ def segmentation_details(
     ]
     return provenance(
         "segment",
-        parameters=asdict(options) | {"model": _model_in_use(options)},
+        parameters=asdict(options) | {"model": options.model if options.stages_of_model else None},
         results={
             "membrane_voxels": membrane_voxels,
             "membrane_fraction": membrane_voxels / math.prod(tomogram.shape),
@@ -99,12 +99,6 @@ def segmentation_details(
         },
         clock=clock,
     )
-
-
-def _model_in_use(options: SegmentOptions) -> str | Path | None:
-    """The model; None where checkpoints took the place of both its stages."""
-    given = (options.stage1_checkpoint, options.stage2_checkpoint)
-    return options.model if None in given else None
 
 
 def _model_names(options: SegmentOptions) -> list[str]:

@@ -124,7 +124,7 @@ def load_stages(options: SegmentOptions, progress: Progress | None = None) -> li
         A checkpoint is missing, is not one, or cannot be fetched.
     """
     given = {1: options.stage1_checkpoint, 2: options.stage2_checkpoint}
-    wanted = [stage for stage, path in given.items() if path is None]
+    wanted = options.stages_of_model
     found = resolve_checkpoints(options.model, wanted, progress=progress) if wanted else []
     taken = dict(zip(wanted, found, strict=True))
     device = choose_device(options.device)
