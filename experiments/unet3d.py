@@ -35,9 +35,10 @@ from torch.nn import functional as F
 
 from etsam.frames import blurred
 from etsam.intensity import IntensityScaling, measure_intensity
+from etsam.sam2.checkpoint import written_whole
 from etsam.simulate import limit_threads
 from etsam.tiling import blend_weights, tiles
-from etsam.training import augment as changes
+from etsam.training.augment import change_grey, grain, hide, patches
 from etsam.volume import create_volume, open_tomogram, output_path
 
 UNSEEN = 34_000
@@ -121,10 +122,9 @@ def keep(folder: Path, job: Job) -> Path:
     path, weight = make(job)
     grey, labels, scaling = softened(path)
     target = folder / f"{path.stem}.npz"
-    unfinished = path.with_suffix(".npz")
     described = json.dumps(asdict(scaling))
-    np.savez(unfinished, grey=grey, labels=labels, weight=weight, scaling=described)
-    unfinished.replace(target)
+    with written_whole(target) as partial_file, partial_file.open("wb") as file:
+        np.savez(file, grey=grey, labels=labels, weight=weight, scaling=described)
     path.unlink()
     mask_of(path).unlink()
     return target
@@ -178,22 +178,12 @@ def changed(grey: Tensor, labels: Tensor, random: np.random.Generator) -> tuple[
     grey, labels = (x.flip(axes).rot90(turns, (1, 2)) for x in (grey, labels))
     generator = torch.Generator()
     generator.manual_seed(int(random.integers(2**62)))
-    stack = grey[None, None] * math.exp(random.uniform(-0.25, 0.25)) + random.uniform(-0.2, 0.2)
-    for share, change in (
-        (changes.EDGED, changes._edge),
-        (changes.NOISY, changes._noise),
-        (changes.SPECTRAL, changes._filter),
-        (changes.SCRAMBLED, changes._scramble),
-        (changes.TONED, changes._tone),
-    ):
-        if random.random() < share:
-            stack = change(stack, [random], generator)
+    stack = change_grey(grey[None, None], [random], generator)
     if random.random() < PATCHED:
-        hidden = changes._patches(stack, [random])
-        stack = changes._cover(stack, hidden, len(grey), generator)
+        stack = hide(stack, patches(stack, [random]), len(grey), generator)
     if random.random() < ENDED:
         soft = torch.tensor(random.random() < 0.7)
-        noise = changes._grain(stack.shape, soft, generator)
+        noise = grain(stack.shape, soft, generator)
         stack = torch.lerp(stack, noise, _end(len(grey), random))
     return stack[0, 0], labels
 
@@ -271,12 +261,11 @@ class Training:
     def save(self) -> None:
         """Write state.pt and unet3d.safetensors."""
         kept = {name: part.state_dict() for name, part in self._parts().items()}
-        unfinished = self.folder / "state.partial"
-        torch.save(kept | {"step": self.step, "seconds": self.seconds}, unfinished)
-        unfinished.replace(self.folder / "state.pt")
+        with written_whole(self.folder / "state.pt") as partial_file:
+            torch.save(kept | {"step": self.step, "seconds": self.seconds}, partial_file)
         weights = {name: value.contiguous() for name, value in self.averaged.state_dict().items()}
-        save_file(weights, self.folder / "unet3d.safetensors.partial")
-        (self.folder / "unet3d.safetensors.partial").replace(self.folder / "unet3d.safetensors")
+        with written_whole(self.folder / "unet3d.safetensors") as partial_file:
+            save_file(weights, partial_file)
 
 
 def train(given: argparse.Namespace) -> None:
@@ -326,11 +315,12 @@ def predict_slices(network: UNet, path: Path, *, invert: bool = False) -> Iterat
         weights = blend_weights(regions, (height, width), OVERLAP)
         for start in range(0, depth, CORE):
             low, high = max(start - MARGIN, 0), min(start + CORE + MARGIN, depth)
-            slab = torch.from_numpy(np.stack([soft.read_slice(z) for z in range(low, high)]))
+            slices = np.stack([soft.read_slice(z) for z in range(low, high)])
+            slab = scaling.apply(torch.from_numpy(slices))
             logits = np.zeros(slab.shape, np.float32)
             for region, weight in zip(regions, weights, strict=True):
                 box = (slice(None), *region.box)
-                logits[box] += weight * _run(network, scaling.apply(slab[box]))
+                logits[box] += weight * _run(network, slab[box])
             yield from logits[start - low : min(start + CORE, depth) - low]
 
 

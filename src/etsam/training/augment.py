@@ -55,8 +55,20 @@ def augment_batch(
     grey = frames[:, :, :greys]
     generator = torch.Generator(frames.device)
     generator.manual_seed(int(randoms[0].integers(2**62)))
+    grey = change_grey(grey, randoms, generator)
+    frames = torch.cat((grey, frames[:, :, greys:]), dim=2)
+    for share, cover in ((COVERED, patches), (FADED, _side)):
+        chosen = [i for i, random in enumerate(randoms) if random.random() < share]
+        if chosen:
+            hidden = cover(frames[chosen], [randoms[i] for i in chosen])
+            frames[chosen] = hide(frames[chosen], hidden, greys, generator)
+    return _move(frames, labels, randoms)
+
+
+def change_grey(grey: Tensor, randoms: Randoms, generator: torch.Generator) -> Tensor:
+    """Change the grey values of clips (b, t, c, h, w) at random: contrast, detail, spectrum, noise."""
     gain, shift = _draw(randoms, lambda r: (math.exp(r.uniform(-0.25, 0.25)), r.uniform(-0.2, 0.2)))
-    grey = grey * _wide(gain, frames) + _wide(shift, frames)
+    grey = grey * _wide(gain, grey) + _wide(shift, grey)
     for share, change in (
         (EDGED, _edge),
         (NOISY, _noise),
@@ -67,13 +79,7 @@ def augment_batch(
         chosen = [i for i, random in enumerate(randoms) if random.random() < share]
         if chosen:
             grey[chosen] = change(grey[chosen], [randoms[i] for i in chosen], generator)
-    frames = torch.cat((grey, frames[:, :, greys:]), dim=2)
-    for share, cover in ((COVERED, _patches), (FADED, _side)):
-        chosen = [i for i, random in enumerate(randoms) if random.random() < share]
-        if chosen:
-            hidden = cover(frames[chosen], [randoms[i] for i in chosen])
-            frames[chosen] = _cover(frames[chosen], hidden, greys, generator)
-    return _move(frames, labels, randoms)
+    return grey
 
 
 def _draw(
@@ -92,10 +98,10 @@ def _wide(numbers: np.ndarray, like: Tensor) -> Tensor:
 def _noise(grey: Tensor, randoms: Randoms, generator: torch.Generator) -> Tensor:
     """White noise, or soft."""
     amount, soft = _draw(randoms, lambda r: (r.uniform(0, 0.5), r.random() < 0.5))
-    return grey + _wide(amount, grey) * _grain(grey.shape, _wide(soft, grey) > 0, generator)
+    return grey + _wide(amount, grey) * grain(grey.shape, _wide(soft, grey) > 0, generator)
 
 
-def _grain(shape: torch.Size, soft: Tensor, generator: torch.Generator) -> Tensor:
+def grain(shape: torch.Size, soft: Tensor, generator: torch.Generator) -> Tensor:
     """Noise of deviation 1, of neighbouring pixels alike where it is soft."""
     white = torch.randn(shape, generator=generator, device=generator.device)
     blurred = 3.0 * F.avg_pool2d(white.flatten(0, 1), 3, 1, 1).view(shape)
@@ -193,11 +199,11 @@ def _tone(grey: Tensor, randoms: Randoms, _: torch.Generator) -> Tensor:
     return bent.clamp(-_wide(limit, grey), _wide(limit, grey))
 
 
-def _cover(frames: Tensor, hidden: Tensor, greys: int, generator: torch.Generator) -> Tensor:
+def hide(frames: Tensor, hidden: Tensor, greys: int, generator: torch.Generator) -> Tensor:
     """Put noise over frames, and weak answers over logits, where ``hidden`` says so (0 to 1)."""
     grey = frames[:, :, :greys]
     soft = torch.rand(len(frames), 1, 1, 1, 1, generator=generator, device=frames.device) < 0.6
-    noise = _grain(grey.shape, soft, generator)
+    noise = grain(grey.shape, soft, generator)
     weak = -0.1 - 0.7 * torch.rand(
         len(frames), 1, 1, 1, 1, generator=generator, device=frames.device
     )
@@ -205,7 +211,7 @@ def _cover(frames: Tensor, hidden: Tensor, greys: int, generator: torch.Generato
     return torch.lerp(frames, over, hidden.expand_as(frames))
 
 
-def _patches(frames: Tensor, randoms: Randoms) -> Tensor:
+def patches(frames: Tensor, randoms: Randoms) -> Tensor:
     """Places where contrast is partly lost, in all frames alike."""
     size = frames.shape[-1]
     coarse = np.stack([random.normal(size=(1, 5, 5)) for random in randoms]).astype(np.float32)
