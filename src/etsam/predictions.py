@@ -147,7 +147,7 @@ def open_prediction(path: Path, *, voxel_spacing: float | None = None) -> Tomogr
         with tifffile.TiffFile(path) as file:
             plain = file.series[0].dataoffset is not None
         data = tifffile.memmap(path, mode="r") if plain else None
-    except DAMAGES as error:
+    except (*DAMAGES, tifffile.TiffFileError) as error:  # the last no ValueError before 2025.5
         raise ValueError(
             f"{refused} (it is damaged, cut short or no TIFF): make it again, or save it as MRC"
         ) from error
