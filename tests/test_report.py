@@ -387,7 +387,7 @@ def test_page_runs_in_a_browser(segmented: Path, tmp_path: Path) -> None:
         "--use-angle=swiftshader",
         "--enable-unsafe-swiftshader",
         f"--user-data-dir={tmp_path}",
-        "--virtual-time-budget=20000",
+        "--virtual-time-budget=600000",
         "--dump-dom",
     ]
     page = (segmented / "a&b_report.html").as_uri()
