@@ -239,7 +239,7 @@ class _Scorer:
         """Return surface Dice and distances; nothing where they are not asked for or cannot be had."""
         if not self.options.surface or spacing is None:
             return []
-        prediction, truth = (border.points() for border in self.borders)
+        prediction, truth = (border.surface() for border in self.borders)
         distances = surface_distances(prediction, truth, spacing)
         tolerance = self.options.tolerance
         return [
