@@ -29,8 +29,8 @@ MIXED = np.uint32(0)  # of a key with several scores
 class Confusion:
     """Counts of voxels by prediction and truth; they add up with `+`.
 
-    Scores are NaN where they are not defined: precision without a predicted voxel, recall without
-    a true one, Dice and IoU without either.
+    Scores are NaN where they are not defined: recall without a true voxel; precision, Dice and IoU
+    without a true and a predicted one. Precision is 0 where there is membrane and none is found.
     """
 
     true_positives: int = 0
@@ -54,8 +54,9 @@ class Confusion:
 
     @property
     def precision(self) -> float:
-        """Share of the predicted voxels that are true."""
-        return _ratio(self.true_positives, self.true_positives + self.false_positives)
+        """Share of the predicted voxels that are true; 0 where all that is true is missed."""
+        predicted = self.true_positives + self.false_positives
+        return _ratio(self.true_positives, predicted or self.false_negatives)
 
     @property
     def recall(self) -> float:
