@@ -16,6 +16,8 @@ from scipy.special import expit, logit
 IGNORE = -1
 """Label of a voxel that nobody annotated."""
 
+OTHER_VALUES = "`etsam prepare` makes masks of 0 and 255, and numbered ones, into 1, 0 and -1"
+
 KEY_BITS = 22
 """Leading bits of a float32 that tell logits apart: sign, 8 of exponent, 13 of mantissa (1e-4)."""
 
@@ -97,7 +99,10 @@ def read_labels(labels: ArrayLike) -> Truth:
         return Truth(given.astype(bool, copy=False), None)
     low, high = given.min(), given.max()
     if low < IGNORE or high > 1 or np.isnan(low):
-        raise ValueError(f"labels reach from {low:g} to {high:g}: expected 1, 0 and -1 (ignored)")
+        way_out = f"; {OTHER_VALUES}" if low >= IGNORE else ""
+        raise ValueError(
+            f"labels reach from {low:g} to {high:g}: expected 1, 0 and -1 (ignored){way_out}"
+        )
     true = given == 1
     annotated = None if low >= 0 else given != IGNORE
     known = np.count_nonzero(true) + given.size - np.count_nonzero(given)
