@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ pytest.importorskip("matplotlib")
 
 from etsam.charts import ablation
 from etsam.compare import compare
+from etsam.costs import read_costs
 from etsam.plots import box_plots, precision_recall, threshold_sweep, tomogram_bars
 from etsam.tables import Score, variants, write_table
 from test_cli import Run, assert_one_line
@@ -97,6 +99,32 @@ def test_sweeps_tables_and_curves_have_the_same_tomograms_throughout() -> None:
         pytest.approx([0.4] * 2),
         pytest.approx([0.6] * 2),
     ]
+
+
+def test_two_runs_of_one_method_are_told_apart_by_their_folders(tmp_path: Path, run: Run) -> None:
+    record = {"command": "segment", "seconds": 60.0, "inputs": [{"path": "/d/a.mrc"}]}
+    for folder in ("cpu", "gpu", "more/gpu"):
+        home = tmp_path / folder
+        home.mkdir(parents=True)
+        (home / "a_membrane.json").write_text(json.dumps(record))
+        (home / "a_ridge.json").write_text(json.dumps(record))
+    (tmp_path / "gpu" / "a_ridge.json").unlink()
+    cpu, gpu, other = tmp_path / "cpu", tmp_path / "gpu", tmp_path / "more" / "gpu"
+    assert [row.method for row in read_costs([cpu])] == ["ETSAM", "ridge"]
+    both = [row.method for row in read_costs([cpu, gpu])]
+    assert both == ["ETSAM cpu", "ridge", "ETSAM gpu"]
+    alike = {row.method for row in read_costs([gpu, other / "a_membrane.json"])}
+    assert alike == {f"ETSAM {gpu}", f"ETSAM {other}"}
+    draw = ("figures", "costs", cpu, gpu, "-o", tmp_path / "c.svg")
+    assert run(*draw)[0] == 0
+    assert "ETSAM gpu" in (tmp_path / "c.svg").read_text()
+    assert (
+        "no method 'ETSAM': the table has ETSAM cpu"
+        in run(*draw, "--method", "ETSAM", "--overwrite")[2]
+    )
+    code, _, err = run("figures", "costs", cpu, cpu, "-o", tmp_path / "d.svg")
+    assert code == 1
+    assert "is in the table twice" in err
 
 
 def test_figures_that_are_there_are_replaced_only_when_asked(tmp_path: Path, run: Run) -> None:
