@@ -82,7 +82,7 @@ class SurfaceCollector:
             known &= current.annotated
         places = np.argwhere(border).astype(np.int32)
         self._voxels.append(np.insert(places, 0, self._z, axis=1))
-        self._known.append(known[border])
+        self._known.append(known[tuple(places.T)])
         self._z += 1
 
 
