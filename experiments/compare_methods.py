@@ -20,7 +20,7 @@ from stage_logits import logits_path, polarity_of, write_stage_logits
 
 from etsam.baselines.ridge import RidgeOptions, ridge_slices
 from etsam.compare import compare
-from etsam.drawing import Saving
+from etsam.drawing import Saving, mean_of
 from etsam.evaluate import Evaluation, curve_rows, evaluate
 from etsam.figures import figures
 from etsam.options import LOGIT_THRESHOLD, SegmentOptions
@@ -28,7 +28,15 @@ from etsam.pairing import Pairing
 from etsam.predictions import Prediction
 from etsam.stages import Stage, load_stages
 from etsam.storage import write_text
-from etsam.tables import Score, read_table, variants, write_records, write_table
+from etsam.tables import (
+    Score,
+    evened,
+    read_table,
+    variants,
+    warn_of_uneven,
+    write_records,
+    write_table,
+)
 from etsam.volume import create_volume, open_tomogram
 
 LYSOSOME = Path(__file__).resolve().parents[2] / "shared" / "real" / "lysosome"
@@ -120,8 +128,12 @@ def table(rows: list[Score], methods: list[str]) -> str:
             f"| {' | '.join(head)} |",
             "|---" * len(head) + "|",
         ]
+        shared, notes = {}, {}
+        for name in COLUMNS:
+            shared[name], notes[name] = evened({method: scores[method][name] for method in methods})
+        warn_of_uneven(notes, "methods")
         for method in methods:
-            values = [np.nanmean(list(scores[method][name].values())) for name in COLUMNS]
+            values = [mean_of([*shared[name][method].values()]) for name in COLUMNS]
             lines.append(f"| {method} | {' | '.join(f'{value:.3f}' for value in values)} |")
     return "\n".join(lines) + "\n"
 

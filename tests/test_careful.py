@@ -90,6 +90,17 @@ def test_membranes_without_a_point_are_told(run: Run, tmp_path: Path) -> None:
     assert f"warning: 1 of 1 membranes of {path} have no mid-surface inside of the volume" in err
 
 
+@pytest.mark.filterwarnings("always:.*several numbers")
+def test_numbers_of_membranes_that_are_not_kept_are_told(run: Run, tmp_path: Path) -> None:
+    labels = np.zeros((40, 60, 60), np.int16)
+    labels[:20, 30:35], labels[20:, 30:35] = 9, 7
+    for name, values, told in (("two", labels, 1), ("one", 9 * (labels > 0).astype(np.int16), 0)):
+        path = write_mrc(tmp_path / f"{name}.mrc", values)
+        code, _, err = run("export", path, "--as", "labels", "--components")
+        assert (code, err.count("holds several numbers above 0")) == (0, told)
+    assert mrcfile.read(tmp_path / "two_labels.mrc").max() == 1
+
+
 @pytest.mark.filterwarnings("always")
 def test_options_of_export_and_report_that_play_no_role_are_told(run: Run, tmp_path: Path) -> None:
     path = write_mrc(tmp_path / "a_membrane.mrc", (sheet() > 0).astype(np.int8))

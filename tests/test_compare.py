@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,10 +124,37 @@ def test_a_bootstrap_interval_covers_the_mean() -> None:
 
 def test_only_shared_tomograms_are_compared() -> None:
     rows = table({"a": [0.1, 0.3, 0.2, 0.9], "b": [0.2, 0.3, 0.6, math.nan]})
-    with pytest.warns(UserWarning, match="1 tomograms without a score of both"):
+    with pytest.warns(UserWarning, match="all methods have a score of: dice 3 of 4$"):
         found = compare(rows)
     assert found.tests[0].test.n == 3
-    assert found.summaries["a", "dice"].n == 4
+    assert found.summaries["a", "dice"].n == 3
+    assert found.summaries["a", "dice"].mean == pytest.approx(0.2)
+    difference = found.summaries["a", "dice"].mean - found.summaries["b", "dice"].mean
+    assert found.tests[0].test.difference.mean == pytest.approx(difference)
+    apart = [*rows[:4], *(replace(row, run=f"other{row.run}", method="b") for row in rows[:4])]
+    with pytest.warns(UserWarning, match="dice none of 8, so each has its own|not tested"):
+        found = compare(apart, skip_few=True)
+    assert found.summaries["b", "dice"].n == 4
+
+
+@pytest.mark.filterwarnings("default:means are over|not tested")
+def test_a_metric_that_cannot_be_tested_does_not_keep_the_others_from_it(
+    tmp_path: Path, run: Run
+) -> None:
+    rows = table({"a": [0.1, 0.3, 0.2, 0.9], "b": [0.2, 0.3, 0.6, 0.5]})
+    nm = "surface_distance_mean_nm"
+    far = table({"a": [1.0, 2.0, 3.0, 4.0], "b": [2.0, 3.0, math.nan, math.nan]}, nm)
+    write_table(tmp_path / "t.csv", [*rows, *far])
+    both = ("compare", tmp_path / "t.csv", "--metric", "dice", "--metric", nm)
+    code, out, err = run(*both)
+    assert code == 0
+    assert out.count("n = 4") == 1
+    assert f"warning: not tested: {nm}, a and b: 2 pairs" in err
+    assert f"all methods have a score of: {nm} 2 of 4" in err
+    assert err.count("warning") == 2
+    code, out, err = run("compare", tmp_path / "t.csv", "--metric", nm)
+    assert (code, out) == (1, "")
+    assert "2 pairs: a paired test needs 3" in err
 
 
 def test_tables_come_back_as_they_were(tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ def test_masks_of_other_values_are_refused(tmp_path: Path, z: int) -> None:
     mask[z, 5, 5] = 3
     write(tmp_path / "a.mrc", np.arange(4 * 64 * 64).reshape(4, 64, 64).astype(np.int8))
     write(tmp_path / "a_membrane.mrc", mask)
-    with pytest.raises(ValueError, match="not annotated"):
+    with pytest.raises(ValueError, match="not annotated.*; `etsam prepare` makes"):
         sampler(tmp_path).batch(0, range(9), SHAPE)
 
 

@@ -47,12 +47,14 @@ def test_hand_counted_case_with_ignored_voxels() -> None:
     assert counts.iou == pytest.approx(2 / 4)
 
 
-def test_undefined_scores_are_nan_not_zero() -> None:
+def test_only_undefined_scores_are_nan() -> None:
     empty = confusion(np.zeros(4), np.zeros(4, np.int8))
     assert all(math.isnan(x) for x in (empty.precision, empty.recall, empty.dice, empty.iou))
     missed = confusion(np.zeros(4), np.ones(4, np.int8))
-    assert math.isnan(missed.precision)
-    assert (missed.recall, missed.dice, missed.iou) == (0.0, 0.0, 0.0)
+    assert (missed.precision, missed.recall, missed.dice, missed.iou) == (0.0, 0.0, 0.0, 0.0)
+    extra = confusion(np.ones(4), np.zeros(4, np.int8))
+    assert (extra.precision, extra.dice, extra.iou) == (0.0, 0.0, 0.0)
+    assert math.isnan(extra.recall)
     assert confusion(np.zeros((0, 3)), np.zeros((0, 3))).voxels == 0
 
 

@@ -70,6 +70,32 @@ def test_masks_have_no_threshold_and_it_is_said(tmp_path: Path, run: Run) -> Non
     assert code == 0 and "is for scores" not in err
 
 
+@pytest.mark.filterwarnings("always:.*other origins")
+def test_other_origins_are_told_once(tmp_path: Path, run: Run) -> None:
+    labels, logits = labels_and_logits()
+    truth = write(tmp_path / "truth" / "a_membrane.mrc", labels)
+    path = write(tmp_path / "a_scores.mrc", logits)
+    assert "origins" not in run("evaluate", path, "-t", truth)[2]
+    with mrcfile.mmap(path, "r+") as stored:
+        stored.header.origin.z = 5000
+    code, out, err = run("evaluate", path, "-t", truth)
+    assert (code, "dice" in out) == (0, True)
+    assert err.count("warning") == 1
+    assert f"warning: {path} and {truth} have other origins: laid voxel on voxel" in err
+
+
+def test_truth_of_other_values_is_told_of_prepare(tmp_path: Path, run: Run) -> None:
+    labels, logits = labels_and_logits()
+    path = write(tmp_path / "a_scores.mrc", logits)
+    for values in (labels.clip(0).astype(np.uint16) * 255, labels.clip(0).cumsum(0, np.int16)):
+        truth = write(tmp_path / "truth" / "a_membrane.mrc", values)
+        code, _, err = run("evaluate", path, "-t", truth)
+        assert code == 1
+        assert "expected 1, 0 and -1 (ignored); `etsam prepare` makes" in err
+    truth = write(tmp_path / "truth" / "a_membrane.mrc", logits)
+    assert "prepare" not in run("evaluate", path, "-t", truth)[2]  # which takes whole numbers
+
+
 @pytest.mark.parametrize("verb", [("postprocess",), ("export", "--as", "ply")])
 def test_masks_that_are_no_numbers_are_refused_as_scores_are(
     tmp_path: Path, run: Run, verb: tuple[str, ...]

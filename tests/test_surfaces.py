@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etsam.surfaces import SurfaceCollector, SurfaceDistances, surface_distances
+from etsam.surfaces import Surface, SurfaceCollector, SurfaceDistances, surface_distances
 
 
-def surface(mask: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
+def surface(mask: np.ndarray, annotated: np.ndarray | None = None) -> Surface:
     collector = SurfaceCollector()
     for z, plane in enumerate(mask):
-        collector.add(plane, None if counted is None else counted[z])
-    return collector.points()
+        collector.add(plane, None if annotated is None else annotated[z])
+    return collector.surface()
 
 
 def distances(
@@ -59,7 +59,7 @@ def test_two_planes_are_their_distance_apart() -> None:
 def test_a_solid_ball_has_only_its_shell() -> None:
     z, y, x = np.indices((21, 21, 21)) - 10
     ball = z**2 + y**2 + x**2 <= 64
-    radius = np.linalg.norm(surface(ball) - 10, axis=1)
+    radius = np.linalg.norm(surface(ball).voxels - 10, axis=1)
     assert radius.min() > 6.5
     assert radius.max() <= 8
     assert len(radius) < ball.sum() / 2
@@ -71,9 +71,40 @@ def test_only_annotated_border_voxels_count() -> None:
     mask[2] = True
     counted = np.zeros_like(mask)
     counted[:, :, :4] = True
-    points = surface(mask, counted)
+    found = surface(mask, counted)
+    points = found.voxels[found.known]
     assert len(points) == 32
     assert points[:, 2].max() == 3
+    assert len(found.voxels) == 64
+
+
+def test_a_mask_that_is_right_where_there_is_an_annotation_is_perfect() -> None:
+    z, y, x = np.indices((40, 44, 44)) - np.reshape((20, 22, 22), (3, 1, 1, 1))
+    radius = np.sqrt(z**2 + y**2 + x**2)
+    shell = np.abs(radius - 15) <= 3
+    hidden = shell & (np.abs(z) > 0.6 * radius)
+    half = np.broadcast_to(y < 0, shell.shape)
+    for unknown in (hidden, half, np.broadcast_to(np.abs(z) > 12, shell.shape)):
+        truth = surface(shell & ~unknown, ~unknown)
+        noise = np.random.default_rng(0).random(shell.shape) < 0.5
+        for guess in (shell, shell & ~unknown, np.where(unknown, noise, shell)):
+            found = surface_distances(surface(guess, ~unknown), truth, (10.0, 10.0, 10.0))
+            assert found.from_truth.size == found.from_prediction.size > 1000
+            assert found.dice(0) == 1
+            assert found.mean == found.percentile(95) == 0
+
+
+def test_what_is_wrong_beside_the_unknown_is_measured() -> None:
+    wall, unknown = np.zeros((2, 9, 20, 20), bool)
+    wall[:, 8:12], unknown[:, :, 10:] = True, True
+    truth = surface(wall & ~unknown, ~unknown)
+    moved = surface(np.roll(wall, 3, 1), ~unknown)
+    found = surface_distances(moved, truth, (10.0, 10.0, 10.0))
+    assert found.percentile(95) == pytest.approx(3)
+    nothing = surface(np.zeros_like(wall), ~unknown)
+    lost = surface_distances(nothing, truth, (10.0, 10.0, 10.0))
+    assert lost.dice(2) == 0
+    assert math.isnan(lost.mean)
 
 
 def test_empty_surfaces() -> None:

@@ -28,7 +28,7 @@ from etsam.drawing import (
     unit,
 )
 from etsam.statistics import summarise
-from etsam.tables import Score, Series
+from etsam.tables import Score, Series, evened, warn_of_uneven
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -157,16 +157,19 @@ class Ablation:
 def ablation(rows: Sequence[Score], metrics: Sequence[str] = ("dice",)) -> Ablation:
     """Arrange the scores of a sweep: a row per method, stage and metric, a column per threshold.
 
+    Means of a metric are over the tomograms that all rows have a score of at all their thresholds, as a
+    warning says.
+
     Raises
     ------
     ValueError
         If the table has no such score at any threshold.
     """
-    grouped: dict[tuple[str, str, str], dict[float, list[float]]] = {}
+    grouped: dict[tuple[str, str, str], dict[float, Series]] = {}
     for row in rows:
         if row.metric in metrics and row.threshold is not None:
-            key = row.stage, row.method, row.metric
-            grouped.setdefault(key, {}).setdefault(row.threshold, []).append(row.value)
+            points = grouped.setdefault((row.stage, row.method, row.metric), {})
+            points.setdefault(row.threshold, {})[row.tomogram] = row.value
     if not grouped:
         listed = " or ".join(metrics)
         raise ValueError(f"no {listed} at any threshold: run `etsam evaluate --sweep`")
@@ -176,9 +179,18 @@ def ablation(rows: Sequence[Score], metrics: Sequence[str] = ("dice",)) -> Ablat
         warnings.warn(f"left out, without a threshold: {', '.join(masks)}", stacklevel=2)
     thresholds = sorted({level for points in grouped.values() for level in points})
     means = np.full((len(grouped), len(thresholds)), np.nan)
-    for number, points in enumerate(grouped.values()):
-        for level, values in points.items():
-            means[number, thresholds.index(level)] = mean_of(values)
+    places, notes = list(grouped), {}
+    for metric in dict.fromkeys(name for *_, name in places):
+        columns = {
+            (number, thresholds.index(level)): series
+            for number, place in enumerate(places)
+            if place[-1] == metric
+            for level, series in grouped[place].items()
+        }
+        shared, notes[metric] = evened(columns)
+        for cell, series in shared.items():
+            means[cell] = mean_of([*series.values()])
+    warn_of_uneven(notes, "rows and thresholds")
     scored = ~np.isnan(means).all(axis=1)
     if not scored.any():
         raise ValueError(f"{' and '.join(metrics)} are undefined throughout")

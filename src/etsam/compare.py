@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +10,8 @@ from itertools import combinations, product
 from operator import attrgetter
 from typing import Any
 
-import numpy as np
-
 from etsam.statistics import PairedTest, Summary, TooFewPairsError, paired_test, summarise
-from etsam.tables import Score, Series, variants
+from etsam.tables import Score, Series, evened, variants, warn_of_uneven
 
 METRICS = ("dice", "iou", "precision", "recall")
 """What the paper tests (section 2.1)."""
@@ -48,7 +47,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """All methods of a table: a summary of each metric, and a test of each pair that has one."""
+    """All methods of a table: a summary of each metric, and a test of each pair that has one.
+
+    Summaries of a metric are over the tomograms that all methods have a score of (`evened`).
+    """
 
     methods: tuple[str, ...]
     metrics: tuple[str, ...]
@@ -99,14 +101,16 @@ def compare(
     thresholds
         method -> threshold, where a method has several.
     skip_few
-        Pairs with fewer than three tomograms in common are not tested, and methods left out of metrics
-        they have no score of; a warning says so, instead of both being refused.
+        Methods are left out of metrics they have no score of, and there may be no test at all; a
+        warning says so, instead of both being refused.
+
+    Pairs with fewer than three tomograms in common are not tested, as a warning says.
 
     Raises
     ------
     ValueError
-        If a method or metric is not in the table, a method lacks a metric, or a pair has fewer than three
-        tomograms in common.
+        If a method or metric is not in the table, a method lacks a metric, or no pair has three tomograms
+        in common.
     """
     table = variants(rows, thresholds)
     chosen = tuple(dict.fromkeys(methods)) or tuple(table)
@@ -127,11 +131,13 @@ def compare(
             raise ValueError(text)
         others = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
         warnings.warn(f"left out{others}: {text}", stacklevel=2)
-    summaries = {
-        (method, metric): summarise(list(table[method][metric].values()))
-        for metric, method in product(wanted, chosen)
-        if (metric, method) not in lacking
-    }
+    summaries, notes = {}, {}
+    for metric in wanted:
+        columns = {name: table[name][metric] for name in chosen if metric in table[name]}
+        scores, notes[metric] = evened(columns)
+        for name, series in scores.items():
+            summaries[name, metric] = summarise(list(series.values()))
+    warn_of_uneven(notes, "methods")
     return Comparisons(chosen, wanted, summaries, _tests(table, wanted, chosen, skip_few))
 
 
@@ -149,11 +155,11 @@ def _tests(
         try:
             test = _test(table, metric, first, second, len(pairs[metric]))
         except TooFewPairsError as error:
-            if not skip_few:
-                raise
             untested.append(str(error))
         else:
             tests.append(Comparison(metric, first, second, test))
+    if untested and not tests and not skip_few:
+        raise TooFewPairsError(untested[0])
     if untested:
         others = f" (and {len(untested) - 1} more)" if len(untested) > 1 else ""
         warnings.warn(f"not tested{others}: {untested[0]}", stacklevel=3)
@@ -165,14 +171,10 @@ def _test(
 ) -> PairedTest:
     ours, theirs = table[first][metric], table[second][metric]
     both = [
-        key for key in ours if key in theirs and np.isfinite(ours[key]) and np.isfinite(theirs[key])
+        key
+        for key in ours
+        if key in theirs and math.isfinite(ours[key]) and math.isfinite(theirs[key])
     ]
-    left_out = len(set(ours) | set(theirs)) - len(both)
-    if left_out:
-        warnings.warn(
-            f"{metric}, {first} and {second}: {left_out} tomograms without a score of both left out",
-            stacklevel=4,
-        )
     try:
         return paired_test(
             [ours[key] for key in both], [theirs[key] for key in both], comparisons=comparisons

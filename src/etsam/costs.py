@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ def read_costs(places: Sequence[Path]) -> list[Score]:
     """Read costs from folders of results, from their JSON files, or from CSV tables of scores.
 
     The method is told by the name of the result, the run is the tomogram's name, the dataset its folder.
+    Where several folders (or tables) have the same method and tomogram, as after two runs of etsam, their
+    names become part of the method's name.
 
     Raises
     ------
@@ -30,15 +33,17 @@ def read_costs(places: Sequence[Path]) -> list[Score]:
     ValueError
         If nothing in them says what a segmentation cost, or a table or a record is unfit.
     """
-    rows: list[Score] = []
+    found: dict[Path, list[Score]] = {}  # by folder, or table
     for place in places:
         if place.suffix.lower() == ".csv":
-            rows += [row for row in read_table(place) if row.metric in COSTS]
+            kept = [row for row in read_table(place) if row.metric in COSTS]
+            found.setdefault(place.resolve(), []).extend(kept)
             continue
         if not place.exists():
             raise FileNotFoundError(f"{place} does not exist: give results of `etsam segment`")
         for path in sorted(place.glob("*.json")) if place.is_dir() else [place]:
-            rows += _costs_of(path)
+            found.setdefault(path.resolve().parent, []).extend(_costs_of(path))
+    rows = _told_apart(found)
     if not rows:
         listed = ", ".join(map(str, places))
         raise ValueError(
@@ -46,6 +51,26 @@ def read_costs(places: Sequence[Path]) -> list[Score]:
             f"`etsam baseline` write, or a table with metrics {', '.join(COSTS)}"
         )
     return rows
+
+
+def _told_apart(found: dict[Path, list[Score]]) -> list[Score]:
+    """Name methods after their folder too, where another folder has the same of one tomogram."""
+    homes: dict[Score, set[Path]] = {}
+    for home, rows in found.items():
+        for row in rows:
+            homes.setdefault(replace(row, value=0.0), set()).add(home)
+    shared: dict[tuple[str, str], set[Path]] = {}
+    for row, several in homes.items():
+        if len(several) > 1:
+            shared.setdefault((row.method, row.stage), set()).update(several)
+    named = []
+    for home, rows in found.items():
+        for row in rows:
+            others = shared.get((row.method, row.stage), set())
+            names = [other.name for other in others]
+            word = home.name if names.count(home.name) == 1 else str(home)
+            named.append(replace(row, method=f"{row.method} {word}") if home in others else row)
+    return named
 
 
 def _costs_of(path: Path) -> list[Score]:

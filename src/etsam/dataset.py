@@ -16,7 +16,7 @@ from etsam.frames import FrameGeometry, FrameSpec, blur_plane, blurred, frame_ge
 from etsam.intensity import IntensityScaling, measure_intensity
 from etsam.layout import find_pairs as find_pairs  # who trains asks for pairs here
 from etsam.logits import LogitRange
-from etsam.metrics import IGNORE
+from etsam.metrics import IGNORE, OTHER_VALUES
 from etsam.volume import Tomogram, open_tomogram, stem_of, tomogram_from_array, whole_volume
 
 LOGITS_SUFFIX = "_stage1.npy"
@@ -203,7 +203,8 @@ class Pair:
     def _check_labels(self, plane: np.ndarray) -> None:
         if not np.isin(plane, (IGNORE, 0, 1)).all():
             raise ValueError(
-                f"{self.mask} has values other than 1 (membrane), 0 and -1 (not annotated)"
+                f"{self.mask} has values other than 1 (membrane), 0 and -1 (not annotated); "
+                f"{OTHER_VALUES}"
             )
 
 

@@ -20,6 +20,7 @@ from etsam.components import PackedMask, blob_hits, find_blobs
 from etsam.directions import LEANS, PlaneDice, recall_by_lean
 from etsam.metrics import Confusion, PrecisionRecall, ScoreHistogram, Truth, confusion, read_labels
 from etsam.options import LARGEST, SIGNED_BYTES
+from etsam.overlay import warn_of_other_origins
 from etsam.pairing import Pairing
 from etsam.predictions import TYPICAL_THRESHOLD, Prediction, ScoreKind, score_kind
 from etsam.provenance import refuse_changed, states_of
@@ -239,7 +240,7 @@ class _Scorer:
         """Return surface Dice and distances; nothing where they are not asked for or cannot be had."""
         if not self.options.surface or spacing is None:
             return []
-        prediction, truth = (border.points() for border in self.borders)
+        prediction, truth = (border.surface() for border in self.borders)
         distances = surface_distances(prediction, truth, spacing)
         tolerance = self.options.tolerance
         return [
@@ -319,6 +320,8 @@ def _check_alike(prediction: Tomogram, truth: Tomogram, options: EvaluateOptions
             f"{names[0]} and {names[1]} have voxels of {listed} Å: give --voxel-spacing where one "
             "header is wrong, or --resample"
         )
+    if prediction.path is not None:  # a TIFF has no origin
+        warn_of_other_origins(prediction, truth, str(names[1]))
     if not known and options.surface:
         warnings.warn(
             f"{names[1]}: voxel size unknown, so no surface distances; give --voxel-spacing",

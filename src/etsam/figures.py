@@ -25,7 +25,7 @@ from etsam.plots import (
 from etsam.predictions import TYPICAL_THRESHOLD, recognise, score_kind
 from etsam.scenes import View, surface_panels
 from etsam.storage import write_text
-from etsam.tables import Score, Series, variant_names, variants
+from etsam.tables import Score, Series, evened, variant_names, variants, warn_of_uneven
 from etsam.volume import Tomogram, open_tomogram
 
 if TYPE_CHECKING:
@@ -70,28 +70,28 @@ def figures(
         As `compare`; or `curves` are no curves, or of none of the methods.
     """
     table = _chosen(variants(rows, thresholds), methods)
-    present = dict.fromkeys(metric for series in table.values() for metric in series)
-    for metric in metrics:
-        if metric not in present:
-            raise ValueError(f"no metric {metric!r}: the table has {', '.join(present)}")
+    drawn = _drawn_metrics(table, metrics)
     names = variant_names(rows)
     drawn_curves = _chosen_curves(curves, names, methods)
     plans: dict[str, Callable[[], Figure]] = {}
-    scored = [
-        name for name in table if any(metric in table[name] for metric in metrics or MASK_METRICS)
-    ]
+    tested: tuple[str, ...] = ()
+    wanted = metrics or MASK_METRICS
+    scored = [name for name in table if any(metric in table[name] for metric in wanted)]
     if scored and len({row.tomogram for row in rows}) >= FEWEST:
         comparisons = compare(
             rows, metrics=metrics, methods=scored, thresholds=thresholds, skip_few=True
         )
+        tested = comparisons.metrics  # of which it has said what is uneven
         plans["boxes"] = partial(box_plots, table, comparisons)
-    for metric in metrics or present:
+    _say_uneven(table, [metric for metric in drawn if metric not in tested])
+    for metric in drawn:
         plans[_file_name(f"bars_{metric}")] = partial(tomogram_bars, table, metric)
     shown = [row for row in rows if names[row.method, row.stage] in table]
     for name, members in _swept(shown).items():
         plans[_file_name(f"sweep_{name}")] = partial(threshold_sweep, members, name, MASK_METRICS)
     if drawn_curves:
-        plans["precision_recall"] = partial(precision_recall, drawn_curves, _mean_areas(rows))
+        areas = _mean_areas(table, names)
+        plans["precision_recall"] = partial(precision_recall, drawn_curves, areas)
     return _save_all(plans, folder, saving)
 
 
@@ -261,6 +261,15 @@ def _chosen(
     return {name: table[name] for name in methods or table}
 
 
+def _drawn_metrics(table: dict[str, dict[str, Series]], metrics: Sequence[str]) -> list[str]:
+    """Return the metrics asked for, or all of the table."""
+    present = dict.fromkeys(metric for series in table.values() for metric in series)
+    for metric in metrics:
+        if metric not in present:
+            raise ValueError(f"no metric {metric!r}: the table has {', '.join(present)}")
+    return list(metrics or present)
+
+
 def _chosen_curves(
     curves: Sequence[Score], names: dict[tuple[str, str], str], methods: Sequence[str]
 ) -> list[Score]:
@@ -278,13 +287,22 @@ def _chosen_curves(
     return found
 
 
-def _mean_areas(rows: Sequence[Score]) -> dict[tuple[str, str], float]:
-    """Return the mean AUPRC of each (method, stage) that has one."""
-    areas: dict[tuple[str, str], list[float]] = {}
-    for row in rows:
-        if row.metric == "auprc":
-            areas.setdefault((row.method, row.stage), []).append(row.value)
-    return {key: mean_of(values) for key, values in areas.items()}
+def _columns(table: dict[str, dict[str, Series]], metric: str) -> dict[str, Series]:
+    """Return one metric of the methods that have it."""
+    return {name: series[metric] for name, series in table.items() if metric in series}
+
+
+def _say_uneven(table: dict[str, dict[str, Series]], metrics: Sequence[str]) -> None:
+    """Warn where methods have not the same tomograms."""
+    warn_of_uneven({metric: evened(_columns(table, metric))[1] for metric in metrics}, "methods")
+
+
+def _mean_areas(
+    table: dict[str, dict[str, Series]], names: dict[tuple[str, str], str]
+) -> dict[tuple[str, str], float]:
+    """Return the mean AUPRC of each (method, stage) of the table that has one."""
+    areas, _ = evened(_columns(table, "auprc"))
+    return {key: mean_of([*areas[name].values()]) for key, name in names.items() if name in areas}
 
 
 def _series_of(rows: Sequence[Score], given: str) -> dict[str, Series]:

@@ -22,12 +22,14 @@ SLAB = 16  # slices read at once
 class Membrane:
     """A mask and, where it came from logits, how far they lie above the threshold.
 
-    `mask` is bool (Z, Y, X); `field` is int8 (Z, Y, X) in `LOGIT_STEP`, positive inside, or None.
+    `mask` is bool (Z, Y, X); `field` is int8 (Z, Y, X) in `LOGIT_STEP`, positive inside, or None;
+    `numbered` says that a mask's file held several numbers above 0, which are not kept.
     """
 
     mask: NDArray[np.bool_]
     field: NDArray[np.int8] | None
     frame: Frame
+    numbered: bool = False
 
 
 def load_membrane(
@@ -49,7 +51,7 @@ def load_membrane(
         logits = holds_logits(volume)
         mask = np.empty(volume.shape, bool)
         field = np.empty(volume.shape, np.int8) if logits else None
-        lowest = np.inf
+        lowest, first, last = np.inf, np.inf, -np.inf
         for start in range(0, volume.shape[0], SLAB):
             stop = min(start + SLAB, volume.shape[0])
             data = volume.read_slices(start, stop)
@@ -58,6 +60,9 @@ def load_membrane(
             lowest = min(lowest, float(data.min()))
             if field is not None:
                 field[start:stop] = quantised(data, threshold)
+            elif mask[start:stop].any():
+                last = max(last, float(data.max()))
+                first = min(first, float(data.min(initial=last, where=mask[start:stop])))
     finally:
         volume.close()
     if field is None and lowest < 0 and not mask.any():
@@ -69,7 +74,7 @@ def load_membrane(
             f"{path} holds {lowest:g} and more, all above the threshold {threshold:g}: give "
             "--logit-threshold, 0.5 for probabilities"
         )
-    return Membrane(mask, field, frame)
+    return Membrane(mask, field, frame, first < last)
 
 
 def holds_logits(volume: Tomogram) -> bool:

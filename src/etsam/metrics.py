@@ -16,6 +16,8 @@ from scipy.special import expit, logit
 IGNORE = -1
 """Label of a voxel that nobody annotated."""
 
+OTHER_VALUES = "`etsam prepare` makes masks of 0 and 255, and numbered ones, into 1, 0 and -1"
+
 KEY_BITS = 22
 """Leading bits of a float32 that tell logits apart: sign, 8 of exponent, 13 of mantissa (1e-4)."""
 
@@ -29,8 +31,8 @@ MIXED = np.uint32(0)  # of a key with several scores
 class Confusion:
     """Counts of voxels by prediction and truth; they add up with `+`.
 
-    Scores are NaN where they are not defined: precision without a predicted voxel, recall without
-    a true one, Dice and IoU without either.
+    Scores are NaN where they are not defined: recall without a true voxel; precision, Dice and IoU
+    without a true and a predicted one. Precision is 0 where there is membrane and none is found.
     """
 
     true_positives: int = 0
@@ -54,8 +56,9 @@ class Confusion:
 
     @property
     def precision(self) -> float:
-        """Share of the predicted voxels that are true."""
-        return _ratio(self.true_positives, self.true_positives + self.false_positives)
+        """Share of the predicted voxels that are true; 0 where all that is true is missed."""
+        predicted = self.true_positives + self.false_positives
+        return _ratio(self.true_positives, predicted or self.false_negatives)
 
     @property
     def recall(self) -> float:
@@ -96,7 +99,10 @@ def read_labels(labels: ArrayLike) -> Truth:
         return Truth(given.astype(bool, copy=False), None)
     low, high = given.min(), given.max()
     if low < IGNORE or high > 1 or np.isnan(low):
-        raise ValueError(f"labels reach from {low:g} to {high:g}: expected 1, 0 and -1 (ignored)")
+        way_out = f"; {OTHER_VALUES}" if low >= IGNORE else ""
+        raise ValueError(
+            f"labels reach from {low:g} to {high:g}: expected 1, 0 and -1 (ignored){way_out}"
+        )
     true = given == 1
     annotated = None if low >= 0 else given != IGNORE
     known = np.count_nonzero(true) + given.size - np.count_nonzero(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from etsam.metrics import read_labels
 from etsam.storage import same_spacing
 from etsam.volume import Tomogram
+
+SAME_PLACE = 0.01  # share of a voxel by which origins may differ
 
 
 @dataclass(frozen=True)
@@ -75,3 +78,13 @@ def check_grids(first: tuple[str, Tomogram], others: Iterable[tuple[str, Tomogra
                 f"{name} has voxels of {sizes[0]} Å, {like_name} of {sizes[1]} Å: draw volumes on one "
                 "grid, or give --voxel-spacing where a header is wrong"
             )
+
+
+def warn_of_other_origins(volume: Tomogram, like: Tomogram, name: str) -> None:
+    """Say that headers place two volumes of one shape elsewhere; `name` says what `like` is."""
+    step = like.voxel_spacing or volume.voxel_spacing or (1.0, 1.0, 1.0)
+    apart = np.abs(np.subtract(volume.origin, like.origin))
+    if (apart > SAME_PLACE * np.array(step)).any():
+        warnings.warn(
+            f"{volume.path} and {name} have other origins: laid voxel on voxel", stacklevel=3
+        )

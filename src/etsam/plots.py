@@ -31,7 +31,7 @@ from etsam.drawing import (
     text_width,
 )
 from etsam.statistics import NOT_SIGNIFICANT
-from etsam.tables import Score, Series, variant_names
+from etsam.tables import Score, Series, evened, variant_names, warn_of_uneven
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,15 +59,16 @@ def box_plots(
     """Boxes of each metric and method with every tomogram as a dot, and brackets between methods.
 
     Boxes span the quartiles, whiskers reach the last value within 1.5 times that; the diamond is
-    the mean. Brackets carry the marks of `compare` (paper, Fig. 1b); there are none between more
-    than six methods, nor where a pair was not tested. A method without a metric leaves its place there
-    empty. Metrics that do not go from 0 to 1 have an axis of their own.
+    the mean; of the tomograms that all methods have a score of. Brackets carry the marks of `compare`
+    (paper, Fig. 1b); there are none between more than six methods, nor where a pair was not tested. A
+    method without a metric leaves its place there empty. Metrics that do not go from 0 to 1 have an axis
+    of their own.
     """
     methods, metrics = comparisons.methods, comparisons.metrics
-    series = {
-        metric: [finite([*table[method].get(metric, {}).values()]) for method in methods]
-        for metric in metrics
-    }
+    series = {}
+    for metric in metrics:
+        scores, _ = evened({method: table[method].get(metric, {}) for method in methods})
+        series[metric] = [finite([*scores[method].values()]) for method in methods]
     values = {metric: np.concatenate(series[metric]) for metric in metrics}
     rows = len(_bracket_rows(len(methods))) if comparisons.tests else 0
     if len(methods) > MOST_BRACKETED:
@@ -97,8 +98,9 @@ def tomogram_bars(
 ) -> Figure:
     """Bars of one metric for each tomogram and method, the means as last group (paper, Fig. 1a, 1d).
 
-    Long names are cut in the middle; of more than 55 tomograms only some are named. Methods without the
-    metric are left out, the others look as in every figure of the table.
+    Means are over the tomograms that all methods have a score of. Long names are cut in the middle; of
+    more than 55 tomograms only some are named. Methods without the metric are left out, the others look
+    as in every figure of the table.
     """
     looks = {name: number for number, name in enumerate(table) if metric in table[name]}
     methods = list(looks)
@@ -109,6 +111,7 @@ def tomogram_bars(
     height = ROOM + BARS + below + legend_height(names, width)
     figure = new_figure(width, height)
     axes = figure.add_subplot()
+    shared, _ = evened({method: table[method][metric] for method in methods})
     step = 0.84 / len(methods)
     last = len(tomograms) + 0.4
     places = np.append(np.arange(len(tomograms)), last)
@@ -117,7 +120,7 @@ def tomogram_bars(
         values = np.where(np.isfinite(given), given, np.nan)
         axes.bar(
             places + (number - (len(methods) - 1) / 2) * step,
-            [*values, mean_of(values)],
+            [*values, mean_of([*shared[method].values()])],
             0.92 * step,
             **bar_look(looks[method]),
         )
@@ -139,11 +142,16 @@ def precision_recall(
     """Mean precision over recall of each method, with the mean AUPRC in the legend (paper, Fig. 1c).
 
     `curves` are the rows that `etsam evaluate --curves` writes; `areas` the AUPRC by (method, stage).
+    Means are over the tomograms that all methods have a curve of, as a warning says.
     """
-    grouped: dict[tuple[str, str], dict[float, list[float]]] = {}
+    grouped: dict[tuple[str, str], dict[float, Series]] = {}
     for row in curves:
         recall = 0.0 if row.threshold is None else row.threshold
-        grouped.setdefault((row.method, row.stage), {}).setdefault(recall, []).append(row.value)
+        places = grouped.setdefault((row.method, row.stage), {})
+        places.setdefault(recall, {})[row.tomogram] = row.value
+    first = {key: next(iter(points.values())) for key, points in grouped.items()}
+    shared, note = evened(first)
+    warn_of_uneven({CURVE: note}, "methods")
     known = variant_names(curves)
     names = shortened([known[key] for key in grouped])
     texts = [
@@ -155,9 +163,9 @@ def precision_recall(
     figure = new_figure(width, 0.78 * width + above)
     axes = figure.add_subplot()
     lines = []
-    for number, points in enumerate(grouped.values()):
+    for number, (key, points) in enumerate(grouped.items()):
         recalls = sorted(points)
-        means = [mean_of(points[recall]) for recall in recalls]
+        means = [mean_of([points[recall][one] for one in shared[key]]) for recall in recalls]
         lines += axes.plot(recalls, means, color=colour_of(number), ls=dash_of(number), lw=1.2)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="Recall", ylabel="Precision")
     legend_above(figure, lines, texts, title=title)
@@ -168,18 +176,22 @@ def precision_recall(
 def threshold_sweep(
     rows: Sequence[Score], name: str, metrics: Sequence[str], *, width: float = COLUMN
 ) -> Figure:
-    """Mean of each metric over the thresholds of one method's stage; the best Dice is marked."""
+    """Mean of each metric over the thresholds of one method's stage; the best Dice is marked.
+
+    Means are over the tomograms with a score at all thresholds, as a warning says.
+    """
     texts = [label(metric) for metric in metrics]
     figure = new_figure(width, 0.83 * width + legend_height(texts, width))
     axes = figure.add_subplot()
-    lines = []
+    lines, notes = [], {}
     for number, metric in enumerate(metrics):
-        points: dict[float, list[float]] = {}
+        columns: dict[float, Series] = {}
         for row in rows:
             if row.metric == metric and row.threshold is not None:
-                points.setdefault(row.threshold, []).append(row.value)
+                columns.setdefault(row.threshold, {})[row.tomogram] = row.value
+        points, notes[metric] = evened(columns)
         levels = sorted(points)
-        means = [mean_of(points[level]) for level in levels]
+        means = [mean_of([*points[level].values()]) for level in levels]
         lines += axes.plot(
             levels,
             means,
@@ -204,6 +216,7 @@ def threshold_sweep(
                 fontsize=6,
                 color="0.3",
             )
+    warn_of_uneven(notes, "thresholds")
     axes.set(ylim=(0, 1), xlabel="Threshold", ylabel="Mean score")
     axes.set_title(shortened([name])[0], pad=20)
     legend_above(figure, lines, texts)

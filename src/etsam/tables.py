@@ -6,10 +6,11 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from etsam.predictions import CONVENTIONS
 from etsam.storage import refuse_taken, write_text
@@ -40,6 +41,8 @@ COLUMNS = tuple(field.name for field in fields(Score))
 
 Series = dict[tuple[str, str], float]
 """One metric of one method, by (dataset, run)."""
+
+Column = TypeVar("Column", bound=Hashable)
 
 
 def read_table(path: Path | str) -> list[Score]:
@@ -158,6 +161,41 @@ def variants(
         chosen = _threshold(name, members, wanted.get(name))
         result[name] = _by_metric(row for row in members if row.threshold in (None, chosen))
     return result
+
+
+def evened(columns: Mapping[Column, Series]) -> tuple[dict[Column, Series], str]:
+    """Keep of one metric the tomograms that every column (a method, a threshold) has a finite score of.
+
+    Columns without any do not count. Where the others share no tomogram each keeps its own.
+
+    Returns
+    -------
+    dict, str
+        The finite scores that are left, and "4 of 8" where there were more tomograms, else "".
+    """
+    known = {
+        name: {key: value for key, value in series.items() if math.isfinite(value)}
+        for name, series in columns.items()
+    }
+    having = [set(series) for series in known.values() if series]
+    every = set().union(*having)
+    common = set.intersection(*having) if having else every
+    if not common:
+        return known, f"none of {len(every)}, so each has its own" if every else ""
+    left = {
+        name: {key: value for key, value in series.items() if key in common}
+        for name, series in known.items()
+    }
+    return left, f"{len(common)} of {len(every)}" if len(common) < len(every) else ""
+
+
+def warn_of_uneven(notes: Mapping[str, str], columns: str) -> None:
+    """Say over how many tomograms means are taken; `notes` of `evened` by metric, `columns` what they are."""
+    told = ", ".join(f"{metric} {note}" for metric, note in notes.items() if note)
+    if told:
+        warnings.warn(
+            f"means are over the tomograms that all {columns} have a score of: {told}", stacklevel=3
+        )
 
 
 def _threshold(name: str, rows: list[Score], wanted: float | None) -> float | None:

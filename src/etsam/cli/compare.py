@@ -99,7 +99,7 @@ def _show(found: Comparisons) -> None:
                 effect = f", d = {test.effect:.2f}" if math.isfinite(test.effect) else ""
                 click.echo(
                     f"  {name:<{2 * width + 3}}{test.difference.mean:+8.4f}  {test.test}, "
-                    f"p = {test.p:.2g} {test.mark}{effect}"
+                    f"n = {test.n}, p = {test.p:.2g} {test.mark}{effect}"
                 )
     if found.tests:
         click.echo(f"p is held against {found.tests[0].test.alpha:.4f} (Bonferroni)")

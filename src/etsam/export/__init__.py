@@ -198,8 +198,7 @@ def export_file(
         check_point_spacing(options.point_spacing, membrane.frame)
     if "copick" in options.formats:
         layouts.check_cubic(membrane.frame.spacing)
-    if membrane.field is None and options.threshold != LOGIT_THRESHOLD:
-        warnings.warn(f"{source} is a mask: --logit-threshold is for logits", stacklevel=2)
+    _say_what_plays_no_role(source, membrane, options)
     with closing(open_tomogram(source, voxel_spacing=options.voxel_spacing)) as like:
         tomogram = None
         if options.tomogram is not None:
@@ -216,6 +215,18 @@ def export_file(
     work.say_if_unlabelled()
     work.say_if_pointless()
     return placed
+
+
+def _say_what_plays_no_role(source: Path, membrane: Membrane, options: ExportOptions) -> None:
+    """Warn of a threshold for a mask, and of numbers that are not kept."""
+    if membrane.field is None and options.threshold != LOGIT_THRESHOLD:
+        warnings.warn(f"{source} is a mask: --logit-threshold is for logits", stacklevel=3)
+    if membrane.numbered:
+        warnings.warn(
+            f"{source} holds several numbers above 0: they count as one mask, and membranes are numbered "
+            "anew; to keep them, take this file as the labels, or export a mask of each",
+            stacklevel=3,
+        )
 
 
 def _tomogram_stem(source: Path, options: ExportOptions) -> str:
