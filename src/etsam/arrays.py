@@ -59,9 +59,14 @@ def _of_numpy(array: ArrayLike) -> np.ndarray:
             np.dtype(array.dtype)
             return cast(np.ndarray, array)
     try:
-        return np.asarray(array)
+        made = np.asarray(array)
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f"{type(array).__name__} is no array for NumPy ({error})") from error
+        raise ValueError(
+            f"{type(array).__name__} is no array for NumPy ({error}): of a tensor give .detach().cpu().float()"
+        ) from error
+    if made.ndim == 0:  # a text, bytes, None, a dict ...
+        raise ValueError(f"the volume is {array!r:.60}: expected a file or an array (Z, Y, X)")
+    return made
 
 
 def file_of(array: np.ndarray) -> Path | None:

@@ -176,6 +176,19 @@ class SegmentOptions:
             raise ValueError(f"{name} is {value!r}: expected {expected}")
 
 
+def given_options(options: SegmentOptions | None) -> SegmentOptions:
+    """The options of a call; None are the defaults.
+
+    Raises
+    ------
+    TypeError
+        They are something else, such as a dict.
+    """
+    if options is not None and not isinstance(options, SegmentOptions):
+        raise TypeError(f"options are {options!r:.60}: expected SegmentOptions(...)")
+    return SegmentOptions() if options is None else options
+
+
 CHOICES = {
     "dtype": Dtype,
     "normalize_method": Normalisation,

@@ -53,6 +53,18 @@ def reading_notes(tomogram: Tomogram) -> list[str]:
     return notes
 
 
+def array_notes(tomogram: Tomogram, stages: Sequence[Stage]) -> list[str]:
+    """What the caller should know of an array where scale matters to the networks; nothing of a file."""
+    scales = [stage.spec for stage in stages if stage.spec.size != "square"]
+    if tomogram.path is not None or tomogram.voxel_spacing is not None or not scales:
+        return []
+    return [
+        f"an array does not say its voxel spacing, {scales[0].min_spacing:g} to "
+        f"{scales[0].max_spacing:g} Å is taken for granted: "
+        "segment_array(..., SegmentOptions(voxel_spacing=...)) says it, or give a file's path"
+    ]
+
+
 def notes_on(tomogram: Tomogram, membrane_voxels: int) -> list[str]:
     """What the user should know of a tomogram that has been segmented."""
     return [*reading_notes(tomogram), *([] if membrane_voxels else [EMPTY])]
@@ -74,7 +86,7 @@ def segmentation_details(
     clock: Clock,
 ) -> dict[str, Any]:
     """What the JSON beside the mask says, but for the task and the warnings."""
-    weight = stages[0].model.no_mem_embed
+    dtypes = [str(stage.dtype).removeprefix("torch.") for stage in stages]
     weights = [
         {
             "name": name,
@@ -93,8 +105,8 @@ def segmentation_details(
             "cleaning": cleaning,
         },
         compute={
-            "device": str(weight.device),
-            "dtype": str(weight.dtype).removeprefix("torch."),
+            "device": str(stages[0].device),
+            "dtype": dtypes if len(set(dtypes)) > 1 else dtypes[0],
             "weights": weights,
         },
         clock=clock,

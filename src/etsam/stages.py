@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -39,10 +40,23 @@ class Stage:
         return {"sha256": self.sha256, "config": plain(self.model.config.to_dict())}
 
     @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return self.model.no_mem_embed.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return self.model.no_mem_embed.dtype
+
+    def own_types(self) -> AbstractContextManager[Any]:
+        """Types as the network has them, also in a program that computes under autocast."""
+        return torch.autocast(self.device.type, enabled=False)
+
+    @property
     def frames_on(self) -> torch.device:
         """Where frames are best made: on a CUDA card itself, which would wait for the processor."""
-        device = self.model.no_mem_embed.device
-        return device if device.type == "cuda" else CPU
+        return self.device if self.device.type == "cuda" else CPU
 
 
 def choose_device(name: str) -> torch.device:
