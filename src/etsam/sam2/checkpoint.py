@@ -18,7 +18,14 @@ from torch import Tensor
 
 from etsam.sam2.config import PRESETS, SAM2Config
 from etsam.sam2.model import SAM2
-from etsam.sam2.unreadable import UNREADABLE, check_archive, kind_of, no_weights, why_unreadable
+from etsam.sam2.unreadable import (
+    UNREADABLE,
+    check_archive,
+    kind_of,
+    no_weights,
+    refuse_cut,
+    why_unreadable,
+)
 
 FORMAT = "etsam-sam2-1"
 """Value of the ``format`` entry in our safetensors metadata."""
@@ -226,6 +233,7 @@ def _to_config(values: Any, source: Path) -> SAM2Config:
 def _read_pickle(path: Path) -> State:
     check_archive(path)
     try:
+        refuse_cut(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that are refused anyway
             content = torch.load(path, map_location="cpu", weights_only=True)

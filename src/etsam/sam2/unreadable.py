@@ -52,7 +52,7 @@ def why_unreadable(path: Path, wrong: BaseException) -> str:
         return f"it holds other objects, such as {found[1][:80]}"
     if isinstance(wrong, RuntimeError) and "allocate memory" in str(wrong):
         return "there is too little memory for it"
-    if _begins(path).startswith(b"PK") and not zipfile.is_zipfile(path):
+    if _is_cut(path):
         return "it is damaged or cut short: not a ZIP archive"
     return "it is damaged, or of another kind"
 
@@ -64,6 +64,25 @@ def kind_of(path: Path) -> str:
         return "a safetensors file: give it that ending"
     text = begins.lstrip().lower()
     return next((kind for start, kind in FIRST_BYTES.items() if text.startswith(start)), "")
+
+
+def refuse_cut(path: Path) -> None:
+    """Refuse an archive whose end is missing: to some of them torch.load says "Invalid argument".
+
+    Raises
+    ------
+    EOFError
+        It is; `why_unreadable` says so in words.
+    """
+    if _is_cut(path):
+        raise EOFError(path)
+
+
+def _is_cut(path: Path) -> bool:
+    try:
+        return _begins(path).startswith(b"PK") and not zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # its end says that there are further disks
+        return True
 
 
 def _begins(path: Path) -> bytes:
