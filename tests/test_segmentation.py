@@ -301,7 +301,7 @@ def test_wrong_input_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match="prompt"):
         segment_array(volume, replace(options, stage1_prompt="etsam_stage1_partial"))
     swapped = options.model / "stage1.safetensors"
-    with pytest.raises(ValueError, match="checkpoint of stage 2"):
+    with pytest.raises(ValueError, match="of stage 2, whose .* seems to be of stage 1"):
         segment_array(volume, replace(options, stage2_checkpoint=swapped))
     assert not list(tmp_path.iterdir())
 

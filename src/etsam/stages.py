@@ -196,7 +196,9 @@ def check_channels(stage: Stage, number: int) -> None:
     """
     wanted, given = stage.model.config.in_channels, stage.spec.channels(feedback=number > 0)
     if wanted != given:
+        is_other = wanted == stage.spec.channels(feedback=number == 0)
+        seems = f": it seems to be of stage {2 - number}" if is_other else ""
         raise ValueError(
-            f"{stage.path} takes {wanted} channels but its frames have {given}: "
-            f"is it a checkpoint of stage {number + 1}?"
+            f"expected a checkpoint of stage {number + 1}, whose frames have {given} channels, but "
+            f"{stage.path} takes {wanted}{seems}"
         )
