@@ -47,8 +47,9 @@ def reading_notes(tomogram: Tomogram) -> list[str]:
     """What the user should know of a tomogram that has been read to its end."""
     notes = list(tomogram.notes)
     if tomogram.replaced_voxels:
+        large = ", or too large for float32," if tomogram.dtype.itemsize > 4 else ""
         notes.append(
-            f"{tomogram.replaced_voxels:,} NaN or infinite voxels were read as the mean of their slice"
+            f"{tomogram.replaced_voxels:,} NaN or infinite voxels{large} were read as the mean of their slice"
         )
     return notes
 
