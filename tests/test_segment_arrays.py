@@ -15,10 +15,10 @@ from etsam import stages
 from etsam.frames import REFERENCE_SPEC
 from etsam.options import SegmentOptions
 from etsam.provenance import sha256
-from etsam.record import array_notes
+from etsam.record import array_notes, notes_on
 from etsam.segmentation import segment_array, segment_file
 from etsam.volume import tomogram_from_array
-from tiny_model import tiny_network, write_tiny_model
+from tiny_model import SPEC, tiny_network, write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,28 @@ def test_methods_the_model_does_not_know_are_not_used(
         same = segment_array(volume, replace(options, normalize_method="min_max"))
     assert len(told) == 1
     assert np.array_equal(same, logits)
+
+
+def test_advice_where_nothing_is_found_can_be_followed() -> None:
+    """Not the preview without one, nor what was tried, nor a scale that square frames do not know."""
+    tomogram = tomogram_from_array(np.zeros((2, 3, 4)), voxel_spacing=10.0)
+    for asked, spec, said in (
+        (
+            {},
+            SPEC,
+            "look at the preview; try --logit-threshold -1, --polarity bright, or --voxel-spacing",
+        ),
+        ({"preview": False}, REFERENCE_SPEC, "try --logit-threshold -1, or --polarity bright"),
+        (
+            {"preview": False, "polarity": "bright", "logit_threshold": -2.0, "voxel_spacing": 9.0},
+            SPEC,
+            "try a lower --logit-threshold, or --polarity dark",
+        ),
+    ):
+        loaded = [stages.Stage(tiny_network(1), spec)]
+        (note,) = notes_on(tomogram, loaded, SegmentOptions(**asked), 0)
+        assert note == f"no membrane found: {said}"
+        assert notes_on(tomogram, loaded, SegmentOptions(**asked), 1) == []
 
 
 def test_stages_of_two_precisions_are_told_apart(

@@ -103,8 +103,9 @@ def segment_slices(
 ) -> Slices:
     """Yield the last stage's logits, float32 (Y, X), of every slice in order.
 
-    Memory does not grow with the number of slices: the volume is read two or three times, slice by
-    slice, and the first stage's logits wait in a scratch file. Close the generator to stop early;
+    Memory does not grow with the number of slices, but by one memory for each slice with a prompt
+    (``grid``, ``etsam_stage1_partial``): the volume is read two or three times, slice by slice, and
+    the first stage's logits wait in a scratch file. Close the generator to stop early;
     an exception of `progress` stops it too. `unfinished` keeps all logits and the memory on disk, and
     slices that are there already are read rather than computed.
 

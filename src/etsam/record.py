@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from etsam.stages import Stage
 
 LABEL_LENGTH = 80  # of MRC headers
-EMPTY = (
-    "no membrane found: look at the preview; try --logit-threshold -1, --polarity bright, "
-    "or --voxel-spacing"
-)
+LOW_THRESHOLD = -1.0  # logits: what to try where nothing is found
 
 
 @contextmanager
@@ -66,9 +63,23 @@ def array_notes(tomogram: Tomogram, stages: Sequence[Stage]) -> list[str]:
     ]
 
 
-def notes_on(tomogram: Tomogram, membrane_voxels: int) -> list[str]:
-    """What the user should know of a tomogram that has been segmented."""
-    return [*reading_notes(tomogram), *([] if membrane_voxels else [EMPTY])]
+def notes_on(
+    tomogram: Tomogram, stages: Sequence[Stage], options: SegmentOptions, membrane_voxels: int
+) -> list[str]:
+    """What the user should know of a tomogram that has been segmented, with settled options."""
+    notes = reading_notes(tomogram)
+    return notes if membrane_voxels else [*notes, _nothing_found(stages, options)]
+
+
+def _nothing_found(stages: Sequence[Stage], options: SegmentOptions) -> str:
+    """What to try, of that which was not tried and can change something."""
+    is_low = options.logit_threshold <= LOW_THRESHOLD
+    tries = ["a lower --logit-threshold" if is_low else f"--logit-threshold {LOW_THRESHOLD:g}"]
+    tries.append(f"--polarity {'dark' if options.polarity == 'bright' else 'bright'}")
+    if options.voxel_spacing is None and any(stage.spec.size != "square" for stage in stages):
+        tries.append("--voxel-spacing")
+    look = "look at the preview; " if options.preview else ""
+    return f"no membrane found: {look}try {', '.join(tries[:-1])}, or {tries[-1]}"
 
 
 def segmentation_label(options: SegmentOptions) -> str:

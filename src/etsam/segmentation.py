@@ -234,7 +234,7 @@ def segment_file(
                 with clock.stage("finish"), memory_errors():
                     cleaning = _finish(tomogram, options, staged)
             refuse_changed(before)
-            notes = [*notes_on(tomogram, voxels), *outdated(result)]
+            notes = [*notes_on(tomogram, stages, options, voxels), *outdated(result)]
             details = segmentation_details(tomogram, stages, options, voxels, cleaning, clock)
             details |= task.record(hashed.result()) | {"run": run or None}
             details |= {"outputs": outputs_record(staged.beside()), "warnings": [*told, *notes]}
