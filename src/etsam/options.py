@@ -23,6 +23,10 @@ MIN_TILE = 192  # tiles share 128 with their neighbours
 LARGEST = 1e9  # of thresholds and distances; far beyond, float32 overflows
 MIN_SLICES = 10  # blobs over fewer consecutive slices are noise (paper, section 2.4)
 SIGNED_BYTES = "bytes of 0 and 255 whose header says signed read as 0 and -1"
+OTHER_FILES = (  # whose names are meant neither as folders nor as volumes that we write
+    *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy", ".npz", ".h5", ".hdf", ".hdf5"),
+    *(".em", ".nii", ".nrrd", ".txt", ".csv", ".json"),
+)
 MOST_QUOTED = 60  # letters
 MOST_DIGITS = 18  # int64 holds them; Python itself refuses to read some thousands
 
