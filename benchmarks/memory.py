@@ -57,7 +57,7 @@ def measure(path: Path, model: str, dtype: Any) -> None:
 
     started = time.perf_counter()
     volume = np.load(path, mmap_mode="r")
-    options = SegmentOptions(model=model, dtype=dtype)
+    options = SegmentOptions(model=model, dtype=dtype, voxel_spacing=10.0)
     segment_array(volume, options, output_path=path.with_suffix(".logits.npy"))
     record = {"seconds": time.perf_counter() - started, "peak_mb": peak_rss_mb()}
     path.with_suffix(".json").write_text(json.dumps(record))

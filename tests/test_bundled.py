@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import etsam
 from etsam.metrics import confusion
-from etsam.options import LOGIT_THRESHOLD
+from etsam.options import LOGIT_THRESHOLD, SegmentOptions
+from etsam.segmentation import segment_array
 from etsam.simulate import simulate
 from etsam.simulation.recipe import SimulationOptions
 from etsam.volume import open_tomogram
@@ -23,10 +23,14 @@ def test_the_files_are_small() -> None:
     assert 1_000_000 < sum(sizes) < SIZE_LIMIT
 
 
+def membranes(grey: np.ndarray, spacing: float) -> np.ndarray:
+    return segment_array(grey, SegmentOptions(voxel_spacing=spacing)) > LOGIT_THRESHOLD
+
+
 def test_an_easy_simulation_is_found() -> None:
     options = SimulationOptions("vesicles", 10.0, 3.0, bright_membranes=False, views=61)
     made = simulate(1_000_000_900, (16, 160, 160), options)
-    found = confusion(etsam.segment(made.tomogram) > LOGIT_THRESHOLD, made.mask)
+    found = confusion(membranes(made.tomogram, 10.0), made.mask)
     assert (made.mask == 1).sum() > 1000
     assert found.dice > 0.7
 
@@ -38,7 +42,7 @@ def test_the_lysosome_is_found(shared: Path) -> None:
         grey = tomogram.read_slices(116, 124)[:, 112:432, :352]
     with open_tomogram(folder / "partial_labels.mrc") as labels:
         truth = labels.read_slices(116, 124)[:, 112:432, :352]
-    found = confusion(etsam.segment(grey) > LOGIT_THRESHOLD, truth)
+    found = confusion(membranes(grey, 13.6), truth)
     assert found.dice > 0.75
     assert found.recall > 0.75
 
@@ -46,5 +50,4 @@ def test_the_lysosome_is_found(shared: Path) -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_noise_stays_empty(seed: int) -> None:
     noise = np.random.default_rng(seed).normal(size=(8, 128, 128)).astype(np.float32)
-    mask = etsam.segment(noise) > LOGIT_THRESHOLD
-    assert mask.mean() < 0.01
+    assert membranes(noise, 10.0).mean() < 0.01

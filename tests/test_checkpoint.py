@@ -16,6 +16,8 @@ from torch import Tensor
 
 from etsam.sam2 import PRESETS, SAM2, SAM2Config, load_checkpoint, save_checkpoint
 from etsam.sam2.checkpoint import FORMAT, infer_config
+from etsam.training.options import TrainOptions
+from etsam.training.run import read_state
 
 SMALL = SAM2Config(
     image_size=64,
@@ -131,6 +133,24 @@ def test_truncated_files_are_refused(model: SAM2, tmp_path: Path, modern: bool) 
     for length in (0, 1, 2, 7, 100, 1000, len(data) // 2, len(data) - 1):
         cut.write_bytes(data[:length])
         assert "cannot be read as weights" in refusal(cut, SMALL)
+
+
+def test_archives_without_their_end_are_refused(tmp_path: Path) -> None:
+    """Torch says "Invalid argument" to some of them, with an error of the system; also to a run's state."""
+    options = TrainOptions([], tmp_path)
+    for numbers in (10_000, 30_000):
+        torch.save({"model": {"weight": torch.zeros(numbers)}}, tmp_path / "whole.pt")
+        data, cut = (tmp_path / "whole.pt").read_bytes(), tmp_path / "cut.pt"
+        assert len(data) > 4 * numbers
+        for length in (3_000, 5_000, 30_000, len(data) - 2_000):
+            cut.write_bytes(data[:length])
+            options.state.write_bytes(data[:length])
+            assert "cut short" in refusal(cut)
+            with pytest.raises(ValueError, match=r"state\.pt cannot be read .*cut short"):
+                read_state(options)
+    disk = data.rindex(b"PK\6\7") + 4  # on which its list of contents is
+    cut.write_bytes(data[:disk] + b"\2" + data[disk + 1 :])
+    assert "cut short" in refusal(cut)
 
 
 @pytest.mark.parametrize(

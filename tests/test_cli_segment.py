@@ -300,5 +300,12 @@ def test_options_that_play_no_role_are_told(run: Run, tomogram: Path, model: Pat
     assert code == 0
     for words in ("--tile", "--min-slices", "--show"):
         assert f"etsam: warning: {words} plays no role with" in err
+    published = ("segment", tomogram, "--model", "etsam-v1")  # refused: there is a mask
+    code, _, err = run(*published, "--tile", 256)
+    assert code == 1 and "etsam: warning: --tile plays no role with etsam-v1" in err
+    code, _, err = run(
+        *published, "--tile", 256, "--stage2-checkpoint", model / "stage2.safetensors"
+    )
+    assert code == 1 and "no role" not in err
     code, _, err = run("segment", tomogram, "--model", model, "--no-preview", "--overwrite")
     assert code == 0 and "no role" not in err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def test_multiscale_layers_are_saved_at_full_resolution(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(back.read_slices(0, SHAPE[0]), finest)
 
 
-@pytest.mark.parametrize("name", ["s.tif", "s.png", "s.mrc.png", "TS_1_10.00Apx"])
+@pytest.mark.parametrize("name", ["s.tif", "s.png", "s.mrc.png", "10.00Apx.HDF"])
 def test_other_kinds_of_files_are_refused(tmp_path: Path, name: str) -> None:
     for write in (write_labels, write_image):
         with pytest.raises(ValueError, match=r"end with \.mrc or \.zarr"):
@@ -118,6 +118,27 @@ def test_a_name_without_suffix_becomes_an_mrc(tmp_path: Path) -> None:
             str(tmp_path / f"{name}.mrc")
         ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["image.mrc", "mask.mrc"]
+    dotted = str(tmp_path / "TS_1_10.00Apx_membrane2")
+    assert write_labels(dotted, np.ones(SHAPE, np.uint8), {}) == [f"{dotted}.mrc"]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:2000], lambda data: b"other"])
+def test_work_by_hand_is_saved_when_its_file_is_damaged(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    tomogram = tmp_path / "TS_1.mrc"
+    with mrcfile.new(tomogram) as mrc:
+        mrc.set_data(np.ones(SHAPE, np.float32))
+    tomogram.write_bytes(damage(tomogram.read_bytes()))
+    meta = {"scale": (SPACING,) * 3, "translate": ORIGIN, "metadata": {SOURCE: str(tomogram)}}
+    labels = np.random.default_rng(1).integers(0, 2, SHAPE)
+    with pytest.warns(
+        UserWarning, match=r"header .* not kept, its scale and translate .*TS_1\.mrc"
+    ):
+        (path,) = write_labels(str(tmp_path / "out.mrc"), labels, meta)
+    with open_tomogram(path) as back:
+        assert back.voxel_spacing == pytest.approx((SPACING,) * 3) and back.origin == ORIGIN
+        np.testing.assert_array_equal(back.read_slices(0, SHAPE[0]), labels)
 
 
 def test_what_cannot_be_written_has_its_own_name(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from etsam.dataset import SliceStore
 from etsam.feedback import LOCK, write_stage1_logits
 from etsam.layout import find_pairs
+from etsam.sam2 import SAM2
 from etsam.simulate import simulate_one
 from etsam.simulation.recipe import SimulationOptions
 from etsam.storage import held_lock
@@ -74,6 +75,18 @@ def test_clips_that_no_volume_has_are_refused_before_the_first_step(
     other = write_pairs(tmp_path / "other", 1, (16, 40, 40))
     code, _, err = run("train", folder, other, *args[2:])
     assert code == 0 and f"warning: {other}: 1 of 1 volumes are smaller than a clip of 2" in err
+
+
+def test_memory_that_runs_out_is_told_in_one_line(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was a traceback of a hundred lines."""
+    monkeypatch.setattr(SAM2, "encode", lambda _self, frames: frames.new_empty(1 << 60))
+    code, out, err = run("train", folder, "-o", tmp_path / "r", "--steps", 2, *COMMON)
+    assert (code, out) == (1, "")
+    assert_one_line(
+        err, "not enough memory", "smaller --size, --frames or --batch, or --checkpointing"
+    )
 
 
 def test_what_plays_no_role_is_refused(run: Run, folder: Path, tmp_path: Path) -> None:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import io
+import math
+import threading
+from bisect import bisect_right
 from contextlib import suppress
+from itertools import accumulate, pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from etsam.storage import RawFile, VolumeInfo
+from etsam.storage import LAYER_IN_MEMORY, RawFile, VolumeInfo
 
 
 class ArraySource:
-    """A (Z, Y, X) array: indexed slice by slice, or read from its file where it is a memory map."""
+    """A (Z, Y, X) array: indexed slice by slice, or read from its file where it is a memory map.
+
+    Of a lazy array in chunks (dask, Zarr) the layers of chunks that the latest slices are in are kept,
+    as many as fit in `LAYER_IN_MEMORY`.
+    """
 
     def __init__(self, array: ArrayLike) -> None:
         """Check the array and find its file.
@@ -34,18 +43,41 @@ class ArraySource:
         self.info = VolumeInfo((depth, height, width), dtype.newbyteorder("="), None)
         self._array = array
         self._file, self._offset = _backing_file(array)
+        self._edges, self._most = _layers(array)
+        self._kept: dict[int, np.ndarray] = {}  # layers by their first slice, the latest last
+        self._lock = threading.Lock()
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return a copy of slices `start` to `stop`, in native byte order: (n, Y, X)."""
+        _, height, width = self.info.shape
+        if self._edges:
+            slices = np.empty((stop - start, height, width), self.info.dtype)
+            with self._lock:
+                for z in range(start, stop):
+                    first, layer = self._layer_of(z)
+                    slices[z - start] = layer[z - first]
+            return slices
         if self._file is None:
             return np.array(self._array[start:stop], dtype=self.info.dtype)
-        _, height, width = self.info.shape
         stored = np.empty((stop - start, height, width), self._array.dtype)
         self._file.read_into(self._offset + start * height * width * stored.itemsize, stored)
         return stored.astype(self.info.dtype, copy=False)
 
+    def _layer_of(self, z: int) -> tuple[int, np.ndarray]:
+        """Return the layer of chunks that holds slice z, and its first slice."""
+        place = bisect_right(self._edges, z)
+        first, last = self._edges[place - 1 : place + 1]
+        layer = self._kept.pop(first, None)
+        if layer is None:
+            if len(self._kept) == self._most:
+                del self._kept[next(iter(self._kept))]
+            layer = np.array(self._array[first:last], dtype=self.info.dtype)
+        self._kept[first] = layer
+        return first, layer
+
     def close(self) -> None:
-        """Close the file; the array stays as it was."""
+        """Close the file and drop what is kept; the array stays as it was."""
+        self._kept.clear()
         if self._file is not None:
             self._file.close()
 
@@ -59,9 +91,32 @@ def _of_numpy(array: ArrayLike) -> np.ndarray:
             np.dtype(array.dtype)
             return cast(np.ndarray, array)
     try:
-        return np.asarray(array)
+        made = np.asarray(array)
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f"{type(array).__name__} is no array for NumPy ({error})") from error
+        raise ValueError(
+            f"{type(array).__name__} is no array for NumPy ({error}): of a tensor give .detach().cpu().float()"
+        ) from error
+    if made.ndim == 0:  # a text, bytes, None, a dict ...
+        raise ValueError(f"the volume is {array!r:.60}: expected a file or an array (Z, Y, X)")
+    return made
+
+
+def _layers(array: np.ndarray) -> tuple[list[int], int]:
+    """Return where the layers of a lazy array's chunks begin along Z, with the end, and how many to keep.
+
+    None of an array without chunks, or with a layer that is too large to be kept.
+    """
+    chunks = getattr(array, "chunks", None)  # numbers (Zarr, HDF5), or each one's (dask)
+    if not isinstance(chunks, tuple) or len(chunks) != 3:
+        return [], 0
+    depth, *sides = array.shape
+    if isinstance(chunks[0], Integral):
+        edges = [*range(0, depth, int(chunks[0])), depth]
+    else:
+        edges = [0, *accumulate(int(size) for size in chunks[0])]
+    most = max(stop - start for start, stop in pairwise(edges))
+    nbytes = most * math.prod(sides) * np.dtype(array.dtype).itemsize
+    return (edges, LAYER_IN_MEMORY // nbytes) if nbytes <= LAYER_IN_MEMORY else ([], 0)
 
 
 def file_of(array: np.ndarray) -> Path | None:

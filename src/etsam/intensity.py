@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ROBUST_PERCENTILES = (0.1, 99.9)
 SAMPLE_SLICES = 64
 SAMPLE_VALUES = 1 << 22
+LOSSY = 1 << 20  # numbers beyond are some tenths apart in float32
 WIDE = 1e37  # from here on differences of grey values may overflow float32
 
 Grey = TypeVar("Grey", "Tensor", np.ndarray)
@@ -100,7 +101,7 @@ def measure_intensity(
         return _robust(_sample(source, tick), invert=invert)
     low, high = _extremes(source, tick)
     if low == high:
-        raise ValueError(f"the volume is constant ({low:g} everywhere): nothing to segment")
+        raise ValueError(f"the volume is constant ({low:g} everywhere): {_nothing(low)}")
     mirror = low + high if invert else None
     if method == "min_max":
         return IntensityScaling(low, high, low, high - low, mirror=mirror)
@@ -115,6 +116,12 @@ def measure_intensity(
             "use the normalisation min_max"
         )
     return IntensityScaling(0.0, high, 0.0, high, mirror=mirror)
+
+
+def _nothing(value: float) -> str:
+    """What there is in a constant volume, and what to do where its values may have differed."""
+    lost = ", or float32 lost the differences of large numbers: subtract their mean first"
+    return f"nothing to segment{lost if abs(value) > LOSSY else ''}"
 
 
 def _extremes(source: SliceSource, tick: Callable[[int], None] | None) -> tuple[float, float]:
@@ -155,7 +162,7 @@ def _robust(sample: np.ndarray, *, invert: bool) -> IntensityScaling:
     mean, deviation = float(clipped.mean(dtype=np.float64)), float(clipped.std(dtype=np.float64))
     if not deviation > 0:
         raise ValueError(
-            f"the volume is constant ({mean:g} in 99.8 % of its voxels): nothing to segment"
+            f"the volume is constant ({mean:g} in 99.8 % of its voxels): {_nothing(mean)}"
         )
     if not invert:
         return IntensityScaling(low, high, mean, deviation)

@@ -12,6 +12,7 @@ from types import TracebackType
 import numpy as np
 
 from etsam.storage import RawFile, partial_name, require_space, scratch_file, write_all
+from etsam.volume import refuse_input
 
 LOGIT_LIMIT = 5.0  # stage-1 logits are clipped to [-5, 5] before stage 2 (paper, 4.3)
 
@@ -105,6 +106,24 @@ class ScratchLogits:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def check_npy(path: Path, source: Path | None) -> None:
+    """Refuse before the work what `NpyWriter` could not write after it, or would replace the volume.
+
+    `source` is the file that the volume is read from; None for an array in memory.
+
+    Raises
+    ------
+    ValueError
+        It is one of these.
+    """
+    if path.suffix.lower() != ".npy" or path.is_dir():
+        raise ValueError(f"output_path is {path}: give the name of a .npy file for the logits")
+    if not path.parent.is_dir():
+        raise ValueError(f"output_path is {path}: make the folder first")
+    if source is not None:
+        refuse_input([path], source, "volume", "output_path")
 
 
 class NpyWriter:

@@ -18,6 +18,7 @@ import numpy as np
 
 from etsam.ngff_metadata import NgffImage, find_image, group_attributes, is_zarr
 from etsam.storage import (
+    LAYER_IN_MEMORY,
     MAX_SIDE,
     RawFile,
     VolumeInfo,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 CHUNK = (16, 256, 256)  # as written: few slices wait in memory, viewers still read blocks
 OPEN_SLABS = 4  # unfinished layers of chunks kept in memory when slices come out of order
-LAYER_IN_MEMORY = 64 << 20  # bytes of decoded chunks kept in memory, more go to a temporary file
 CHUNK_LIMIT = 4 << 30  # bytes; one decoded chunk must fit in memory
 NOT_THE_DATA = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN")
 """How tensorstore's messages begin where a disk or a network fails."""
@@ -102,7 +102,7 @@ class NgffSource:
         nbytes = (stop - start) * height * width * self._dtype.itemsize
         file = (
             io.BytesIO()
-            if nbytes <= LAYER_IN_MEMORY
+            if nbytes <= LAYER_IN_MEMORY  # more goes to a temporary file
             else scratch_file(nbytes, f"reading {self._path}")
         )
         self._cache = RawFile(file, str(self._path))

@@ -23,6 +23,10 @@ MIN_TILE = 192  # tiles share 128 with their neighbours
 LARGEST = 1e9  # of thresholds and distances; far beyond, float32 overflows
 MIN_SLICES = 10  # blobs over fewer consecutive slices are noise (paper, section 2.4)
 SIGNED_BYTES = "bytes of 0 and 255 whose header says signed read as 0 and -1"
+OTHER_FILES = (  # whose names are meant neither as folders nor as volumes that we write
+    *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy", ".npz", ".h5", ".hdf", ".hdf5"),
+    *(".em", ".nii", ".nrrd", ".txt", ".csv", ".json"),
+)
 MOST_QUOTED = 60  # letters
 MOST_DIGITS = 18  # int64 holds them; Python itself refuses to read some thousands
 
@@ -174,6 +178,19 @@ class SegmentOptions:
         value = getattr(self, name)
         if not sound and not (value is None and getattr(type(self), name) is None):
             raise ValueError(f"{name} is {value!r}: expected {expected}")
+
+
+def given_options(options: SegmentOptions | None) -> SegmentOptions:
+    """The options of a call; None are the defaults.
+
+    Raises
+    ------
+    TypeError
+        They are something else, such as a dict.
+    """
+    if options is not None and not isinstance(options, SegmentOptions):
+        raise TypeError(f"options are {options!r:.60}: expected SegmentOptions(...)")
+    return SegmentOptions() if options is None else options
 
 
 CHOICES = {

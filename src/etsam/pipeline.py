@@ -103,8 +103,9 @@ def segment_slices(
 ) -> Slices:
     """Yield the last stage's logits, float32 (Y, X), of every slice in order.
 
-    Memory does not grow with the number of slices: the volume is read two or three times, slice by
-    slice, and the first stage's logits wait in a scratch file. Close the generator to stop early;
+    Memory does not grow with the number of slices, but by one memory for each slice with a prompt
+    (``grid``, ``etsam_stage1_partial``): the volume is read two or three times, slice by slice, and
+    the first stage's logits wait in a scratch file. Close the generator to stop early;
     an exception of `progress` stops it too. `unfinished` keeps all logits and the memory on disk, and
     slices that are there already are read rather than computed.
 
@@ -157,9 +158,10 @@ def _measure(
     """Find the grey-value scaling of every stage; stages that want the same share one pass."""
     depth = volume.slices.shape[0]
     found: dict[tuple[Normalisation, bool, float], IntensityScaling] = {}
+    methods = _normalisations(stages, options.normalize_method)
     keys = [
-        (_normalisation(s, options), (options.polarity == "bright") != s.spec.invert, s.spec.blur)
-        for s in stages
+        (method, (options.polarity == "bright") != stage.spec.invert, stage.spec.blur)
+        for method, stage in zip(methods, stages, strict=True)
     ]
     for key, stage in zip(keys, stages, strict=True):
         method, invert, _ = key
@@ -212,17 +214,14 @@ def largest_frame(volume: Volume, stages: Sequence[Stage], options: SegmentOptio
     return max(max(frame.scaled_shape) for frame in frames)
 
 
-def _normalisation(stage: Stage, options: SegmentOptions) -> Normalisation:
-    """Return the grey-value scaling asked for, unless the network was trained with another kind."""
-    own, asked = stage.spec.normalisation, options.normalize_method
-    if asked is None or asked == own:
-        return own
-    if own == "robust":
+def _normalisations(stages: Sequence[Stage], asked: Normalisation | None) -> list[Normalisation]:
+    """Return each stage's grey-value scaling: that asked for, unless the network knows only robust."""
+    own = [stage.spec.normalisation for stage in stages]
+    if asked not in (None, "robust") and "robust" in own:
         warnings.warn(
-            f"this model knows only grey values scaled by {own}, not {asked}", stacklevel=3
+            f"this model knows only grey values scaled by robust, not {asked}", stacklevel=3
         )
-        return own
-    return asked
+    return [method if method == "robust" or asked is None else asked for method in own]
 
 
 def _prompt(stage: Stage, number: int, asked: PromptKind | None) -> PromptKind:

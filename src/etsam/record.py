@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from etsam.stages import Stage
 
 LABEL_LENGTH = 80  # of MRC headers
-EMPTY = (
-    "no membrane found: look at the preview; try --logit-threshold -1, --polarity bright, "
-    "or --voxel-spacing"
-)
+LOW_THRESHOLD = -1.0  # logits: what to try where nothing is found
 
 
 @contextmanager
@@ -47,15 +44,42 @@ def reading_notes(tomogram: Tomogram) -> list[str]:
     """What the user should know of a tomogram that has been read to its end."""
     notes = list(tomogram.notes)
     if tomogram.replaced_voxels:
+        large = ", or too large for float32," if tomogram.dtype.itemsize > 4 else ""
         notes.append(
-            f"{tomogram.replaced_voxels:,} NaN or infinite voxels were read as the mean of their slice"
+            f"{tomogram.replaced_voxels:,} NaN or infinite voxels{large} were read as the mean of their slice"
         )
     return notes
 
 
-def notes_on(tomogram: Tomogram, membrane_voxels: int) -> list[str]:
-    """What the user should know of a tomogram that has been segmented."""
-    return [*reading_notes(tomogram), *([] if membrane_voxels else [EMPTY])]
+def array_notes(tomogram: Tomogram, stages: Sequence[Stage]) -> list[str]:
+    """What the caller should know of an array where scale matters to the networks; nothing of a file."""
+    scales = [stage.spec for stage in stages if stage.spec.size != "square"]
+    if tomogram.path is not None or tomogram.voxel_spacing is not None or not scales:
+        return []
+    return [
+        f"an array does not say its voxel spacing, {scales[0].min_spacing:g} to "
+        f"{scales[0].max_spacing:g} Å is taken for granted: "
+        "segment_array(..., SegmentOptions(voxel_spacing=...)) says it, or give a file's path"
+    ]
+
+
+def notes_on(
+    tomogram: Tomogram, stages: Sequence[Stage], options: SegmentOptions, membrane_voxels: int
+) -> list[str]:
+    """What the user should know of a tomogram that has been segmented, with settled options."""
+    notes = reading_notes(tomogram)
+    return notes if membrane_voxels else [*notes, _nothing_found(stages, options)]
+
+
+def _nothing_found(stages: Sequence[Stage], options: SegmentOptions) -> str:
+    """What to try, of that which was not tried and can change something."""
+    is_low = options.logit_threshold <= LOW_THRESHOLD
+    tries = ["a lower --logit-threshold" if is_low else f"--logit-threshold {LOW_THRESHOLD:g}"]
+    tries.append(f"--polarity {'dark' if options.polarity == 'bright' else 'bright'}")
+    if options.voxel_spacing is None and any(stage.spec.size != "square" for stage in stages):
+        tries.append("--voxel-spacing")
+    look = "look at the preview; " if options.preview else ""
+    return f"no membrane found: {look}try {', '.join(tries[:-1])}, or {tries[-1]}"
 
 
 def segmentation_label(options: SegmentOptions) -> str:
@@ -74,7 +98,7 @@ def segmentation_details(
     clock: Clock,
 ) -> dict[str, Any]:
     """What the JSON beside the mask says, but for the task and the warnings."""
-    weight = stages[0].model.no_mem_embed
+    dtypes = [str(stage.dtype).removeprefix("torch.") for stage in stages]
     weights = [
         {
             "name": name,
@@ -93,8 +117,8 @@ def segmentation_details(
             "cleaning": cleaning,
         },
         compute={
-            "device": str(weight.device),
-            "dtype": str(weight.dtype).removeprefix("torch."),
+            "device": str(stages[0].device),
+            "dtype": dtypes if len(set(dtypes)) > 1 else dtypes[0],
             "weights": weights,
         },
         clock=clock,

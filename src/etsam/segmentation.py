@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from functools import partial
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,9 @@ import numpy as np
 from etsam import __version__
 from etsam.arrays import file_of
 from etsam.frame import frame_of
-from etsam.logits import NpyWriter
+from etsam.logits import NpyWriter, check_npy
 from etsam.memory import memory_errors, with_smaller_tiles
-from etsam.options import Normalisation, PromptKind, SegmentOptions
+from etsam.options import Normalisation, PromptKind, SegmentOptions, given_options
 from etsam.postprocess import CleaningOptions, postprocess
 from etsam.preview import save_preview
 from etsam.provenance import (
@@ -35,6 +36,7 @@ from etsam.provenance import (
     write_json,
 )
 from etsam.record import (
+    array_notes,
     notes_on,
     reading_notes,
     segmentation_details,
@@ -56,7 +58,7 @@ from etsam.results import (
     write_thresholded,
 )
 from etsam.storage import require_space
-from etsam.volume import Tomogram, open_tomogram, refuse_input, tomogram_from_array
+from etsam.volume import Tomogram, open_tomogram, tomogram_from_array
 
 if TYPE_CHECKING:
     from etsam.stages import Stage
@@ -67,7 +69,7 @@ Load = Callable[[Progress | None], "list[Stage]"]
 
 
 def segment(
-    volume: np.ndarray | str | Path,
+    volume: np.ndarray | str | PathLike[str],
     *,
     normalize_method: Normalisation | None = None,
     split_processing: bool = False,
@@ -105,11 +107,13 @@ def segment(
         stage1_prompt=stage1_prompt,
         stage2_prompt=stage2_prompt,
     )
-    return segment_array(volume, options, progress=progress, output_path=output_path)
+    logits, notes = _logits(volume, options, progress, output_path)
+    _tell(notes)
+    return logits
 
 
 def segment_array(
-    volume: np.ndarray | str | Path,
+    volume: np.ndarray | str | PathLike[str],
     options: SegmentOptions | None = None,
     *,
     progress: Progress | None = None,
@@ -129,10 +133,24 @@ def segment_array(
         A file is missing, weights cannot be fetched, or the disk is full.
     MemoryError
         There is too little of it, also for the smallest tiles.
+    TypeError
+        `options` are none.
     """
-    options = options or SegmentOptions()
+    logits, notes = _logits(volume, given_options(options), progress, output_path)
+    _tell(notes)
+    return logits
+
+
+def _logits(
+    volume: np.ndarray | str | PathLike[str],
+    options: SegmentOptions,
+    progress: Progress | None,
+    output_path: str | Path | None,
+) -> tuple[np.ndarray, list[str]]:
+    """Logits of a volume, and what the caller should know of it."""
     if output_path is not None:
-        _check_output(Path(output_path), volume)
+        source = Path(volume) if isinstance(volume, str | PathLike) else file_of(volume)
+        check_npy(Path(output_path), source)
     with ExitStack() as stack:
         tomogram = stack.enter_context(closing(_open(volume, options)))
         write: Callable[[int, np.ndarray], None]
@@ -143,7 +161,7 @@ def segment_array(
             writer = stack.enter_context(NpyWriter(Path(output_path), tomogram.shape))
             write = writer.write_slice
         stages = _load(options, progress)
-        stack.enter_context(_own_types(stages))
+        stack.enter_context(stages[0].own_types())
 
         def attempt(options: SegmentOptions) -> None:
             if writer is not None:
@@ -154,25 +172,14 @@ def segment_array(
                     write(z, plane)
 
         with_smaller_tiles(attempt, options, _frame(tomogram, stages, options))
-        _tell(reading_notes(tomogram))
-    return logits if output_path is None else np.load(output_path, mmap_mode="r")
+        notes = [*array_notes(tomogram, stages), *reading_notes(tomogram)]
+    return logits if output_path is None else np.load(output_path, mmap_mode="r"), notes
 
 
 def _tell(notes: Iterable[str]) -> None:
     """Warn the caller of the function that found out."""
     for note in notes:
         warnings.warn(note, stacklevel=3)
-
-
-def _check_output(output: Path, volume: np.ndarray | str | Path) -> None:
-    """Refuse before the work what could not be written after it, or would replace the volume."""
-    if output.suffix.lower() != ".npy" or output.is_dir():
-        raise ValueError(f"output_path is {output}: give the name of a .npy file for the logits")
-    if not output.parent.is_dir():
-        raise ValueError(f"output_path is {output}: make the folder first")
-    source = Path(volume) if isinstance(volume, str | Path) else file_of(volume)
-    if source is not None:
-        refuse_input([output], source, "volume", "output_path")
 
 
 def segment_file(
@@ -203,7 +210,7 @@ def segment_file(
     FileNotFoundError, FileExistsError, ValueError, OSError, MemoryError
         Input missing or unfit, results there or being made already, disk or memory used up.
     """
-    options, clock, path = options or SegmentOptions(), Clock(), Path(path)
+    options, clock, path = given_options(options), Clock(), Path(path)
     before = states_of([path])
     with told_of(path) as told, closing(_open(path, options)) as tomogram:
         result = _names(tomogram, path, options)
@@ -227,7 +234,7 @@ def segment_file(
                 with clock.stage("finish"), memory_errors():
                     cleaning = _finish(tomogram, options, staged)
             refuse_changed(before)
-            notes = [*notes_on(tomogram, voxels), *outdated(result)]
+            notes = [*notes_on(tomogram, stages, options, voxels), *outdated(result)]
             details = segmentation_details(tomogram, stages, options, voxels, cleaning, clock)
             details |= task.record(hashed.result()) | {"run": run or None}
             details |= {"outputs": outputs_record(staged.beside()), "warnings": [*told, *notes]}
@@ -237,13 +244,13 @@ def segment_file(
     return result
 
 
-def _open(volume: np.ndarray | str | Path, options: SegmentOptions) -> Tomogram:
+def _open(volume: np.ndarray | str | PathLike[str], options: SegmentOptions) -> Tomogram:
     """Open what is to be segmented, an array or a path."""
-    if volume is None or (isinstance(volume, str) and not volume):
+    if not isinstance(volume, str | PathLike):
+        return tomogram_from_array(volume, voxel_spacing=options.voxel_spacing)
+    if not fspath(volume):
         raise ValueError(f"the volume is {volume!r}: expected a file or an array (Z, Y, X)")
-    if isinstance(volume, str | Path):
-        return open_tomogram(volume, voxel_spacing=options.voxel_spacing)
-    return tomogram_from_array(volume, voxel_spacing=options.voxel_spacing)
+    return open_tomogram(Path(volume), voxel_spacing=options.voxel_spacing)
 
 
 def _names(tomogram: Tomogram, path: Path, options: SegmentOptions) -> SegmentResult:
@@ -261,14 +268,6 @@ def _load(
 
     with memory_errors():
         return load_stages(options, progress) if load is None else load(progress)
-
-
-def _own_types(stages: list[Stage]) -> AbstractContextManager[Any]:
-    """Types as the networks have them, also in a program that computes under autocast."""
-    import torch
-
-    device = stages[0].model.no_mem_embed.device.type
-    return torch.autocast(device, enabled=False)
 
 
 def _with_polarity(
@@ -349,8 +348,8 @@ def _unfinished(
 
     from etsam.unfinished import Unfinished
 
-    weight = stages[0].model.no_mem_embed
-    made_by = [__version__, torch.__version__, weight.device.type, str(weight.dtype)]
+    dtypes = dict.fromkeys(str(stage.dtype) for stage in stages)
+    made_by = [__version__, torch.__version__, stages[0].device.type, *dtypes]
     unfinished = Unfinished(folder, asdict(task) | {"made_by": made_by})
     try:
         found = unfinished.load()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -39,10 +40,23 @@ class Stage:
         return {"sha256": self.sha256, "config": plain(self.model.config.to_dict())}
 
     @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return self.model.no_mem_embed.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return self.model.no_mem_embed.dtype
+
+    def own_types(self) -> AbstractContextManager[Any]:
+        """Types as the network has them, also in a program that computes under autocast."""
+        return torch.autocast(self.device.type, enabled=False)
+
+    @property
     def frames_on(self) -> torch.device:
         """Where frames are best made: on a CUDA card itself, which would wait for the processor."""
-        device = self.model.no_mem_embed.device
-        return device if device.type == "cuda" else CPU
+        return self.device if self.device.type == "cuda" else CPU
 
 
 def choose_device(name: str) -> torch.device:
@@ -182,7 +196,9 @@ def check_channels(stage: Stage, number: int) -> None:
     """
     wanted, given = stage.model.config.in_channels, stage.spec.channels(feedback=number > 0)
     if wanted != given:
+        is_other = wanted == stage.spec.channels(feedback=number == 0)
+        seems = f": it seems to be of stage {2 - number}" if is_other else ""
         raise ValueError(
-            f"{stage.path} takes {wanted} channels but its frames have {given}: "
-            f"is it a checkpoint of stage {number + 1}?"
+            f"expected a checkpoint of stage {number + 1}, whose frames have {given} channels, but "
+            f"{stage.path} takes {wanted}{seems}"
         )

@@ -21,6 +21,7 @@ import numpy as np
 MAX_SIDE = 65535  # voxels along one axis; larger numbers are a damaged or foreign header
 SPACING_RANGE = (0.5, 200.0)  # Å; outside is a wrong header or a wrong unit, not a tomogram
 MAX_SLICE = 1 << 28  # voxels; larger slices are a damaged header, and would not fit in memory
+LAYER_IN_MEMORY = 64 << 20  # bytes of decoded chunks kept in memory, so that each is decoded once
 SPACING_UNKNOWN = (  # how a note ends that says so
     "voxel spacing unknown: the bundled model needs it (segment --voxel-spacing)"
 )

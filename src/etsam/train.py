@@ -17,6 +17,7 @@ from torch import Tensor
 
 from etsam.clip_loss import ClipLoss
 from etsam.dataset import SliceStore
+from etsam.memory import memory_errors
 from etsam.stages import choose_dtype
 from etsam.storage import held_lock
 from etsam.training.clips import Clips, ClipSampler
@@ -51,6 +52,7 @@ __all__ = [
     "train",
 ]
 
+LESS_MEMORY = "try a smaller --size, --frames or --batch, or --checkpointing"
 LOG_EVERY = 50
 """Steps between two lines of the log."""
 
@@ -76,9 +78,12 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
     FileNotFoundError, FileExistsError, OSError
         A file is missing, weights or a log that are of no run are there, the simulating process
         stopped, or another run is at work in the folder.
+    MemoryError
+        The memory is used up, of the machine or of the card.
     """
     torch.manual_seed(options.seed)
     with ExitStack() as stack:
+        stack.enter_context(memory_errors(LESS_MEMORY))
         store = SliceStore(options.memory_gb)
         stack.callback(store.close)
         groups = [] if sampler else open_groups(options, store)

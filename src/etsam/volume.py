@@ -144,9 +144,9 @@ class Tomogram:
                 total += float(data[finite].sum(dtype=np.float64))
                 count += int(np.count_nonzero(finite))
             if not count:
-                raise ValueError(
-                    f"{self.path or 'the array'} has no finite voxel: all are NaN or infinite"
-                )
+                lost = ", or too large for float32: scale them" if self.dtype.itemsize > 4 else ""
+                name = self.path or "the array"
+                raise ValueError(f"{name} has no finite voxel: all are NaN or infinite{lost}")
             self._fill = total / count
         return self._fill
 

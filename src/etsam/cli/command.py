@@ -15,16 +15,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from etsam.options import OTHER_FILES
+
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 HIDDEN = re.compile(r"\.([^/\\]+?)(?:\.\d+)?\.partial\b")
 """The name of a file or folder while it is written; users know it by the name it will have."""
 WORK_FOLDER = re.compile(r"\.[^/\\]+\.partial[/\\]")
 """The folder of files that are written together; they will lie beside it."""
-NO_FOLDERS = (
-    *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy", ".npz", ".h5", ".hdf", ".hdf5"),
-    *(".em", ".nii", ".txt", ".csv", ".json"),
-)
 EXPECTED_ERRORS = (ValueError, OSError, MemoryError, ImportError, click.ClickException)
 
 
@@ -127,7 +125,7 @@ def check_output_name(output: Path | None) -> None:
     from etsam.results import names_mask  # takes a while, in which others may make the folder
 
     is_file = output.exists() and not output.is_dir()
-    if output.suffix.lower() in NO_FOLDERS or (is_file and not names_mask(output)):
+    if output.suffix.lower() in OTHER_FILES or (is_file and not names_mask(output)):
         raise click.UsageError(
             f"--output {output}: give a folder, or a mask's name in .mrc or .zarr"
         )

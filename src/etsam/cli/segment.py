@@ -53,8 +53,8 @@ PROMPTS = get_args(PromptKind)[:4]  # the last one, none, is only a network's ow
     metavar="NAME|FOLDER",
     help="compact, etsam-v1, or a folder with a stage1 and a stage2 checkpoint.",
 )
-@click.option("--stage1-checkpoint", type=FilePath(), help="Instead of --model.")
-@click.option("--stage2-checkpoint", type=FilePath(), help="Instead of --model.")
+@click.option("--stage1-checkpoint", type=FilePath(), help="Instead of the model's stage 1.")
+@click.option("--stage2-checkpoint", type=FilePath(), help="Instead of the model's stage 2.")
 @click.option(
     "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda:N, mps."
 )
@@ -159,8 +159,11 @@ def segment(params: dict[str, Any]) -> int:
 
 def _tell_of_idle(params: dict[str, Any]) -> None:
     """Say which options play no role beside the others."""
+    published = params["model"] == "etsam-v1"
+    given = params["stage1_checkpoint"] or params["stage2_checkpoint"]
     for name, beside, is_idle in (
         ("tile", "with --split-processing", params["split_processing"]),
+        ("tile", "with etsam-v1, whose frames are squares", published and not given),
         ("min_slices", "without --post-process", not params["post_process"]),
         ("show", "with --no-preview", not params["preview"]),
     ):

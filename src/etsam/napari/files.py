@@ -14,7 +14,8 @@ import numpy as np
 
 from etsam.arrays import ArraySource
 from etsam.mrc_header import HEADER_BYTES
-from etsam.storage import Zyx, known_spacing
+from etsam.options import OTHER_FILES
+from etsam.storage import VolumeInfo, Zyx, known_spacing
 from etsam.volume import KNOWN_SUFFIXES, OutputType, Tomogram, create_volume, open_tomogram, stem_of
 
 LayerData = tuple[Any, dict[str, Any], str]
@@ -161,23 +162,24 @@ def _write(path: str, array: Any, like: Tomogram, dtype: OutputType) -> list[str
 
 
 def _volume_name(path: str) -> str:
-    """Return the name of a file to write: with .mrc where it has no suffix.
+    """Return the name of a file to write: with .mrc where it has no suffix; 10.00Apx is none.
 
     Raises
     ------
     ValueError
         If it has the suffix of something else.
     """
-    name = Path(path).name
-    if "." not in name:
-        return f"{path}.mrc"
-    if not KNOWN_SUFFIXES.search(name):
+    if KNOWN_SUFFIXES.search(Path(path).name):
+        return path
+    if Path(path).suffix.lower() in OTHER_FILES:
         raise ValueError(f"{path} is no name of a volume: let it end with .mrc or .zarr")
-    return path
+    return f"{path}.mrc"
 
 
 def layer_volume(data: Any, meta: dict[str, Any]) -> Tomogram:
     """Return a layer's array (the finest of several) as a volume with spacing and origin in Å.
+
+    Warns where the file that it came from can no longer be read, whose header would be kept.
 
     Raises
     ------
@@ -189,13 +191,24 @@ def layer_volume(data: Any, meta: dict[str, Any]) -> Tomogram:
     info = replace(source.info, voxel_spacing=known_spacing(scale), origin=translate)
     path = (meta.get("metadata") or {}).get(SOURCE)
     if path is not None and Path(path).exists():
-        with open_tomogram(path) as opened:
-            same = opened.shape == info.shape and np.allclose(opened.origin, info.origin)
-            header = opened.info.mrc_header
-            if same and header is not None and len(header) == HEADER_BYTES:
-                order = opened.info.header_order
-                info = replace(info, mrc_header=header, header_order=order)
+        try:
+            info = _with_header(info, Path(path))
+        except (ValueError, OSError) as wrong:
+            warnings.warn(
+                f"the header of the layer's file is not kept, its scale and translate are: {wrong}",
+                stacklevel=3,
+            )
     return Tomogram(source, None, info)
+
+
+def _with_header(info: VolumeInfo, path: Path) -> VolumeInfo:
+    """Add the header of the MRC file that a layer came from, if that lies where the layer does."""
+    with open_tomogram(path) as opened:
+        same = opened.shape == info.shape and np.allclose(opened.origin, info.origin)
+        header, order = opened.info.mrc_header, opened.info.header_order
+    if not same or header is None or len(header) != HEADER_BYTES:
+        return info
+    return replace(info, mrc_header=header, header_order=order)
 
 
 def _triple(meta: dict[str, Any], key: str, default: float) -> Zyx:

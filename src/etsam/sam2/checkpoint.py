@@ -1,4 +1,4 @@
-"""Read published checkpoints (``{"model": state_dict}``) and our own self-describing safetensors."""
+"""Read published checkpoints (``{"model": state_dict}`` and the like) and our own self-describing safetensors."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from etsam.sam2.config import PRESETS, SAM2Config
 from etsam.sam2.model import SAM2
-from etsam.sam2.unreadable import UNREADABLE, check_archive, kind_of, no_weights, why_unreadable
+from etsam.sam2.naming import ANCHOR, State, find_state, plain_names
+from etsam.sam2.unreadable import (
+    UNREADABLE,
+    check_archive,
+    kind_of,
+    no_weights,
+    refuse_cut,
+    why_unreadable,
+)
 
 FORMAT = "etsam-sam2-1"
 """Value of the ``format`` entry in our safetensors metadata."""
 
 SYSTEM_ERROR = re.compile(r"os error (\d+)")
-WRAPPERS = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before the names of a network's parameters."""
 SINCE_2_1 = {"no_obj_embed_spatial", "obj_ptr_tpos_proj.weight", "obj_ptr_tpos_proj.bias"}
 """Parameters that SAM 2.0 has not."""
-
-State = dict[str, Tensor]
 
 
 def load_checkpoint(
@@ -44,8 +47,9 @@ def load_checkpoint(
     Parameters
     ----------
     path
-        A published file (``.pt``, ``.pth``: ``{"model": state_dict}``, always read with
-        ``weights_only=True``) or one of ours (``.safetensors``).
+        A published file (``.pt``, ``.pth``: ``{"model": state_dict}`` and what
+        `etsam.sam2.naming` knows, always read with ``weights_only=True``), one of ours
+        (``.safetensors``), or another safetensors file with Meta's names.
     config
         Sizes of a published-format network that is none of the published ones; a JSON file of
         the same name beside the checkpoint may say them too, or some. Ours carry their own.
@@ -53,7 +57,7 @@ def load_checkpoint(
     Returns
     -------
     model, metadata
-        The network in evaluation mode, and what the file says of itself (empty for ``.pt``).
+        The network in evaluation mode, and what a file of ours says of itself (else nothing).
 
     Raises
     ------
@@ -66,20 +70,17 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; expected a .pt or .safetensors file")
-    ours = path.suffix.lower() == ".safetensors"
-    state, metadata = _read_safetensors(path) if ours else (_read_pickle(path), {})
+    is_safe = path.suffix.lower() == ".safetensors"
+    state, metadata = _read_safetensors(path) if is_safe else (_read_pickle(path), None)
     _check_plain(state, path)
-    _check_names(state, path)
-    if config is None and ours:
-        config = _to_config(metadata.get("config"), path)
-    config = config or _published_config(state, path)
+    config, whose = _sizes(state, metadata, path) if config is None else (config, "that was given")
     with torch.device("meta"):
         model = SAM2(config)
-    _check_fit(model.state_dict(), state, path)
+    _check_fit(model.state_dict(), state, f"{path} does not fit the network {whose}")
     state = {k: v.to(dtype) for k, v in state.items()}
     _check_finite(state, path)
     model.load_state_dict(state, strict=True, assign=True)
-    return model.to(device).eval().requires_grad_(False), metadata
+    return model.to(device).eval().requires_grad_(False), metadata or {}
 
 
 def save_checkpoint(path: str | Path, model: SAM2, metadata: dict[str, Any], *, half: bool) -> None:
@@ -191,17 +192,26 @@ def _stages(state: State) -> tuple[int, ...]:
     return tuple(stages)
 
 
-def _published_config(state: State, path: Path) -> SAM2Config:
-    """Sizes that the tensors tell, where a published network has them, below those of the JSON."""
+def _sizes(state: State, metadata: dict[str, Any] | None, path: Path) -> tuple[SAM2Config, str]:
+    """The sizes of a network, and in words where they are from: a file of ours says them.
+
+    Of others they are those that the tensors tell, where a published network has them, below those
+    of the JSON beside it.
+    """
+    if metadata is not None:
+        return _to_config(metadata.get("config"), path), "that it says it is"
     beside = path.with_suffix(".json")
     given = _sizes_beside(beside)
     if not given:
-        return infer_config(state, path)
+        config = infer_config(state, path)
+        sizes = [(preset.embed_dim, preset.stages) for preset in PRESETS.values()]
+        name = list(PRESETS)[sizes.index((config.embed_dim, config.stages))]
+        return config, f"SAM 2.1 {name} (other sizes go into {beside.name} beside it)"
     try:
         told = infer_config(state, path).to_dict()
     except ValueError:
         told = {}
-    return _to_config(told | given, beside)
+    return _to_config(told | given, beside), f"of the sizes in {beside.name} (mend or remove it)"
 
 
 def _sizes_beside(beside: Path) -> dict[str, Any]:
@@ -226,30 +236,31 @@ def _to_config(values: Any, source: Path) -> SAM2Config:
 def _read_pickle(path: Path) -> State:
     check_archive(path)
     try:
+        refuse_cut(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that are refused anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as wrong:
         raise ValueError(no_weights(path, why_unreadable(path, wrong))) from None
-    state = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
-    ):
-        raise ValueError(f'{path} has no "model" entry with tensors; expected {{"model": ...}}')
-    return state
+    return plain_names(find_state(content, path), path)
 
 
-def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
+def _read_safetensors(path: Path) -> tuple[State, dict[str, Any] | None]:
+    """Tensors, and what a file of ours says of itself; None of another one with Meta's names."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            if header.get("format") != FORMAT:
+            is_ours = header.get("format") == FORMAT
+            metadata = dict(json.loads(header["etsam"])) if is_ours else None
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if not is_ours:
+                state = plain_names(state, path)
+            if not is_ours and ("etsam" in header or ANCHOR not in state):
                 raise ValueError(
-                    f"{path} is a safetensors file of another kind "
-                    f"(format {header.get('format')!r}, expected {FORMAT!r})"
+                    f"{path} is a safetensors file of another kind (format {header.get('format')!r}, "
+                    f"expected {FORMAT!r}, or the parameters of facebookresearch/sam2)"
                 )
-            metadata = dict(json.loads(header["etsam"]))
-            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+            return state, metadata
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as wrong:
         kind = kind_of(path)
         why = f"it is {kind}" if kind else wrong
@@ -267,16 +278,6 @@ def _check_plain(state: State, path: Path) -> None:
             )
 
 
-def _check_names(state: State, path: Path) -> None:
-    """Refuse names that only a wrapped network has."""
-    for prefix in WRAPPERS:
-        if state and all(name.startswith(prefix) for name in state):
-            raise ValueError(
-                f"{path} is of a wrapped network: all names begin with {prefix!r}; save the "
-                "state_dict of what is in the wrapper"
-            )
-
-
 def _check_finite(state: State, path: Path) -> None:
     """Refuse weights that would make every logit NaN, and so every mask empty."""
     wrong = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
@@ -287,8 +288,8 @@ def _check_finite(state: State, path: Path) -> None:
         )
 
 
-def _check_fit(expected: State, found: State, path: Path) -> None:
-    """Name the first differences in one line, rather than PyTorch's pages of them."""
+def _check_fit(expected: State, found: State, refusal: str) -> None:
+    """Name the first differences in one line after the refusal, rather than PyTorch's pages of them."""
     missing = sorted(set(expected) - set(found))
     extra = sorted(set(found) - set(expected))
     shapes = [k for k in expected if k in found and expected[k].shape != found[k].shape]
@@ -306,4 +307,4 @@ def _check_fit(expected: State, found: State, path: Path) -> None:
     if set(missing) == SINCE_2_1:
         problems.append("it looks like SAM 2.0: expected SAM 2.1")
     if problems:
-        raise ValueError(f"{path} does not fit the network: {'; '.join(problems)}")
+        raise ValueError(f"{refusal}: {'; '.join(problems)}")

@@ -38,7 +38,7 @@ def no_weights(path: Path, why: str) -> str:
     """The line that refuses a file in PyTorch's format."""
     return (
         f"{path} cannot be read as weights ({why}); expected a file saved by torch.save that holds "
-        "tensors only"
+        "tensors only, as torch.save(network.state_dict(), ...) writes"
     )
 
 
@@ -52,7 +52,7 @@ def why_unreadable(path: Path, wrong: BaseException) -> str:
         return f"it holds other objects, such as {found[1][:80]}"
     if isinstance(wrong, RuntimeError) and "allocate memory" in str(wrong):
         return "there is too little memory for it"
-    if _begins(path).startswith(b"PK") and not zipfile.is_zipfile(path):
+    if _is_cut(path):
         return "it is damaged or cut short: not a ZIP archive"
     return "it is damaged, or of another kind"
 
@@ -60,10 +60,32 @@ def why_unreadable(path: Path, wrong: BaseException) -> str:
 def kind_of(path: Path) -> str:
     """What a file is that is no checkpoint, by its first bytes; empty where these do not tell."""
     begins = _begins(path)
-    if path.suffix.lower() != ".safetensors" and begins[8:10] == b'{"':
+    is_safe = path.suffix.lower() == ".safetensors"
+    if not is_safe and begins[8:10] == b'{"':
         return "a safetensors file: give it that ending"
+    if is_safe and begins.startswith((b"PK", b"\x80\x02")) and begins[8:9] != b"{":
+        return "a file in PyTorch's format: give it the ending .pt"
     text = begins.lstrip().lower()
     return next((kind for start, kind in FIRST_BYTES.items() if text.startswith(start)), "")
+
+
+def refuse_cut(path: Path) -> None:
+    """Refuse an archive whose end is missing: to some of them torch.load says "Invalid argument".
+
+    Raises
+    ------
+    EOFError
+        It is; `why_unreadable` says so in words.
+    """
+    if _is_cut(path):
+        raise EOFError(path)
+
+
+def _is_cut(path: Path) -> bool:
+    try:
+        return _begins(path).startswith(b"PK") and not zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # its end says that there are further disks
+        return True
 
 
 def _begins(path: Path) -> bytes:

@@ -11,7 +11,7 @@ from torch import nn
 
 from etsam.sam2 import SAM2, save_checkpoint
 from etsam.sam2.checkpoint import written_whole
-from etsam.sam2.unreadable import UNREADABLE, why_unreadable
+from etsam.sam2.unreadable import UNREADABLE, refuse_cut, why_unreadable
 from etsam.training.journal import LOG_NAME
 from etsam.training.optimiser import make_optimiser
 from etsam.training.options import TrainOptions
@@ -111,6 +111,7 @@ def read_state(options: TrainOptions) -> dict[str, Any]:
         It cannot be read, or is that of a run of another network, stage, seed or start.
     """
     try:
+        refuse_cut(options.state)
         state: dict[str, Any] = torch.load(options.state, map_location="cpu", weights_only=True)
         made_with = state["made_with"]
     except UNREADABLE as wrong:
