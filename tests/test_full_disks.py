@@ -1,0 +1,78 @@
+"""Disks that are full: said before the work, what is done is kept, what was there before stays."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from etsam.options import SegmentOptions
+from etsam.results import how_far
+from etsam.segmentation import segment_file
+from test_cli import Run, assert_one_line, write_mrc
+from tiny_model import write_tiny_model
+
+
+def noise(shape: tuple[int, int, int]) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def fill_up(path: Path) -> None:
+    """Write a file until the disk is full."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(1024)):
+                pass
+        except OSError:
+            return
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> SegmentOptions:
+    folder = write_tiny_model(tmp_path / "tiny")
+    return SegmentOptions(model=folder, device="cpu", preview=False, polarity="dark")
+
+
+def test_all_files_of_a_segmentation_must_fit_together(
+    run: Run, options: SegmentOptions, tmp_path: Path, small_disk: Path
+) -> None:
+    path = write_mrc(tmp_path / "a.mrc", noise((8, 128, 128)))  # each file by itself would fit
+    code, out, err = run(
+        *("segment", path, "--model", options.model, "--device", "cpu", "--no-preview"),
+        *("-o", small_disk, "--instances", "--post-process"),
+    )
+    assert (code, out) == (1, "") and "stage 1" not in err
+    need = 8 * 128 * 128 * (4 + 4 + 1 + 1 + 2)
+    assert_one_line(err, f"{small_disk}: making a_membrane.mrc needs {need:,} bytes")
+    assert {each.suffix for each in small_disk.iterdir()} <= {".jsonl", ".lock"}
+
+
+@pytest.mark.filterwarnings("ignore:no membrane found")
+def test_stages_outlive_a_disk_that_fills_up(
+    run: Run, options: SegmentOptions, tmp_path: Path, small_disk: Path
+) -> None:
+    path = write_mrc(tmp_path / "a.mrc", noise((8, 64, 64)))
+    filler, mask = small_disk / "filler", small_disk / "a_membrane.mrc"
+
+    def fill(fraction: float, message: str) -> None:
+        if fraction > 0.6 and not filler.exists():
+            fill_up(filler)
+
+    asked = ("segment", path, "--model", options.model, "--device", "cpu", "--polarity", "dark")
+    asked = (*asked, "--no-preview", "-o", small_disk)
+    with pytest.raises(OSError, match="No space") as caught:
+        segment_file(path, replace(options, output=small_disk), fill)
+    assert caught.value.errno == errno.ENOSPC
+    left = how_far(mask)
+    assert left is not None and left[0] == 2
+    code, _, err = run(*asked, "--resume")
+    assert code == 1 and "a_membrane.mrc" in err and how_far(mask) == left
+    filler.unlink()
+    seen: list[str] = []
+    later = replace(options, output=small_disk)
+    segment_file(path, later, lambda _, message: seen.append(message), resume=True)
+    assert mask.is_file() and not [text for text in seen if text.startswith("stage 1")]
+    assert not list(small_disk.glob(".a_membrane*"))
