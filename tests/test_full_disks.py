@@ -12,6 +12,7 @@ import pytest
 from etsam.options import SegmentOptions
 from etsam.results import how_far
 from etsam.segmentation import segment_file
+from file_limit import file_limit
 from test_cli import Run, assert_one_line, write_mrc
 from tiny_model import write_tiny_model
 
@@ -76,3 +77,34 @@ def test_stages_outlive_a_disk_that_fills_up(
     segment_file(path, later, lambda _, message: seen.append(message), resume=True)
     assert mask.is_file() and not [text for text in seen if text.startswith("stage 1")]
     assert not list(small_disk.glob(".a_membrane*"))
+
+
+@pytest.mark.parametrize("verb", ["postprocess", "baseline"])
+def test_older_results_outlive_a_full_disk(run: Run, tmp_path: Path, verb: str) -> None:
+    """Mask and JSON are those of one run: the JSON does not fit any more, the mask before it does."""
+    path = (
+        tmp_path / f"{'a' * 200}.mrc"
+    )  # which is told in the JSON, so that this is the larger one
+    mask = (noise((4, 4, 4)) > 0).astype(np.int8)
+    write_mrc(path, mask)
+    asked = (verb, path, "-o", tmp_path / "out")
+    assert run(*asked)[0] == 0
+    before = {each.name: each.read_bytes() for each in (tmp_path / "out").iterdir()}
+    sizes = {Path(name).suffix: len(content) for name, content in before.items()}
+    assert sizes[".mrc"] < sizes[".json"] - 100
+    path.unlink()
+    write_mrc(path, mask[::-1])
+    with file_limit(sizes[".json"] - 100):
+        code, out, err = run(*asked, "--overwrite")
+    assert (code, out) == (1, "") and ".json: File too large" in err
+    assert {each.name: each.read_bytes() for each in (tmp_path / "out").iterdir()} == before
+
+
+def test_an_output_folder_goes_with_what_failed_in_it(run: Run, tmp_path: Path) -> None:
+    path = write_mrc(tmp_path / "a.mrc", (noise((4, 8, 8)) > 0).astype(np.int8))
+    (tmp_path / "old").mkdir()
+    for name in ("new", "old"):
+        for verb in ("postprocess", "baseline"):
+            with file_limit(1000):
+                assert run(verb, path, "-o", tmp_path / name)[0] == 1
+    assert {each.name for each in tmp_path.rglob("*")} == {"a.mrc", "old"}
