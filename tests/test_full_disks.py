@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from etsam import manifest
 from etsam.options import SegmentOptions
 from etsam.results import how_far
 from etsam.segmentation import segment_file
@@ -108,3 +110,46 @@ def test_an_output_folder_goes_with_what_failed_in_it(run: Run, tmp_path: Path) 
             with file_limit(1000):
                 assert run(verb, path, "-o", tmp_path / name)[0] == 1
     assert {each.name for each in tmp_path.rglob("*")} == {"a.mrc", "old"}
+
+
+@pytest.mark.filterwarnings("ignore:no membrane found", "always:.*trying again")
+@pytest.mark.parametrize(("full", "code"), [(range(3, 5), 0), (range(3, 99), 1)])
+def test_a_disk_that_is_full_for_a_moment_does_not_end_a_batch(
+    run: Run,
+    options: SegmentOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    full: range,
+    code: int,
+) -> None:
+    paths = [write_mrc(tmp_path / f"{name}.mrc", noise((5, 24, 32))) for name in "ab"]
+    usual, turns = manifest.write_text, itertools.count(1)
+
+    def write_text(path: Path, text: str) -> None:
+        if next(turns) in full:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        usual(path, text)
+
+    monkeypatch.setattr(manifest, "write_text", write_text)
+    asked = ("segment", *paths, "--model", options.model, "--device", "cpu", "--polarity", "dark")
+    answer = run(*asked, "--no-preview", "-o", tmp_path / "out")
+    assert answer[0] == code and len(answer[1].splitlines()) == 2
+    assert answer[2].count("etsam_manifest.jsonl: No space left on device: trying again") == 1
+    assert ("etsam: error" in answer[2]) == bool(code)
+    found = manifest.read_manifest(tmp_path / "out" / "etsam_manifest.jsonl")
+    assert [entry.state for entry in found] == (["running", "queued"] if code else ["done"] * 2)
+
+
+def test_a_record_says_files_by_the_names_that_they_will_have(
+    run: Run, options: SegmentOptions, tmp_path: Path
+) -> None:
+    """The mask fits, the logits that are kept meanwhile do not."""
+    path = write_mrc(tmp_path / "a.mrc", noise((4, 64, 64)))
+    record = tmp_path / "m.jsonl"
+    asked = ("segment", path, "--model", options.model, "--device", "cpu", "--polarity", "dark")
+    with file_limit(20_000):
+        code, out, err = run(*asked, "--no-preview", "--manifest", record)
+    assert (code, out) == (1, "")
+    (entry,) = manifest.read_manifest(record)
+    assert entry.error == f"{tmp_path / 'a_membrane.mrc'}: File too large"
+    assert err.splitlines()[-1] == f"etsam: error: {path}: {entry.error}"

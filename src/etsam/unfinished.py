@@ -96,7 +96,8 @@ class Unfinished:
     def logits(self, stage: int, shape: tuple[int, int, int], step: int = 1) -> ScratchLogits:
         """Logits of a stage: empty, or those of the slices that are done."""
         file = open_scratch(self.folder / _logits_name(stage), shape)
-        scratch = ScratchLogits(shape, file, self._extremes.get(stage, NO_LOGITS), step)
+        extremes = self._extremes.get(stage, NO_LOGITS)
+        scratch = ScratchLogits(shape, file, extremes, step, self.folder)
         self._stages[stage] = scratch
         return scratch
 
