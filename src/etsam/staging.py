@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from etsam.storage import beginning
-
-STEM_BYTES = 200  # of a name that may have 255 with what comes around it
+from etsam.storage import partial_name
 
 
 @contextmanager
@@ -27,8 +24,8 @@ def hidden_folder(home: Path, stem: str) -> Iterator[Path]:
     is_new = not home.exists()
     home.mkdir(parents=True, exist_ok=True)
     try:
-        prefix = f".{beginning(stem, STEM_BYTES)}-"
-        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=home))
+        folder = partial_name(home / stem)
+        folder.mkdir()
         try:
             yield folder
         finally:
