@@ -87,7 +87,7 @@ def test_prepare_refuses(changing: str, mask: Path, tomogram: Path, tmp_path: Pa
     path = {"tomogram": tomogram, "mask": mask, "limit": limit}[changing]
     with refused(path):
         prepare(pair, tmp_path / "out", PrepareOptions(limit=limit), erased(path))
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_change_while_a_file_is_opened_counts(

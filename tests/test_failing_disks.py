@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import etsam.ngff
 from etsam.results import worth_keeping
 from etsam.volume import create_volume, open_tomogram, tomogram_from_array
+from etsam.zarr_arrays import failed
 from test_ngff import voxels, write
 
 
@@ -77,5 +77,5 @@ def test_full_disks_have_their_own_numbers() -> None:
         ("UNKNOWN: Failed to write: No space left on device", errno.ENOSPC),
         ("UNKNOWN: Disk quota exceeded", errno.EDQUOT),
     ):
-        failure = etsam.ngff._failed("a.zarr cannot be written", ValueError(said))
+        failure = failed("a.zarr cannot be written", ValueError(said))
         assert failure.errno == number and not worth_keeping(failure)

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from etsam.options import SegmentOptions
 from etsam.segmentation import segment_file
 from etsam.volume import create_volume, open_tomogram, tomogram_from_array
 from test_cli import Run, assert_one_line, write_mrc
+from test_full_disks import fill_up
 from test_hostile import mrc_bytes
 from tiny_model import write_tiny_model
 
@@ -246,20 +247,6 @@ def test_manifests_that_cannot_be_written(
     assert not (tmp_path / "a_membrane.mrc").exists()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of a megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.name != "posix" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no right to mount a small disk")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_disk_that_fills_up_leaves_no_result(
     segment: Callable[..., tuple[int, str, str]], model: Path, tmp_path: Path, small_disk: Path
 ) -> None:
@@ -268,12 +255,7 @@ def test_a_disk_that_fills_up_leaves_no_result(
 
     def fill(fraction: float, message: str) -> None:
         if fraction > 0.3 and not filler.exists():
-            with filler.open("wb", buffering=0) as file:
-                try:
-                    while file.write(bytes(1024)):
-                        pass
-                except OSError:
-                    return
+            fill_up(filler)
 
     options = SegmentOptions(
         model=model, device="cpu", polarity="dark", preview=False, output=small_disk

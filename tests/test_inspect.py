@@ -41,6 +41,19 @@ def test_an_ordinary_tomogram_has_no_remarks(tmp_path: Path) -> None:
     assert found.scratch_mb == pytest.approx(8 * np.prod(SHAPE) / 1e6, abs=0.1)
 
 
+@pytest.mark.filterwarnings("always:.*sections run along")
+def test_sections_along_another_axis_are_told(run: Run, tmp_path: Path) -> None:
+    path = write_mrc(tmp_path / "a.mrc", smooth())
+    for sections, told in ((3, False), (1, True), (2, True)):
+        with mrcfile.mmap(path, "r+") as stored:
+            order = [sections, *({1, 2, 3} - {sections})]
+            stored.header.maps, stored.header.mapr, stored.header.mapc = order
+        note = f"sections run along {'xyz'[sections - 1]} (axis map): read and tracked along it"
+        assert (note in remarks(path)) == told
+        err = run("baseline", path, "--overwrite")[2]
+        assert err.count(f"warning: {path}: {note}") == told
+
+
 def test_oddities_are_found(tmp_path: Path) -> None:
     unknown = inspect(write_mrc(tmp_path / "unknown.mrc", smooth(), 1.0))
     assert unknown.remarks == [

@@ -197,7 +197,7 @@ def test_a_failure_is_one_line_and_leaves_only_the_log(
     lines = [line for line in err.splitlines() if "error" in line]
     assert len(lines) == 1
     assert part in lines[0]
-    left = [path.name for path in out.iterdir()]
+    left = [path.name for path in out.glob("*")]
     assert left == ([] if how == "shape" else ["TS_1_10.00Apx_membrain-seg.log"])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 import warnings
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -17,11 +16,11 @@ from etsam.baselines.programs import (
     MEMBRAIN,
     ProgramOptions,
     Run,
-    find_executable,
     run_program,
     score_slices,
 )
 from etsam.baselines.ridge import Progress, RidgeOptions, ridge_slices
+from etsam.ngff_metadata import refuse_folder
 from etsam.provenance import (
     Clock,
     earlier_record,
@@ -34,8 +33,9 @@ from etsam.provenance import (
 )
 from etsam.record import reading_notes, told_of
 from etsam.results import write_thresholded
-from etsam.storage import SPACING_UNKNOWN, refuse_taken, remove
-from etsam.volume import Tomogram, open_tomogram, output_path, refuse_input
+from etsam.staging import hidden_folder
+from etsam.storage import SPACING_UNKNOWN, place_files, refuse_taken
+from etsam.volume import Tomogram, open_tomogram, output_path, refuse_input, stem_of
 
 RIDGE_THRESHOLD = 0.0
 """Where the ridge filter's mean Dice on simulated tomograms is largest."""
@@ -48,6 +48,10 @@ class BaselineResult:
     mask: Path
     scores: Path | None
     provenance: Path
+
+    def volumes(self) -> list[Path]:
+        """All files but the JSON."""
+        return [path for path in (self.mask, self.scores) if path is not None]
 
 
 def baseline(
@@ -90,64 +94,70 @@ def baseline(
         A result is there already.
     """
     options = options or RidgeOptions()
-    if threshold is None:
-        threshold = (
-            RIDGE_THRESHOLD if isinstance(options, RidgeOptions) else options.program.threshold
-        )
+    threshold = _usual_threshold(options) if threshold is None else threshold
     result = result_names(path, None if output is None else Path(output), options, store_scores)
     _refuse_existing(result, Path(path), overwrite)
-    spacing = options.voxel_spacing
-    with told_of(Path(path)) as told, closing(open_tomogram(path, voxel_spacing=spacing)) as source:
-        details = _segment(source, options, threshold, result, progress)
+    home, spacing = result.mask.parent, options.voxel_spacing
+    with ExitStack() as stack:
+        told = stack.enter_context(told_of(Path(path)))
+        source = stack.enter_context(closing(open_tomogram(path, voxel_spacing=spacing)))
+        folder = stack.enter_context(hidden_folder(home, stem_of(result.mask)))
+        staged = result_names(path, folder, options, store_scores)
+        details = _segment(source, options, threshold, staged, progress)
         notes = [note for note in reading_notes(source) if not note.endswith(SPACING_UNKNOWN)]
         details["parameters"] |= {"threshold": threshold, "store_scores": store_scores}
-        details |= {"warnings": [*told, *notes]}
-        _remove_stale(result_names(path, result.mask.parent, options, scores=True), result)
-        made = [written for written in (result.mask, result.scores) if written is not None]
-        write_json(result.provenance, details | {"outputs": outputs_record(made)})
+        outputs = outputs_record(staged.volumes())
+        details |= {"warnings": [*told, *notes], "outputs": outputs}
+        write_json(staged.provenance, details)
+        stale = _stale(result_names(path, home, options, scores=True), result)
+        place_files(folder, [result.provenance, *result.volumes()], stale)
         for note in notes:
             warnings.warn(note, stacklevel=2)
     return result
 
 
+def _usual_threshold(options: RidgeOptions | ProgramOptions) -> float:
+    return RIDGE_THRESHOLD if isinstance(options, RidgeOptions) else options.program.threshold
+
+
 def _refuse_existing(result: BaselineResult, source: Path, overwrite: bool) -> None:
     """Keep the tomogram, and without `overwrite` results that are there."""
-    targets = [*filter(None, (result.mask, result.scores, result.provenance))]
+    targets = [*result.volumes(), result.provenance]
     refuse_input(targets, source, "tomogram")
-    if not overwrite:
-        for target in targets:
+    for target in targets:
+        refuse_folder(target)
+        if not overwrite:
             refuse_taken(target)
 
 
-def _remove_stale(names: BaselineResult, made: BaselineResult) -> None:
-    """Remove the scores that the run before wrote and this one did not; they are of another mask."""
+def _stale(names: BaselineResult, made: BaselineResult) -> list[Path]:
+    """The scores that the run before wrote and this one did not; they are of another mask."""
     earlier = earlier_record(made.provenance, "baseline") or {}
-    if made.scores is None and names.scores and is_as_written(names.scores, earlier):
-        remove(names.scores)
+    others = [path for path in names.volumes() if path not in made.volumes()]
+    return [path for path in others if is_as_written(path, earlier)]
 
 
 def _segment(
     tomogram: Tomogram,
     options: RidgeOptions | ProgramOptions,
     threshold: float,
-    result: BaselineResult,
+    staged: BaselineResult,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """Write mask and scores; return the JSON's contents."""
+    """Write mask and scores in a hidden folder; return the JSON's contents."""
     clock = Clock()
     run: Run | None = None
     with ExitStack() as stack:
         if isinstance(options, ProgramOptions):
             with clock.stage(options.program.name):
-                run = _run(stack, tomogram, options, result.mask, progress)
+                run = _run(tomogram, options, staged.mask, progress)
             slices = score_slices(run, tomogram, options.program.name, progress)
         else:
-            result.mask.parent.mkdir(parents=True, exist_ok=True)
             slices = ridge_slices(tomogram, options, progress)
         stack.enter_context(closing(slices))
         label = f"etsam {__version__} baseline {_method(options)} > {threshold:g}"
         voxels = write_thresholded(
-            slices, tomogram, threshold, mask=result.mask, scores=result.scores, label=label
+            slices, tomogram, threshold, mask=staged.mask, scores=staged.scores, label=label
         )
     details = _details(options, run, clock, input_record(tomogram))
     details["results"] = {
@@ -179,20 +189,14 @@ def result_names(
 
 
 def _run(
-    stack: ExitStack,
-    tomogram: Tomogram,
-    options: ProgramOptions,
-    mask: Path,
-    progress: Progress | None,
+    tomogram: Tomogram, options: ProgramOptions, staged: Path, progress: Progress | None
 ) -> Run:
-    """Run another program in a scratch folder beside the results; keep what it said if it fails."""
+    """Run another program where a mask is staged; keep what it said, in the folder above, if it fails."""
     name = options.program.name
-    find_executable(options)
-    mask.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(
-        stack.enter_context(tempfile.TemporaryDirectory(prefix=f".etsam-{name}-", dir=mask.parent))
-    ).resolve()
-    log = output_path(tomogram.path or mask, f"_{name}", mask.parent).with_suffix(".log")
+    scratch = staged.parent.resolve() / name
+    scratch.mkdir()
+    home = staged.parent.parent
+    log = output_path(tomogram.path or staged, f"_{name}", home).with_suffix(".log")
     log.unlink(missing_ok=True)
     try:
         return run_program(tomogram, options, scratch, progress)

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from etsam.inputs import refuse_same_results
 from etsam.manifest import MANIFEST_NAME, SUFFIX, Entry, Manifest, here, now
+from etsam.messages import one_line
 from etsam.options import SegmentOptions
 from etsam.provenance import peak_rss_mb, reset_peaks
 from etsam.results import names_mask, request_of, result_names
@@ -189,8 +190,7 @@ def segment_one(
             path, plan.options_for(path), progress, load=load, resume=plan.resume, run=plan.run
         )
     except FAILURES as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        failed = replace(entry, state="failed", error=text, **_measured(begun))
+        failed = replace(entry, state="failed", error=one_line(error), **_measured(begun))
         return Outcome(path, failed, error=_without_frames(error))
     details = result.details
     done = replace(

@@ -11,9 +11,10 @@ from types import TracebackType
 
 import numpy as np
 
-from etsam.storage import RawFile, partial_name, require_space, scratch_file, write_all
+from etsam.storage import RawFile, naming, partial_name, require_space, scratch_file, write_all
 from etsam.volume import refuse_input
 
+SCRATCH = Path("scratch file of logits")  # as it is called, having no name
 LOGIT_LIMIT = 5.0  # stage-1 logits are clipped to [-5, 5] before stage 2 (paper, 4.3)
 
 
@@ -46,13 +47,18 @@ class ScratchLogits:
         file: io.FileIO | None = None,
         extremes: LogitRange = NO_LOGITS,
         step: int = 1,
+        name: Path = SCRATCH,
     ) -> None:
-        """Open the scratch space; a `file` that holds logits already comes with their `extremes`."""
+        """Open the scratch space; a `file` that holds logits already comes with their `extremes`.
+
+        An error of the disk says the `name`.
+        """
         self.shape = shape
         self.extremes = extremes
         self.step = step
         self._file = file or scratch_file(4 * math.prod(shape), "keeping the first stage's logits")
-        self._reader = RawFile(self._file, "scratch file of logits")
+        self._name = name
+        self._reader = RawFile(self._file, str(SCRATCH))
 
     @property
     def clipped_range(self) -> LogitRange:
@@ -65,8 +71,9 @@ class ScratchLogits:
         data = np.ascontiguousarray(logits, dtype=np.float32)
         low, high = float(data.min()), float(data.max())
         self.extremes = LogitRange(min(self.extremes.low, low), max(self.extremes.high, high))
-        self._file.seek(z * data.nbytes)
-        write_all(self._file, data)
+        with naming(self._name):
+            self._file.seek(z * data.nbytes)
+            write_all(self._file, data)
 
     def read_slice(self, z: int) -> np.ndarray:
         """Read slice z (Y, X) back, float32, from any thread.

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import socket
+import warnings
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from etsam.messages import one_line
 from etsam.storage import held_lock, with_own_name, write_text
 
 MANIFEST_NAME = "etsam_manifest"
@@ -56,7 +58,8 @@ def now() -> str:
 class Manifest:
     """The entries of a batch, by mask; written anew, atomically, at every change.
 
-    While it is open no other batch can open it. Without a path the entries stay in memory.
+    While it is open no other batch can open it. Without a path the entries stay in memory. A change
+    that cannot be written is told, and goes into the file with the next one or at the end.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -66,6 +69,7 @@ class Manifest:
         self._replacing = False
         self._lines: dict[str, tuple[Entry, str]] = {}  # as they were last written
         self._lock = ExitStack()
+        self._behind = self._told = False  # of changes that could not be written
 
     def __enter__(self) -> Self:
         """Take the lock and read what is there; a file that is no manifest is refused before a lock is made.
@@ -98,7 +102,9 @@ class Manifest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._lock.close()
+        with self._lock, suppress(OSError) if error is not None else nullcontext():
+            if self._behind:
+                self._write()
 
     def begin(self, pairs: Iterable[tuple[Path, Path]], *, replacing: bool = False) -> list[Entry]:
         """Queue tomograms, each with its mask; earlier attempts are counted on.
@@ -118,9 +124,9 @@ class Manifest:
         return queued
 
     def put(self, entry: Entry) -> Entry:
-        """Replace an entry, and write the file."""
+        """Replace an entry, and write the file if that can be done."""
         self.entries[entry.mask] = entry
-        self._write()
+        self._try_to_write()
         return entry
 
     def ended(self, entry: Entry, error: BaseException | None) -> None:
@@ -139,7 +145,19 @@ class Manifest:
         for entry in list(self.entries.values()):
             if entry.state == "running":
                 self.entries[entry.mask] = replace(entry, state="interrupted", ended=now())
-        self._write()
+        self._try_to_write()
+
+    def _try_to_write(self) -> None:
+        """Write the file, or warn, once, that it could not be written."""
+        try:
+            self._write()
+            self._behind = False
+        except OSError as wrong:
+            self._behind = True
+            if not self._told:
+                note = f"{one_line(wrong)}: trying again while the batch goes on"
+                warnings.warn(note, stacklevel=4)
+            self._told = True
 
     def _write(self) -> None:
         """Write all lines, of which only those of entries that changed are made anew."""

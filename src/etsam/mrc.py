@@ -32,6 +32,7 @@ from etsam.storage import (
 COPY_BYTES = 1 << 20
 DAMAGE_BYTES = 64 << 20  # unpacked of what is no MRC; a block of bzip2 holds 46 MB
 DEFLATE_LIMIT = 1040  # deflate never shrinks by more than 1032
+FOREIGN_MEMBER = "Not a gzipped file"  # as the codecs say of what follows an archive
 COMPRESSIONS = {b"\x1f\x8b": ".gz", b"BZh": ".bz2"}
 OTHER_COMPRESSIONS = {b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -182,6 +183,10 @@ def _read_packed(stream: IO[bytes], count: int, path: Path) -> bytes:
     try:
         return stream.read(count)
     except _damage_errors() as error:
+        if str(error).startswith(FOREIGN_MEMBER):
+            raise ValueError(
+                f"{path} has bytes after the end of the archive: unpack it with gunzip, which leaves them out"
+            ) from error
         raise ValueError(
             f"{path} is a damaged or incomplete archive ({error}): copy it again"
         ) from error
@@ -235,12 +240,13 @@ class MrcSink:
             ("rms", statistics.rms),
         ):
             self._fields[name] = value
-        self._file.seek(0)
-        write_all(self._file, self._fields)
-        os.fsync(self._file.fileno())
-        self._file.close()
-        if self._path.suffix.lower() in COMPRESSIONS.values():
-            _pack(self._partial, self._path.suffix.lower())
+        with naming(self._path):
+            self._file.seek(0)
+            write_all(self._file, self._fields)
+            os.fsync(self._file.fileno())
+            self._file.close()
+            if self._path.suffix.lower() in COMPRESSIONS.values():
+                _pack(self._partial, self._path.suffix.lower())
         os.replace(self._partial, self._path)
 
     def discard(self) -> None:
@@ -254,7 +260,20 @@ def _pack(partial: Path, compression: str) -> None:
     unpacked = partial.with_name(f"{partial.name}.unpacked")
     os.replace(partial, unpacked)
     try:
-        with open(unpacked, "rb") as source, _codec(compression).open(partial, "wb") as target:
+        with (
+            open(unpacked, "rb") as source,
+            open(partial, "wb") as file,
+            _packer(file, compression) as target,
+        ):
             shutil.copyfileobj(source, target, COPY_BYTES)
     finally:
         unpacked.unlink()
+
+
+def _packer(file: IO[bytes], compression: str) -> bz2.BZ2File | gzip.GzipFile:
+    """Pack into a file, with gzip without a name and a time, so that the same voxels are the same bytes."""
+    codec = _codec(compression)
+    if codec is bz2:
+        return bz2.BZ2File(file, "wb")
+    kind: type[gzip.GzipFile] = getattr(codec, "IGzipFile", gzip.GzipFile)
+    return kind("", "wb", fileobj=file, mtime=0)

@@ -172,6 +172,9 @@ def _data_offset(extended: int, data_bytes: int, size: int | None, notes: list[s
 def _header_spacing(fields: np.ndarray, notes: list[str]) -> Zyx | None:
     if sorted(int(fields[name]) for name in ("mapc", "mapr", "maps")) != [1, 2, 3]:
         notes.append("illegal axis map: read as columns x, rows y, sections z")
+    sections = "xyz"[axis_order(fields)[0]]
+    if sections != "z":
+        notes.append(f"sections run along {sections} (axis map): read and tracked along it, not z")
     spacing = []
     for axis in axis_order(fields):
         cells = int(fields[("mx", "my", "mz")[axis]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import itertools
 import json
@@ -28,16 +27,13 @@ from etsam.storage import (
     remove,
     scratch_file,
 )
+from etsam.zarr_arrays import CHUNK, create_array, failed, open_array, read
 
 if TYPE_CHECKING:
     import tensorstore
 
-CHUNK = (16, 256, 256)  # as written: few slices wait in memory, viewers still read blocks
 OPEN_SLABS = 4  # unfinished layers of chunks kept in memory when slices come out of order
 CHUNK_LIMIT = 4 << 30  # bytes; one decoded chunk must fit in memory
-NOT_THE_DATA = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN")
-"""How tensorstore's messages begin where a disk or a network fails."""
-FULL = {"no space left": errno.ENOSPC, "quota exceeded": errno.EDQUOT}
 CHUNK_NAME = re.compile(r"(c[./\\])?\d+([./\\]\d+)*")
 """Path of a chunk in its array, of either version of Zarr."""
 
@@ -59,7 +55,7 @@ class NgffSource:
         """
         image = find_image(path)
         self._path = path
-        array = _open_array(image)
+        array = open_array(image)
         self._store = _volume_view(array, image, path)
         depth, height, width = (int(side) for side in self._store.shape)
         self._chunk = _grid(self._store.chunk_layout.read_chunk, self._store)
@@ -107,7 +103,7 @@ class NgffSource:
         )
         self._cache = RawFile(file, str(self._path))
         for rows, columns in _columns(self.info.shape, self._chunk):
-            block = _read(self._store[start:stop, rows, columns], self._path)
+            block = read(self._store[start:stop, rows, columns], self._path)
             self._cache.append(np.ascontiguousarray(block, self._dtype))
         self._layer = layer
 
@@ -154,7 +150,7 @@ class NgffSink:
         remove(partial)
         partial.mkdir()
         try:
-            self._store = _create_array(partial / "0", info, dtype)
+            self._store = create_array(partial / "0", info, dtype)
         except BaseException:
             self.discard()
             raise
@@ -179,7 +175,10 @@ class NgffSink:
         for layer in list(self._slabs):
             self._flush(layer)
         attributes = group_attributes(self._info, self._path.stem, self._label, statistics)
-        _write_group(self._partial, attributes, self._info.ngff_version)
+        try:
+            _write_group(self._partial, attributes, self._info.ngff_version)
+        except OSError as wrong:
+            raise OSError(wrong.errno, wrong.strerror, str(self._path)) from None
         if self._path.exists():
             old = partial_name(self._path.with_name(f"{self._path.name}.replaced"))
             remove(old)
@@ -223,7 +222,7 @@ class NgffSink:
             except ValueError as error:
                 failures.append(error)
         if failures:
-            raise _failed(f"{self._path} cannot be written", failures[0]) from failures[0]
+            raise failed(f"{self._path} cannot be written", failures[0]) from failures[0]
 
 
 def _columns(shape: tuple[int, int, int], chunk: Sequence[int]) -> list[tuple[slice, slice]]:
@@ -234,38 +233,6 @@ def _columns(shape: tuple[int, int, int], chunk: Sequence[int]) -> list[tuple[sl
         (slice(y, min(y + rows, height)), slice(x, min(x + columns, width)))
         for y, x in itertools.product(range(0, height, rows), range(0, width, columns))
     ]
-
-
-def _open_array(image: NgffImage) -> tensorstore.TensorStore:
-    import tensorstore
-
-    spec = {
-        "driver": "zarr3" if image.zarr_format == 3 else "zarr",
-        "kvstore": _files_of(image.array),
-        "context": {"cache_pool": {"total_bytes_limit": 0}},
-    }
-    try:
-        return tensorstore.open(spec, open=True, read=True).result()
-    except (ValueError, NotImplementedError, OverflowError) as error:
-        raise ValueError(f"{image.array} is not a readable Zarr array: {_reason(error)}") from error
-
-
-def _files_of(folder: Path) -> dict[str, str]:
-    """Return tensorstore's name for a folder: without `..` and in Unicode, it takes no other.
-
-    Raises
-    ------
-    ValueError
-        The name is no Unicode.
-    """
-    path = os.path.realpath(folder)
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"{folder} has a name that is no Unicode, which Zarr cannot have: rename it"
-        ) from None
-    return {"driver": "file", "path": f"{path}/"}
 
 
 def _volume_view(
@@ -334,27 +301,6 @@ def _missing_chunks(
     return (f"{expected - stored} of {expected} chunks are not stored and read as the fill value",)
 
 
-def _read(view: tensorstore.TensorStore, path: Path) -> np.ndarray:
-    try:
-        return view.read().result()
-    except (ValueError, NotImplementedError) as error:
-        if str(error).startswith(NOT_THE_DATA):
-            raise _failed(f"{path} cannot be read", error) from error
-        raise ValueError(f"{path} is damaged: {_reason(error)}") from error
-
-
-def _failed(what: str, error: Exception) -> OSError:
-    """What tensorstore says of a disk, with the number that the system's own errors have."""
-    text = str(error).lower()
-    number = next((code for words, code in FULL.items() if words in text), errno.EIO)
-    return OSError(number, f"{what}: {_reason(error)}")
-
-
-def _reason(error: Exception) -> str:
-    """Return the first part of tensorstore's message, without its specification."""
-    return " ".join(str(error).split("[")[0].split())[:200]
-
-
 def _write_group(folder: Path, attributes: dict[str, Any], version: str | None) -> None:
     if version == "0.5":
         content = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
@@ -362,39 +308,3 @@ def _write_group(folder: Path, attributes: dict[str, Any], version: str | None) 
         return
     (folder / ".zgroup").write_text(json.dumps({"zarr_format": 2}))
     (folder / ".zattrs").write_text(json.dumps(attributes, indent=2))
-
-
-def _create_array(folder: Path, info: VolumeInfo, dtype: np.dtype) -> tensorstore.TensorStore:
-    import tensorstore
-
-    chunk = [min(*pair) for pair in zip(CHUNK, info.shape, strict=True)]
-    if info.ngff_version == "0.5":
-        blosc = {"cname": "zstd", "clevel": 5, "shuffle": "shuffle", "typesize": dtype.itemsize}
-        metadata: dict[str, Any] = {
-            "shape": info.shape,
-            "data_type": dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-            "codecs": [
-                {"name": "bytes", "configuration": {"endian": "little"}},
-                {"name": "blosc", "configuration": blosc},
-            ],
-            "fill_value": 0,
-            "dimension_names": ["z", "y", "x"],
-        }
-    else:
-        metadata = {
-            "shape": info.shape,
-            "dtype": dtype.newbyteorder("<").str,
-            "chunks": chunk,
-            "dimension_separator": "/",
-            "compressor": {"id": "blosc", "cname": "zstd", "clevel": 5, "shuffle": 1},
-            "fill_value": 0,
-        }
-    spec = {
-        "driver": "zarr3" if info.ngff_version == "0.5" else "zarr",
-        "kvstore": _files_of(folder),
-        "metadata": metadata,
-        "context": {"cache_pool": {"total_bytes_limit": 0}},
-        "store_data_equal_to_fill_value": True,
-    }
-    return tensorstore.open(spec, create=True, delete_existing=True).result()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from etsam.components import Blobs, PackedMask, drop_thin, find_blobs
 from etsam.in_order import in_order
+from etsam.ngff_metadata import refuse_folder
 from etsam.options import MIN_SLICES, check_counts
 from etsam.provenance import (
     Clock,
@@ -32,8 +33,16 @@ from etsam.provenance import (
 )
 from etsam.results import names_mask
 from etsam.skeleton import clean_packed
-from etsam.storage import refuse_taken
-from etsam.volume import Tomogram, create_volume, open_tomogram, output_path, refuse_input
+from etsam.staging import hidden_folder
+from etsam.storage import place_files, refuse_taken
+from etsam.volume import (
+    Tomogram,
+    create_volume,
+    open_tomogram,
+    output_path,
+    refuse_input,
+    stem_of,
+)
 
 MAX_RUNG = 5
 """Longest rung to cut, in skeleton pixels (released code; the paper does not mention rungs)."""
@@ -142,18 +151,12 @@ def postprocess(
         workers = min(workers, math.prod(source.shape) // WORTH_A_PROCESS)
         packed = _PackedBatches(source.shape, _batches(source))
         cleaned = _clean(packed, options, workers, progress)
-        after = 0
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with create_volume(target, source, dtype="int8", label=options.label) as writer:
-            for z, data in cleaned.slices():
-                writer.write_slice(z, data.view(np.int8))
-                after += int(np.count_nonzero(data))
-                if progress is not None:
-                    progress("write", z + 1, source.shape[0])
+        with hidden_folder(target.parent, stem_of(target)) as folder:
+            summary = _write(cleaned, folder / target.name, source, options, progress)
             refuse_changed(before)
-            record.unlink(missing_ok=True)  # at no moment an old one stands beside a new mask
-        summary = cleaned.summary(after)
-        write_json(record, _details(source, before, options, summary, clock))
+            details = _details(source, before, options, summary, clock)
+            write_json(folder / record.name, details)
+            place_files(folder, [record, target])
     finally:
         if source is not mask:
             source.close()
@@ -258,6 +261,24 @@ def _clean(
     return _Cleaned(packed, blobs, (rungs, spurs, batches.voxels))
 
 
+def _write(
+    cleaned: _Cleaned,
+    target: Path,
+    like: Tomogram,
+    options: CleaningOptions,
+    progress: Progress | None,
+) -> CleaningSummary:
+    """Write the result, and say what was removed."""
+    after = 0
+    with create_volume(target, like, dtype="int8", label=options.label) as writer:
+        for z, data in cleaned.slices():
+            writer.write_slice(z, data.view(np.int8))
+            after += int(np.count_nonzero(data))
+            if progress is not None:
+                progress("write", z + 1, like.shape[0])
+    return cleaned.summary(after)
+
+
 def _batches(source: Tomogram) -> Iterator[np.ndarray]:
     """Read a volume a few slices at a time."""
     depth = source.shape[0]
@@ -314,6 +335,7 @@ def _targets(source: Tomogram, output: Path | str | None, overwrite: bool) -> tu
     if source.path is not None:
         refuse_input((target, record), source.path, "mask")
     for path in (target, record):
+        refuse_folder(path)
         if not overwrite:
             refuse_taken(path)
     return target, record

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -33,7 +32,8 @@ from etsam.provenance import (
     states_of,
     write_json,
 )
-from etsam.storage import beginning, place_files, refuse_taken, require_space, same_spacing
+from etsam.staging import hidden_folder
+from etsam.storage import place_files, refuse_taken, require_space, same_spacing
 from etsam.volume import (
     KNOWN_SUFFIXES,
     OutputType,
@@ -153,13 +153,12 @@ def prepare(
             return replace(target, details=earlier, reused=True)
         _refuse_existing(target, inputs, options, earlier)
         _check_place(inputs)
-        folder.mkdir(parents=True, exist_ok=True)
+        place = stack.enter_context(hidden_folder(folder, target.name))
         cleaned = (
             clean_annotation(masks, options.cleaning, limit=region, progress=progress)
             if masks
             else None
         )
-        place = Path(stack.enter_context(_hidden_folder(target)))
         staged = _names(pair, place, options)
         _copy_tomogram(tomogram, staged.tomogram, options, progress)
         if cleaned is not None:
@@ -246,13 +245,6 @@ def _stale(target: Prepared, inputs: list[Tomogram], earlier: dict[str, Any]) ->
     return [
         path for path in found if path.resolve() not in sources and is_as_written(path, earlier)
     ]
-
-
-def _hidden_folder(target: Prepared) -> tempfile.TemporaryDirectory[str]:
-    """Folder beside the results in which they are made, removed at the end."""
-    return tempfile.TemporaryDirectory(
-        prefix=f".{beginning(target.name, 200)}-", suffix=".partial", dir=target.record.parent
-    )
 
 
 def _sources(inputs: list[Tomogram]) -> set[Path]:

@@ -74,6 +74,12 @@ class SegmentResult:
         """All files but the JSON."""
         return [path for path in self.paths() if path != self.provenance]
 
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes of a voxel in all volumes of the result together, unpacked."""
+        sizes = {"mask": 1, "logits": 4, "cleaned": 1, "instances": 2}
+        return sum(size for name, size in sizes.items() if getattr(self, name) is not None)
+
     def staged(self, folder: Path) -> SegmentResult:
         """The same file names in another folder."""
         moved: dict[str, Any] = {
@@ -227,8 +233,8 @@ def _of_postprocess(cleaned: Path) -> bool:
 def work_folder(result: SegmentResult) -> Iterator[Path]:
     """Hidden folder beside the results, locked; its files get their names when all went well.
 
-    After an interruption, or when memory or a disk fails, it stays for a later process to go on
-    with; every other failure removes it.
+    After an interruption, when memory or a disk fails, or when the disk is full and a state was
+    saved before, it stays for a later process to go on with; every other failure removes it.
 
     Raises
     ------
@@ -246,12 +252,17 @@ def work_folder(result: SegmentResult) -> Iterator[Path]:
         raise OSError(f"{result.mask} is being made by another process: wait for it") from None
     except FileNotFoundError:
         raise OSError(f"{result.mask} has just been made by another process") from None
+    except OSError:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
     keep = False
     try:
         yield folder
         _place(folder, result)
     except BaseException as error:
-        keep = worth_keeping(error)
+        full = isinstance(error, OSError) and error.errno in FULL_DISK
+        keep = worth_keeping(error) or (full and (folder / STATE_FILE).is_file())
         raise
     finally:
         if not keep:

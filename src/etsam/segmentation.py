@@ -194,7 +194,7 @@ def segment_file(
     """Segment a tomogram and write mask, JSON and what else the options ask for.
 
     ``TS_1.mrc`` gives ``TS_1_membrane.mrc`` and, beside it, what `SegmentResult` lists, renamed
-    when all is complete. A failure leaves nothing, an interruption what a later call goes on with.
+    when all is complete. What an interruption or a full disk leaves a later call goes on with.
 
     Parameters
     ----------
@@ -300,13 +300,15 @@ def _attempt(
 
     What is on disk of another size is begun anew.
     """
-    require_space(staged.mask.parent, math.prod(tomogram.shape), f"writing {staged.mask.name}")
     if unfinished.settled.get("tile", options.tile) != options.tile:
         run = unfinished.settled["run"]
         unfinished.restart()
         unfinished.settled["run"] = run
         clear_folder(staged.mask.parent)
     unfinished.settled["tile"] = options.tile
+    count = math.prod(tomogram.shape)
+    needed = unfinished.missing_bytes(count, len(stages)) + count * staged.voxel_bytes
+    require_space(staged.mask.parent, needed, f"making {staged.mask.name}")
     options = _settled(tomogram, stages, options, progress, unfinished)
     with closing(_slices(tomogram, stages, options, progress, unfinished)) as slices:
         voxels = write_thresholded(

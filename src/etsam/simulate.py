@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +21,7 @@ from etsam.memory import memory_errors
 from etsam.simulation.recipe import SimulationOptions, draw
 from etsam.simulation.render import render
 from etsam.simulation.suite import SUITE_SHAPE, held_out_suite
+from etsam.staging import hidden_folder
 from etsam.storage import MAX_SIDE, place_files, write_text
 from etsam.volume import create_volume, tomogram_from_array
 
@@ -123,27 +123,30 @@ def simulate_one(
     stem = name or f"sim_{seed:06d}"
     target = folder / f"{stem}.mrc"
     mask, record = folder / f"{stem}_membrane.mrc", target.with_suffix(".json")
-    there = [path for path in (target, mask, record) if os.path.lexists(path)]
-    if there and not overwrite:
-        _refuse_others(there[0], record, seed, shape, options)
-        if target.exists():
-            return target
-    folder.mkdir(parents=True, exist_ok=True)
-    result = simulate(seed, shape, options)
-    clip = result.parameters["clip_percent"]
-    tomogram = quantised(result.tomogram, (clip, 100.0 - clip))
-    work = folder / f".{stem}.partial"
-    work.mkdir(exist_ok=True)
-    try:
-        _write_mrc(work / target.name, tomogram, result.voxel_spacing)
-        _write_mrc(work / mask.name, result.mask, result.voxel_spacing)
-        write_text(work / record.name, json.dumps(result.parameters, indent=1))
-        place_files(work, [record, mask, target])  # the last one stands for the pair
-    except OSError as wrong:
-        reason = wrong.strerror or str(wrong)
-        raise OSError(wrong.errno or errno.EIO, reason, str(target)) from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+
+    def is_there() -> bool:
+        there = [path for path in (target, mask, record) if os.path.lexists(path)]
+        if there:
+            _refuse_others(there[0], record, seed, shape, options)
+        return target.exists()
+
+    if not overwrite and is_there():
+        return target
+    with hidden_folder(folder, stem) as work:
+        result = simulate(seed, shape, options)
+        clip = result.parameters["clip_percent"]
+        tomogram = quantised(result.tomogram, (clip, 100.0 - clip))
+        try:
+            _write_mrc(work / target.name, tomogram, result.voxel_spacing)
+            _write_mrc(work / mask.name, result.mask, result.voxel_spacing)
+            write_text(work / record.name, json.dumps(result.parameters, indent=1))
+            if overwrite or not is_there():  # by another process, meanwhile
+                place_files(work, [record, mask, target])  # the last one stands for the pair
+        except FileExistsError:
+            raise
+        except OSError as wrong:
+            reason = wrong.strerror or str(wrong)
+            raise OSError(wrong.errno or errno.EIO, reason, str(target)) from None
     return target
 
 

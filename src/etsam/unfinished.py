@@ -25,6 +25,7 @@ from etsam.storage import open_scratch
 SAVE_SLICES = 16  # at most so many slices are done again after a kill,
 SAVE_SECONDS = 10.0  # or those of so much time, where that is fewer
 
+LOGITS_FILE = "stage*.f32"
 KINDS = ("spatial", "pointer", "choice")  # of what a bank keeps of the last slices
 Recent = tuple[tuple[int, Tensor], ...]
 
@@ -95,9 +96,15 @@ class Unfinished:
     def logits(self, stage: int, shape: tuple[int, int, int], step: int = 1) -> ScratchLogits:
         """Logits of a stage: empty, or those of the slices that are done."""
         file = open_scratch(self.folder / _logits_name(stage), shape)
-        scratch = ScratchLogits(shape, file, self._extremes.get(stage, NO_LOGITS), step)
+        extremes = self._extremes.get(stage, NO_LOGITS)
+        scratch = ScratchLogits(shape, file, extremes, step, self.folder)
         self._stages[stage] = scratch
         return scratch
+
+    def missing_bytes(self, voxels: int, stages: int) -> int:
+        """Bytes that the logits of all stages are yet to take on the disk."""
+        there = sum(path.stat().st_size for path in self.folder.glob(LOGITS_FILE))
+        return 4 * voxels * stages - there
 
     def start(self, stage: int, depth: int) -> int:
         """How many slices of a stage are done."""
@@ -201,7 +208,7 @@ class Unfinished:
 
 
 def _logits_name(stage: int) -> str:
-    return f"stage{stage + 1}.f32"
+    return LOGITS_FILE.replace("*", str(stage + 1))
 
 
 def _plain(identity: Mapping[str, Any]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,14 +14,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from etsam import messages
 from etsam.options import OTHER_FILES
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
-HIDDEN = re.compile(r"\.([^/\\]+?)(?:\.\d+)?\.partial\b")
-"""The name of a file or folder while it is written; users know it by the name it will have."""
-WORK_FOLDER = re.compile(r"\.[^/\\]+\.partial[/\\]")
-"""The folder of files that are written together; they will lie beside it."""
 EXPECTED_ERRORS = (ValueError, OSError, MemoryError, ImportError, click.ClickException)
 
 
@@ -88,20 +84,10 @@ def report_warning(message: Warning | str) -> None:
 
 
 def one_line(error: BaseException | str) -> str:
-    """The message of an error, without line breaks and without error numbers."""
+    """The message of an error, also click's, without line breaks and without error numbers."""
     if isinstance(error, click.ClickException):
-        text = error.format_message()
-    elif isinstance(error, OSError) and error.strerror:
-        named = WORK_FOLDER.sub("", os.fsdecode(error.filename or ""))
-        place = HIDDEN.sub(r"\1", named)
-        text = f"{place}: {error.strerror}" if place else error.strerror
-    elif isinstance(error, UnicodeEncodeError):
-        text = "a name that is no Unicode cannot be written into a text: rename the file"
-    elif isinstance(error, MemoryError):
-        text = f"not enough memory: {error}" if str(error) else "not enough memory"
-    else:
-        text = str(error)
-    return " ".join(text.split()) or type(error).__name__
+        error = error.format_message()
+    return messages.one_line(error)
 
 
 def is_chosen(name: str) -> bool:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -32,7 +30,8 @@ from etsam.midsurface import MidSurface, mid_surface, thickness
 from etsam.ngff_metadata import refuse_folder
 from etsam.options import LOGIT_THRESHOLD, check_counts, take_paths
 from etsam.overlay import check_shapes
-from etsam.storage import beginning, refuse_taken
+from etsam.staging import hidden_folder
+from etsam.storage import naming, refuse_taken
 from etsam.volume import Tomogram, open_tomogram, refuse_input, stem_of, whole_volume
 
 FORMATS = (
@@ -204,13 +203,13 @@ def export_file(
         if options.tomogram is not None:
             with closing(open_tomogram(options.tomogram)) as tomogram:
                 check_shapes((str(options.tomogram), tomogram), (str(source), like))
-        home.mkdir(parents=True, exist_ok=True)
-        with _staged(home, stem_of(source)) as folder:
+        with hidden_folder(home, stem_of(source)) as folder:
             work = _Work(source, like, tomogram, membrane, options, folder)
             for number, kind in enumerate(options.formats):
                 if progress is not None:
                     progress("export", number, len(options.formats))
-                _export(kind, work, home)
+                with naming(home / _name(kind, source)):
+                    _export(kind, work, home)
             placed = _placed(folder, home, progress, len(options.formats))
     work.say_if_unlabelled()
     work.say_if_pointless()
@@ -320,24 +319,14 @@ def _export_chimerax(target: Path, work: _Work, home: Path) -> None:
     layouts.write_chimerax(target, work.membrane.frame, (work.like, level), work.tomogram, others)
 
 
-@contextmanager
-def _staged(home: Path, stem: str) -> Iterator[Path]:
-    """Hidden folder beside the results, removed at the end."""
-    prefix = f".{beginning(stem, 200)}-"
-    folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=home))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _placed(folder: Path, home: Path, progress: Progress | None, total: int) -> list[Path]:
-    """Move everything to its name."""
+    """Move everything to its name, and folders that have it out of the way."""
     placed = []
     for path in sorted(folder.iterdir()):
         target = home / path.name
         if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
+            with suppress(FileNotFoundError):  # another export has moved it
+                target.replace(folder / f"{path.name}.replaced")
         path.replace(target)
         placed.append(target)
     if progress is not None:

@@ -24,7 +24,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from etsam.cli.command import one_line
+from etsam.messages import one_line
 from etsam.napari.files import SOURCE, write_labels
 from etsam.napari.painting import PaintedMask
 from etsam.napari.work import Run, logits_or_stop
