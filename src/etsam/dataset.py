@@ -17,6 +17,7 @@ from etsam.intensity import IntensityScaling, measure_intensity
 from etsam.layout import find_pairs as find_pairs  # who trains asks for pairs here
 from etsam.logits import LogitRange
 from etsam.metrics import IGNORE
+from etsam.polarity import is_seen_inverted
 from etsam.volume import Tomogram, open_tomogram, stem_of, tomogram_from_array, whole_volume
 
 LOGITS_SUFFIX = "_stage1.npy"
@@ -141,8 +142,14 @@ class Pair:
         return frame_geometry(self._spec, self.shape[1:], self.voxel_spacing)
 
     @cached_property
+    def is_inverted(self) -> bool:
+        """Whether the network sees it inverted; see `is_seen_inverted`."""
+        with open_volume(self.tomogram) as volume, open_volume(self.mask) as labels:
+            return is_seen_inverted(volume, labels, self._spec)
+
+    @cached_property
     def scaling(self) -> IntensityScaling:
-        """Scaling of the grey values, measured over the volume at first use.
+        """Scaling of the grey values, measured over the volume at first use; inverted if need be.
 
         Raises
         ------
@@ -152,7 +159,7 @@ class Pair:
         with open_volume(self.tomogram) as volume:
             try:
                 seen = blurred(volume, self._spec, volume.voxel_spacing)
-                return measure_intensity(seen, self._spec.normalisation, invert=self._spec.invert)
+                return measure_intensity(seen, self._spec.normalisation, invert=self.is_inverted)
             except ValueError as wrong:
                 if str(self.tomogram) in str(wrong):
                     raise

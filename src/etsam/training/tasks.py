@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -70,19 +70,31 @@ def open_groups(options: TrainOptions, store: SliceStore) -> list[Group]:
 def _annotated_pairs(folder: Path, options: TrainOptions, store: SliceStore) -> list[Pair]:
     """The pairs of a folder, of whose masks not all may be -1."""
     pairs = open_pairs(folder, options.spec, store, with_logits=options.stage == 2)
-    old = [pair.name for pair in pairs if options.stage == 2 and not has_logits(pair.tomogram)]
-    if old:
-        warnings.warn(
-            f"{folder}: {len(old)} tomograms ({old[0]}, ...) are newer than their stage-1 logits: give "
-            "--stage1-checkpoint to make them anew",
-            stacklevel=3,
-        )
+    for odd, told in _oddities(pairs, options):
+        if odd:
+            warnings.warn(
+                f"{folder}: {len(odd)} tomograms ({odd[0].name}, ...) {told}", stacklevel=3
+            )
     if not any(pair.is_annotated() for pair in pairs):
         raise ValueError(
             f"{folder}: not a voxel of {len(pairs)} masks is annotated, all are -1: "
             "expected 1 (membrane) and 0"
         )
     return pairs
+
+
+def _oddities(pairs: Sequence[Pair], options: TrainOptions) -> Iterator[tuple[list[Pair], str]]:
+    """What the user should know of pairs, and which of them it is true of."""
+    if options.stage == 2:
+        yield (
+            [pair for pair in pairs if not has_logits(pair.tomogram)],
+            "are newer than their stage-1 logits: give --stage1-checkpoint to make them anew",
+        )
+    other = "dark" if options.spec.invert else "bright"
+    yield (
+        [pair for pair in pairs if pair.is_inverted],
+        f"are seen inverted: by their labels, membranes are {other}",
+    )
 
 
 def make_sampler(
