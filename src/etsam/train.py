@@ -53,6 +53,8 @@ __all__ = [
 
 LOG_EVERY = 50
 """Steps between two lines of the log."""
+WORSE = 0.02
+"""How far the held-out Dice may end below its best without a word."""
 
 
 def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None = None) -> Path:
@@ -106,6 +108,8 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
             scribe = _Scribe(options, journal, held, team.device)
         drawn = stack.enter_context(closing(tasks(run.step, options, clips, team)))
         _loop(run, drawn, _Setting(options, team, scribe))
+        if scribe is not None:
+            scribe.judge()
         if team.leads and not options.weights.is_file():  # moved away since the run's end
             save_run(run, options)
         team.wait()
@@ -142,9 +146,11 @@ class _Scribe:
     held: ClipSampler | None
     device: torch.device
 
-    def show_clips(self, clips: Clips) -> None:
-        """A picture of the first clips, as the network sees them."""
+    def begin(self, run: Run, clips: Clips) -> None:
+        """A picture of the first clips, as the network sees them; figures of held-out clips before any step."""
         self.journal.show("clips", clips_picture(clips, len(self.options.spec.offsets)), 0)
+        if self.held is not None:
+            self.journal.write({"step": 0} | self._validate(run, self.held))
 
     def write(self, run: Run, entry: dict[str, Any], *, saves: bool) -> None:
         """A line of the log; where the run is to be saved also figures of held-out clips."""
@@ -156,6 +162,20 @@ class _Scribe:
         finally:  # whatever fails in figures costs no step
             if saves:
                 save_run(run, self.options)
+
+    def judge(self) -> None:
+        """Warn where held-out clips were answered better at the start, or clearly so in between."""
+        dice = self.journal.values("dice")
+        if not dice:
+            return
+        first, best, last = min(dice), max(dice, key=lambda step: dice[step]), max(dice)
+        if dice[last] < dice[first] or dice[last] < dice[best] - WORSE:
+            shorter = f", or --steps {best} and another --output" if best else ""
+            warnings.warn(
+                f"held-out Dice was {dice[first]:.3f} at step {first}, best at step {best} ({dice[best]:.3f}) and "
+                f"is {dice[last]:.3f} at the end: give a smaller --learning-rate{shorter}",
+                stacklevel=3,
+            )
 
     def _validate(self, run: Run, held: ClipSampler) -> dict[str, Any]:
         """Figures of the averaged network, and a picture."""
@@ -187,7 +207,8 @@ def _loop(run: Run, drawn: Iterator[Task], setting: _Setting) -> None:
     began = time.perf_counter()
     for task in drawn:
         if scribe is not None and run.step == 0:
-            scribe.show_clips(task.clips)
+            scribe.begin(run, task.clips)
+            began = time.perf_counter()
         run.losses.append(_step(run, shared, task, setting))
         run.step += 1
         ends = run.step == options.schedule.steps
