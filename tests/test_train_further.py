@@ -54,9 +54,10 @@ def test_a_compact_network_goes_on_with_small_steps(run: Run, folder: Path, tmp_
 def test_held_out_clips_are_looked_at_before_the_first_step_and_change_nothing(
     folder: Path, tmp_path: Path
 ) -> None:
+    held = write_pairs(tmp_path / "held")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # four steps may be a loss
-        seen = train(options(folder, tmp_path / "seen", validation=folder))
+        seen = train(options(folder, tmp_path / "seen", validation=held))
     unseen = train(options(folder, tmp_path / "unseen"))
     before = read_log(tmp_path / "seen")[0]
     assert before["step"] == 0 and 0 <= before["dice"] <= 1 and "loss" not in before
@@ -80,7 +81,7 @@ def test_a_run_that_ends_worse_says_so(
     dice: tuple[float, ...],
     said: str | None,
 ) -> None:
-    given = options(folder, tmp_path / "r", validation=folder)
+    given = options(folder, tmp_path / "r", validation=write_pairs(tmp_path / "held"))
     left = list(dice)
 
     def figures(*_given: Any) -> tuple[dict[str, float], np.ndarray]:

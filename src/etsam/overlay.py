@@ -12,6 +12,8 @@ from etsam.metrics import read_labels
 from etsam.storage import same_spacing
 from etsam.volume import Tomogram
 
+SAME_PLACE = 0.01  # share of a voxel by which origins may differ
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -53,6 +55,17 @@ def check_shapes(first: tuple[str, Tomogram], second: tuple[str, Tomogram]) -> N
         raise ValueError(
             f"{second[0]} has shape {second[1].shape}, {first[0]} {first[1].shape}: they do not belong together"
         )
+
+
+def place_difference(first: Tomogram, second: Tomogram) -> str | None:
+    """Say in what the headers of two volumes place them differently: voxel sizes, or origins; None: in nothing."""
+    sizes = [v.voxel_spacing for v in (first, second) if v.voxel_spacing is not None]
+    if len(sizes) == 2 and not same_spacing(*sizes):
+        listed = " and ".join("x".join(f"{step:g}" for step in size) for size in sizes)
+        return f"voxels of {listed} Å"
+    spacing = np.array(sizes[0] if sizes else (1.0, 1.0, 1.0))
+    near = np.abs(np.subtract(second.origin, first.origin)) <= SAME_PLACE * spacing
+    return None if near.all() else "other origins"
 
 
 def check_grids(first: tuple[str, Tomogram], others: Iterable[tuple[str, Tomogram]]) -> None:

@@ -19,6 +19,7 @@ from etsam.intensity import measure_intensity
 from etsam.layout import MASK_ENDING, RECORD_ENDING, Annotated
 from etsam.ngff_metadata import is_zarr, read_json, refuse_folder
 from etsam.options import Normalisation
+from etsam.overlay import place_difference
 from etsam.provenance import (
     Clock,
     earlier_record,
@@ -32,7 +33,7 @@ from etsam.provenance import (
     states_of,
     write_json,
 )
-from etsam.storage import beginning, place_files, refuse_taken, require_space, same_spacing
+from etsam.storage import beginning, place_files, refuse_taken, require_space
 from etsam.volume import (
     KNOWN_SUFFIXES,
     OutputType,
@@ -47,7 +48,6 @@ from etsam.volume import (
 COMPONENTS_ENDING = "_components"
 LIMIT_ENDING = "_limit"
 MOST_LISTED = 1000  # components in the record
-SAME_PLACE = 0.01  # share of a voxel by which origins may differ
 
 Progress = Callable[[str, int, int], None]
 
@@ -293,19 +293,9 @@ def _check_place(inputs: list[Tomogram]) -> None:
                 f"{volume.path} has shape {volume.shape}, {first.path} has {first.shape}: they "
                 "must lie on one grid"
             )
-        spacing = first.voxel_spacing or volume.voxel_spacing or (1.0, 1.0, 1.0)
-        near = np.abs(np.subtract(volume.origin, first.origin)) <= SAME_PLACE * np.array(spacing)
-        sizes = [v.voxel_spacing for v in (first, volume) if v.voxel_spacing is not None]
-        if len(sizes) == 2 and not same_spacing(*sizes):
-            listed = " and ".join("x".join(f"{step:g}" for step in size) for size in sizes)
+        if (other := place_difference(first, volume)) is not None:
             warnings.warn(
-                f"{volume.path} and the tomogram have voxels of {listed} Å: laid voxel on voxel",
-                stacklevel=2,
-            )
-        elif not near.all():
-            warnings.warn(
-                f"{volume.path} and the tomogram have other origins: laid voxel on voxel",
-                stacklevel=2,
+                f"{volume.path} and the tomogram have {other}: laid voxel on voxel", stacklevel=2
             )
 
 

@@ -53,8 +53,8 @@ __all__ = [
 
 LOG_EVERY = 50
 """Steps between two lines of the log."""
-WORSE = 0.02
-"""How far the held-out Dice may end below its best without a word."""
+WORSE, WORST = 0.002, 0.02
+"""How far the held-out Dice may end below its start, and below its best, without a word."""
 
 
 def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None = None) -> Path:
@@ -89,7 +89,7 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
             raise ValueError(
                 f"a batch of {options.schedule.batch} cannot be shared by {team.size} processes"
             )
-        held = held_out(options, store) if team.leads else None
+        held = held_out(options, store, groups) if team.leads else None
         options.output.mkdir(parents=True, exist_ok=True)  # nothing of the request was refused
         stack.enter_context(_sound_attention())
         stack.enter_context(_no_denormals())
@@ -169,7 +169,7 @@ class _Scribe:
         if not dice:
             return
         first, best, last = min(dice), max(dice, key=lambda step: dice[step]), max(dice)
-        if dice[last] < dice[first] or dice[last] < dice[best] - WORSE:
+        if dice[last] < max(dice[first] - WORSE, dice[best] - WORST):
             shorter = f", or --steps {best} and another --output" if best else ""
             warnings.warn(
                 f"held-out Dice was {dice[first]:.3f} at step {first}, best at step {best} ({dice[best]:.3f}) and "
