@@ -13,6 +13,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from etsam import __version__
 from etsam.simulate import quantised, simulate, simulate_many, simulate_one
 from etsam.simulation.recipe import PRESETS, SimulationOptions
 from etsam.simulation.segmentations import RealShape, read_segmentation
@@ -123,6 +124,32 @@ def test_pairs_are_written_whole_and_kept(tmp_path: Path) -> None:
     before = written[0].stat().st_mtime_ns
     simulate_one(tmp_path, 1, SHAPE)
     assert written[0].stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("lost", ["", "_membrane"])
+def test_what_is_missing_of_a_pair_is_made_again(tmp_path: Path, lost: str) -> None:
+    simulate_one(tmp_path, 1, SHAPE)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / f"sim_000001{lost}.mrc").unlink()
+    simulate_one(tmp_path, 1, SHAPE)
+    assert {path.name for path in tmp_path.iterdir()} == set(files)
+    for name, before in files.items():  # but for the date in a header's label
+        assert (tmp_path / name).read_bytes()[1024:] == before[1024:]
+
+
+def test_pairs_of_another_version_are_kept_and_told(tmp_path: Path) -> None:
+    path = simulate_one(tmp_path, 1, SHAPE)
+    record = path.with_suffix(".json")
+    known = json.loads(record.read_text())
+    assert known["etsam"] == __version__
+    simulate_one(tmp_path, 1, SHAPE)
+    before = path.stat().st_mtime_ns
+    for version, said in (("0.0.9", "made by etsam 0.0.9, this is"), (None, "unknown version")):
+        other = known | {"etsam": version} if version else {k: known[k] for k in [*known][1:]}
+        record.write_text(json.dumps(other))
+        with pytest.warns(UserWarning, match=said):
+            simulate_one(tmp_path, 1, SHAPE)
+    assert path.stat().st_mtime_ns == before
 
 
 def test_command_line(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:

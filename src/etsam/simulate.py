@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -68,7 +69,8 @@ def simulate(
     placed = nullcontext() if device == "cpu" else torch.device(device)
     with placed, memory_errors(LESS_MEMORY):
         tomogram, labels = render(recipe, shape, options, rng)
-    parameters = {"seed": seed, "shape": list(shape), **asdict(recipe), "given": asdict(options)}
+    asked = {"etsam": __version__, "seed": seed, "shape": list(shape)}
+    parameters = {**asked, **asdict(recipe), "given": asdict(options)}
     return Simulation(
         tomogram.cpu().numpy(), labels.cpu().numpy(), recipe.voxel_spacing, parameters
     )
@@ -126,7 +128,7 @@ def simulate_one(
     there = [path for path in (target, mask, record) if os.path.lexists(path)]
     if there and not overwrite:
         _refuse_others(there[0], record, seed, shape, options)
-        if target.exists():
+        if all(path.exists() for path in (target, mask, record)):
             return target
     folder.mkdir(parents=True, exist_ok=True)
     result = simulate(seed, shape, options)
@@ -154,7 +156,10 @@ def _refuse_others(
     shape: tuple[int, int, int],
     options: SimulationOptions,
 ) -> None:
-    """Refuse to keep or complete a pair that is not what is asked for, going by its JSON."""
+    """Refuse to keep or complete a pair that is not what is asked for, going by its JSON.
+
+    Warns where another version of this package made it.
+    """
     asked, default = (json.loads(json.dumps(asdict(one))) for one in (options, ALL_DRAWN))
     try:
         made = json.loads(record.read_text(encoding="utf-8"))
@@ -166,6 +171,12 @@ def _refuse_others(
         raise FileExistsError(
             f"{there} is there, of another shape or of other options: give --overwrite, remove it "
             "or choose another folder"
+        )
+    if made.get("etsam") != __version__:
+        warnings.warn(
+            f"{there.parent}: what is there was made by etsam {made.get('etsam', '(unknown version)')}, this is "
+            f"{__version__}, which may draw other things: --overwrite makes it anew",
+            stacklevel=3,
         )
 
 
