@@ -22,6 +22,7 @@ from etsam import __version__
 from etsam.memory import memory_errors
 from etsam.simulation.recipe import SimulationOptions, draw
 from etsam.simulation.render import render
+from etsam.simulation.segmentations import read_segmentation
 from etsam.simulation.suite import SUITE_SHAPE, held_out_suite
 from etsam.storage import MAX_SIDE, place_files, write_text
 from etsam.volume import create_volume, tomogram_from_array
@@ -230,12 +231,14 @@ def simulate_suite(
 
     Raises
     ------
-    FileExistsError, FileNotFoundError, OSError
-        See `simulate_one` and `held_out_suite`.
+    FileExistsError, FileNotFoundError, OSError, ValueError
+        See `simulate_one`, `held_out_suite` and `read_segmentation`.
     """
-    place = Path(folder)
+    place, suite = Path(folder), held_out_suite(shapes)
+    for shape in (shape for entry in suite for shape in entry.options.shapes):
+        read_segmentation(shape)  # a bad one is refused before minutes of work on the others
     with _one_thread():
         return [
             simulate_one(place, entry.seed, SUITE_SHAPE, entry.options, entry.name, overwrite)
-            for entry in held_out_suite(shapes)
+            for entry in suite
         ]
