@@ -75,7 +75,8 @@ FOLDER = FilePath(file_okay=False)
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
     callback=finite,
-    help="[default: 1e-3; SAM 2.1: 5e-6, and 3e-6 for the image encoder]",
+    help="[default: 1e-3; from a compact checkpoint of the same stage: 1e-4; SAM 2.1: 5e-6, and 3e-6 "
+    "for the image encoder]",
 )
 @click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True)
 @click.option(
