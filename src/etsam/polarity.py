@@ -87,6 +87,8 @@ def bright_membranes(tomogram: SliceSource, labels: SliceSource) -> bool:
     for z in (z for i in range(step) for z in range((step // 2 + i) % step, depth, step)):
         plane = labels.read_slice(z)
         membrane = plane == 1
+        if not membrane.any():
+            continue
         close = binary_dilation(membrane, iterations=CLOSE) & (plane == 0)
         if not close.any():
             continue
