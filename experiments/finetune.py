@@ -25,13 +25,14 @@ import numpy as np
 import torch
 from tomograms import SPEC, Job, cut, jobs, make, softened
 from train_compact import FLAT, print_entry
-from train_resident import LOSSES, SLAB_WEIGHT, SLABS, THIN, pack
+from train_resident import SLAB_WEIGHT, SLABS, THIN, pack
 
 from etsam.dataset import find_pairs, logits_path
 from etsam.feedback import write_stage1_logits
 from etsam.simulate import limit_threads
 from etsam.storage import write_text
 from etsam.train import Schedule, TrainOptions, train
+from etsam.training.options import FURTHER_LOSSES
 from etsam.training.resident import ResidentPairs, ResidentSampler
 from etsam.volume import open_tomogram
 
@@ -99,7 +100,7 @@ def settings(given: argparse.Namespace) -> TrainOptions:
         given.folder / f"stage{given.stage}",
         stage=given.stage,
         start=given.stage1 if given.stage == 1 else given.stage2,
-        losses=LOSSES[given.stage],
+        losses=FURTHER_LOSSES[given.stage],
         spec=SPEC,
         sizes=(192, 256),
         schedule=Schedule(given.steps, batch=8, learning_rate=4e-4, warmup=40, ema=0.995),

@@ -29,8 +29,9 @@ from etsam.feedback import write_stage1_logits
 from etsam.sam2 import SAM2, load_checkpoint, save_checkpoint
 from etsam.simulate import limit_threads, simulate_many
 from etsam.stages import load_stage
-from etsam.train import COMPACT_LOSSES, Schedule, TrainOptions, start_from, train
+from etsam.train import Schedule, TrainOptions, start_from, train
 from etsam.training.journal import Log
+from etsam.training.options import FURTHER_LOSSES
 from etsam.training.resident import Resident, ResidentPairs, ResidentSampler
 from etsam.training.tasks import Sampler
 from etsam.weights import resolve_model
@@ -49,10 +50,6 @@ THIN = {1: 0.15, 2: 0.0}
 """Part of the clips that are cut from a few slices, by stage."""
 SLABS, SLAB_WEIGHT = 2, 0.08
 """Slabs cut from each flat tomogram for stage 2, and how often clips come from one of them."""
-LOSSES = {
-    1: replace(COMPACT_LOSSES, object_score=0.0),
-    2: replace(COMPACT_LOSSES, object_score=0.0, smooth=300.0),
-}
 BIAS, DOUBT = -0.6, 2.5
 """Of stage 2 (`FrameSpec`): its threshold, and what it may doubt of stage 1 in the logits that result."""
 PART = {1: 1.0, 2: 0.5}
@@ -169,7 +166,7 @@ def learn(given: argparse.Namespace, store: ResidentPairs, held: Path, log: Log)
         stage=given.stage,
         start=given.start or (bundled.stage1, bundled.stage2)[given.stage - 1],
         validation=held,
-        losses=LOSSES[given.stage],
+        losses=FURTHER_LOSSES[given.stage],
         spec=SPEC,
         frames=4,
         sizes=(192, 256),

@@ -68,7 +68,8 @@ def test_region_and_box(labels: Labels, outside: str) -> None:
     box = (slice(0, 15), slice(None), slice(4, None))
     inside = limit > 0
     inside[15:], inside[:, :, :4] = False, False
-    expected = np.where(inside, labels, 0 if outside == "background" else -1)
+    kept = inside | (labels == -1)  # what nobody annotated stays so
+    expected = np.where(kept, labels, 0 if outside == "background" else -1)
     result = clean(labels, limit=limit, box=box, outside=outside)
     np.testing.assert_array_equal(result, expected)
 

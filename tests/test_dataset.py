@@ -270,13 +270,14 @@ def test_a_constant_volume_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("z", [2, 0])
 def test_masks_of_other_values_are_refused(tmp_path: Path, z: int) -> None:
-    """In the middle slice at once, elsewhere when the slice is read."""
+    """In any slice, before a clip is drawn."""
     mask = np.zeros((4, 64, 64), np.int8)
     mask[z, 5, 5] = 3
     write(tmp_path / "a.mrc", np.arange(4 * 64 * 64).reshape(4, 64, 64).astype(np.int8))
     write(tmp_path / "a_membrane.mrc", mask)
-    with pytest.raises(ValueError, match="not annotated.*; `etsam prepare` makes"):
-        sampler(tmp_path).batch(0, range(9), SHAPE)
+    match = f"not annotated. in slice {z}; `etsam prepare` makes"
+    with pytest.raises(ValueError, match=match):
+        open_pairs(tmp_path, FrameSpec(), new_store(), with_logits=False)
 
 
 def test_a_mask_that_is_a_link_to_nowhere_is_named(folder: Path, tmp_path: Path) -> None:

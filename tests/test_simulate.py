@@ -13,7 +13,9 @@ import pytest
 import torch
 from scipy import ndimage
 
+from etsam import __version__
 from etsam.simulate import quantised, simulate, simulate_many, simulate_one
+from etsam.simulation import suite
 from etsam.simulation.recipe import PRESETS, SimulationOptions
 from etsam.simulation.segmentations import RealShape, read_segmentation
 from etsam.simulation.suite import FIRST_HELD_OUT_SEED, held_out_suite
@@ -123,6 +125,32 @@ def test_pairs_are_written_whole_and_kept(tmp_path: Path) -> None:
     before = written[0].stat().st_mtime_ns
     simulate_one(tmp_path, 1, SHAPE)
     assert written[0].stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("lost", ["", "_membrane"])
+def test_what_is_missing_of_a_pair_is_made_again(tmp_path: Path, lost: str) -> None:
+    simulate_one(tmp_path, 1, SHAPE)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / f"sim_000001{lost}.mrc").unlink()
+    simulate_one(tmp_path, 1, SHAPE)
+    assert {path.name for path in tmp_path.iterdir()} == set(files)
+    for name, before in files.items():  # but for the date in a header's label
+        assert (tmp_path / name).read_bytes()[1024:] == before[1024:]
+
+
+def test_pairs_of_another_version_are_kept_and_told(tmp_path: Path) -> None:
+    path = simulate_one(tmp_path, 1, SHAPE)
+    record = path.with_suffix(".json")
+    known = json.loads(record.read_text())
+    assert known["etsam"] == __version__
+    simulate_one(tmp_path, 1, SHAPE)
+    before = path.stat().st_mtime_ns
+    for version, said in (("0.0.9", "made by etsam 0.0.9, this is"), (None, "unknown version")):
+        other = known | {"etsam": version} if version else {k: known[k] for k in [*known][1:]}
+        record.write_text(json.dumps(other))
+        with pytest.warns(UserWarning, match=said):
+            simulate_one(tmp_path, 1, SHAPE)
+    assert path.stat().st_mtime_ns == before
 
 
 def test_command_line(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
@@ -260,11 +288,52 @@ def test_real_shapes_keep_their_place(tmp_path: Path) -> None:
     assert np.median(rows.min(axis=1)) <= 6
     with pytest.raises(ValueError, match="no voxel labelled"):
         read_segmentation(RealShape(str(path), 10.0, (5,)))
+    with mrcfile.new(tmp_path / "wall.mrc") as file:
+        file.set_data(labels)
+    found = read_segmentation(RealShape(str(tmp_path / "wall.mrc"), 10.0))
+    np.testing.assert_array_equal(found, labels == 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"other": np.ones((4, 4, 4))}, "is no segmentation: expected a NumPy .npz file"),
+        (b"garbage", "is no segmentation: expected a NumPy .npz file with an array `labels`"),
+        (b"", "is no segmentation: expected a NumPy .npz file"),
+        ({"labels": np.ones((4, 4))}, "float64 of shape (4, 4), expected numbers (Z, Y, X)"),
+        ({"labels": np.full((2, 2, 2), "a")}, "<U1 of shape (2, 2, 2), expected numbers"),
+        ({"labels": np.zeros((4, 4, 4), np.int8)}, "has no voxel labelled (1, 2)"),
+    ],
+)
+def test_bad_segmentations_are_named_before_anything_is_made(
+    tmp_path: Path,
+    run: Callable[..., tuple[int, str, str]],
+    content: bytes | dict[str, np.ndarray],
+    said: str,
+) -> None:
+    shapes = tmp_path / "shapes"
+    shapes.mkdir()
+    for entry in (row[2] for row in suite._REAL):
+        path = shapes / entry
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            np.savez(path, **content)  # type: ignore[arg-type]
+    code, out, err = run("simulate", tmp_path / "suite", "--suite", "--shapes", shapes)
+    assert (code, out) == (1, "")
+    assert_one_line(err, str(shapes / "midsurfer_Fig11_mito.npz"), said)
+    assert not (tmp_path / "suite").exists()
+
+
+@pytest.mark.parametrize("spacing", [0.0, -10.0, np.nan, np.inf, 1e4])
+def test_segmentations_have_a_spacing(spacing: float) -> None:
+    with pytest.raises(ValueError, match="is not plausible"):
+        RealShape("a.npz", spacing)
 
 
 def test_suite_with_real_segmentations(shared: Path) -> None:
-    suite = held_out_suite(shared / "masks")
-    real = [entry for entry in suite if entry.options.shapes]
+    entries = held_out_suite(shared / "masks")
+    real = [entry for entry in entries if entry.options.shapes]
     assert len(real) == 4
     made = simulate(real[-1].seed, (24, 96, 96), real[-1].options)
     assert (made.mask == 1).mean() > 0.01

@@ -109,7 +109,8 @@ def test_training_answers_what_tracking_answers() -> None:
 
 def test_training_in_half_precision_is_validated(folder: Path, tmp_path: Path) -> None:
     """The averaged weights stay in float32 while autocast computes in bfloat16."""
-    given = options(folder, tmp_path / "run", steps=2, dtype="bfloat16", validation=folder)
+    held = shutil.copytree(folder, tmp_path / "held")
+    given = options(folder, tmp_path / "run", steps=2, dtype="bfloat16", validation=held)
     train(given)
     entry = read_log(given.output)[-1]
     assert 0 < entry["loss"] < 50 and 0 <= entry["dice"] <= 1
@@ -205,7 +206,8 @@ def test_both_stages_of_sam2_train_and_segment(run: Run, folder: Path, tmp_path:
     assert "image_encoder.trunk.blocks.0.attn.qkv.weight" in moved
     steps = max((value - before[n]).abs().max().item() for n, value in model.state_dict().items())
     assert 0 < steps < 2.1 * 5e-6  # AdamW's steps are at most the learning rate
-    second = ("--stage", 2, "--stage1-checkpoint", stage1, "--validation", data)
+    held = shutil.copytree(data, tmp_path / "held")
+    second = ("--stage", 2, "--stage1-checkpoint", stage1, "--validation", held)
     code, out, err = run("train", data, "-o", tmp_path / "two", *common, *second)
     assert code == 0, err
     assert "dice" in read_log(tmp_path / "two")[-1]

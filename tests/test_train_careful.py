@@ -8,10 +8,12 @@ import stat
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from etsam import train as module
 from etsam.dataset import SliceStore
 from etsam.feedback import LOCK, write_stage1_logits
 from etsam.layout import find_pairs
@@ -22,6 +24,7 @@ from etsam.storage import held_lock
 from etsam.train import TrainOptions
 from etsam.training.fresh import RECIPE, Fresh
 from etsam.training.tasks import open_groups
+from etsam.training.validation import validate
 from test_cli import Run, assert_one_line
 from tiny_model import write_tiny_model
 from tiny_training import write_pairs
@@ -46,7 +49,9 @@ def write_labels(path: Path, value: int, z: int) -> None:
         mrc.data[z] = value
 
 
-def test_validation_that_fails_costs_no_step(run: Run, folder: Path, tmp_path: Path) -> None:
+def test_validation_that_fails_costs_no_step(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = write_pairs(tmp_path / "small", 1, (16, 40, 40))
     code, out, err = run(
         "train", folder, "-o", tmp_path / "r", "--validation", small, "--steps", 2, *COMMON
@@ -55,11 +60,24 @@ def test_validation_that_fails_costs_no_step(run: Run, folder: Path, tmp_path: P
     assert_one_line(err, f"--validation {small}: every volume is smaller than a clip of 6 slices")
     assert not (tmp_path / "r").exists()
     damaged = write_pairs(tmp_path / "damaged", 1)
-    for z in range(16):
-        write_labels(damaged / "t0_membrane.mrc", 2 if z != 8 else 1, z)
+    write_labels(damaged / "t0_membrane.mrc", 2, 15)
     args = ("train", folder, "-o", tmp_path / "r", "--validation", damaged, *COMMON)
     code, out, err = run(*args, "--steps", 2)
-    assert (code, out) == (1, "") and "t0_membrane.mrc" in err
+    assert (code, out) == (1, "")
+    assert_one_line(
+        err, f"{damaged / 't0_membrane.mrc'} has values other than 1 (membrane), 0 and -1"
+    )
+    assert "in slice 15" in err and not (tmp_path / "r").exists()
+
+    def gone(*given: Any) -> Any:
+        if (tmp_path / "r" / "log.jsonl").exists():  # after the figures before the first step
+            raise OSError("the disk is gone")
+        return validate(*given)
+
+    write_labels(damaged / "t0_membrane.mrc", 1, 15)
+    monkeypatch.setattr(module, "validate", gone)
+    code, out, err = run(*args, "--steps", 2)
+    assert (code, out) == (1, "") and "the disk is gone" in err
     assert torch.load(tmp_path / "r" / "state.pt", weights_only=True)["step"] == 2
 
 

@@ -287,7 +287,7 @@ def _joined(
         if region is not None:
             left_out += int(np.count_nonzero(member & ~region))
             member &= region
-            unknown = unknown & region if options.outside == "background" else unknown | ~region
+            unknown = unknown if options.outside == "background" else unknown | ~region
         mask.append(member)
         ignored.append(unknown)
         if progress is not None:

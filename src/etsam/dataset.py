@@ -17,6 +17,8 @@ from etsam.intensity import IntensityScaling, measure_intensity
 from etsam.layout import find_pairs as find_pairs  # who trains asks for pairs here
 from etsam.logits import LogitRange
 from etsam.metrics import IGNORE, OTHER_VALUES
+from etsam.overlay import place_difference
+from etsam.polarity import is_seen_inverted
 from etsam.volume import Tomogram, open_tomogram, stem_of, tomogram_from_array, whole_volume
 
 LOGITS_SUFFIX = "_stage1.npy"
@@ -99,7 +101,15 @@ def open_volume(path: Path) -> Tomogram:
 
 
 class Pair:
-    """A tomogram, its labels and, for stage 2, its stage-1 logits, (Z, Y, X), read when asked for."""
+    """A tomogram, its labels and, for stage 2, its stage-1 logits, (Z, Y, X), read when asked for.
+
+    Attributes
+    ----------
+    misplaced
+        How the mask's header differs from the tomogram's in voxel size or origin; None: it does not.
+    is_annotated
+        Whether any voxel is labelled.
+    """
 
     def __init__(
         self,
@@ -115,7 +125,7 @@ class Pair:
         Raises
         ------
         ValueError
-            The shapes differ, or the mask has other values than -1, 0 and 1 in its middle slice.
+            The shapes differ, or the mask has other values than -1, 0 and 1.
         FileNotFoundError
             Stage-1 logits are wanted and there are none.
         """
@@ -123,17 +133,18 @@ class Pair:
         self.tomogram, self.mask = tomogram, mask
         self.logits = logits_path(tomogram) if with_logits else None
         self._spec, self._store = spec, store
+        if self.logits is not None and not self.logits.exists():
+            raise FileNotFoundError(f"no stage-1 logits at {self.logits}; give --stage1-checkpoint")
         with open_volume(tomogram) as volume:
             self.shape = volume.shape
             self.voxel_spacing = volume.voxel_spacing
-        if self.logits is not None and not self.logits.exists():
-            raise FileNotFoundError(f"no stage-1 logits at {self.logits}; give --stage1-checkpoint")
-        for path in filter(None, (mask, self.logits)):
-            with open_volume(path) as volume:
-                if volume.shape != self.shape:
-                    raise ValueError(f"{path} is {volume.shape}, but {tomogram} is {self.shape}")
-                if path == mask:
-                    self._check_labels(volume.read_slice(self.shape[0] // 2))
+            for path in filter(None, (mask, self.logits)):
+                with open_volume(path) as other:
+                    if other.shape != self.shape:
+                        raise ValueError(f"{path} is {other.shape}, but {tomogram} is {self.shape}")
+                    if path == mask:
+                        self.misplaced = place_difference(volume, other)
+                        self.is_annotated = self._check_mask(other)
 
     @cached_property
     def geometry(self) -> FrameGeometry:
@@ -141,8 +152,14 @@ class Pair:
         return frame_geometry(self._spec, self.shape[1:], self.voxel_spacing)
 
     @cached_property
+    def is_inverted(self) -> bool:
+        """Whether the network sees it inverted; see `is_seen_inverted`."""
+        with open_volume(self.tomogram) as volume, open_volume(self.mask) as labels:
+            return is_seen_inverted(volume, labels, self._spec)
+
+    @cached_property
     def scaling(self) -> IntensityScaling:
-        """Scaling of the grey values, measured over the volume at first use.
+        """Scaling of the grey values, measured over the volume at first use; inverted if need be.
 
         Raises
         ------
@@ -152,7 +169,7 @@ class Pair:
         with open_volume(self.tomogram) as volume:
             try:
                 seen = blurred(volume, self._spec, volume.voxel_spacing)
-                return measure_intensity(seen, self._spec.normalisation, invert=self._spec.invert)
+                return measure_intensity(seen, self._spec.normalisation, invert=self.is_inverted)
             except ValueError as wrong:
                 if str(self.tomogram) in str(wrong):
                     raise
@@ -168,11 +185,6 @@ class Pair:
                 plane = volume.read_slice(z)
                 low, high = min(low, float(plane.min())), max(high, float(plane.max()))
         return LogitRange(low * LOGIT_STEP, high * LOGIT_STEP)
-
-    def is_annotated(self) -> bool:
-        """Whether any voxel is labelled; reads no further than to the first."""
-        with open_volume(self.mask) as volume:
-            return any((volume.read_slice(z) != IGNORE).any() for z in range(self.shape[0]))
 
     def read_grey(self, z: int, box: tuple[slice, slice]) -> Tensor:
         """Scaled grey values of part of slice z, float32."""
@@ -190,7 +202,7 @@ class Pair:
             There are other values than -1, 0 and 1.
         """
         plane = self._store.read(self.mask, z)[box]
-        self._check_labels(plane)
+        self._check_labels(plane, z)
         return torch.from_numpy(plane.astype(np.int8))
 
     def read_logits(self, z: int, box: tuple[slice, slice]) -> Tensor:
@@ -200,18 +212,27 @@ class Pair:
             torch.from_numpy(np.array(self._store.read(self.logits, z)[box])).float() * LOGIT_STEP
         )
 
-    def _check_labels(self, plane: np.ndarray) -> None:
+    def _check_mask(self, volume: Tomogram) -> bool:
+        """Check the labels of all slices; returns whether any voxel is annotated."""
+        annotated = False
+        for z in range(self.shape[0]):
+            plane = volume.read_slice(z)
+            self._check_labels(plane, z)
+            annotated = annotated or bool((plane != IGNORE).any())
+        return annotated
+
+    def _check_labels(self, plane: np.ndarray, z: int) -> None:
         if not np.isin(plane, (IGNORE, 0, 1)).all():
             raise ValueError(
-                f"{self.mask} has values other than 1 (membrane), 0 and -1 (not annotated); "
-                f"{OTHER_VALUES}"
+                f"{self.mask} has values other than 1 (membrane), 0 and -1 (not annotated) in slice "
+                f"{z}; {OTHER_VALUES}"
             )
 
 
 def open_pairs(
     folder: Path, spec: FrameSpec, store: SliceStore, *, with_logits: bool
 ) -> list[Pair]:
-    """All pairs of a folder, checked but not read.
+    """All pairs of a folder, their masks read through and checked.
 
     Raises
     ------

@@ -20,7 +20,7 @@ from etsam.components import PackedMask, blob_hits, find_blobs
 from etsam.directions import LEANS, PlaneDice, recall_by_lean
 from etsam.metrics import Confusion, PrecisionRecall, ScoreHistogram, Truth, confusion, read_labels
 from etsam.options import LARGEST, SIGNED_BYTES
-from etsam.overlay import warn_of_other_origins
+from etsam.overlay import other_origins
 from etsam.pairing import Pairing
 from etsam.predictions import TYPICAL_THRESHOLD, Prediction, ScoreKind, score_kind
 from etsam.provenance import refuse_changed, states_of
@@ -320,8 +320,10 @@ def _check_alike(prediction: Tomogram, truth: Tomogram, options: EvaluateOptions
             f"{names[0]} and {names[1]} have voxels of {listed} Å: give --voxel-spacing where one "
             "header is wrong, or --resample"
         )
-    if prediction.path is not None:  # a TIFF has no origin
-        warn_of_other_origins(prediction, truth, str(names[1]))
+    if prediction.path is not None and other_origins(prediction, truth):  # a TIFF has none
+        warnings.warn(
+            f"{names[0]} and {names[1]} have other origins: laid voxel on voxel", stacklevel=2
+        )
     if not known and options.surface:
         warnings.warn(
             f"{names[1]}: voxel size unknown, so no surface distances; give --voxel-spacing",

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from etsam.dataset import LOGIT_STEP, find_pairs, logits_path
-from etsam.intensity import measure_intensity
+from etsam.dataset import LOGIT_STEP, Pair, SliceStore, find_pairs, logits_path
 from etsam.logits import LOGIT_LIMIT, ScratchLogits
 from etsam.options import SegmentOptions
 from etsam.pipeline import StageRun, Volume, plan_stage, run_stage
@@ -50,20 +49,21 @@ def write_stage1_logits(
     Raises
     ------
     ValueError
-        The checkpoint is not one of stage 1, or the logits there are another's.
+        The checkpoint is not one of stage 1, a pair does not fit, or the logits there are another's.
     OSError
         Another process is making logits there.
     """
     stage = load_stage(checkpoint, 0, choose_device(device))
-    tomograms = [tomogram for tomogram, _ in find_pairs(folder)]
+    found = find_pairs(folder)
     maker = {"stage1": stage.sha256, "step": step}
-    missing = [path for path in tomograms if not has_logits(path)]
+    missing = [pair for pair in found if not has_logits(pair[0])]
     taken = f"another process is making stage-1 logits in {folder}: wait for it"
     with held_lock(folder / LOCK, taken) if missing else nullcontext():
-        missing = [path for path in missing if not has_logits(path)]  # some were made meanwhile
-        _claim(folder, maker, kept=len(tomograms) - len(missing))
-        for done, path in enumerate(missing):
-            _write_logits(path, stage, step)
+        missing = [pair for pair in missing if not has_logits(pair[0])]  # some were made meanwhile
+        pairs = [Pair(*files, stage.spec, SliceStore(0)) for files in missing]
+        _claim(folder, maker, kept=len(found) - len(missing))
+        for done, pair in enumerate(pairs):
+            _write_logits(pair, stage, step)
             if progress is not None:
                 progress(done + 1, len(missing))
     return len(missing)
@@ -100,21 +100,16 @@ def _claim(folder: Path, maker: dict[str, object], kept: int) -> None:
     write_text(note, json.dumps(maker))
 
 
-def _write_logits(path: Path, stage: Stage, step: int) -> None:
+def _write_logits(pair: Pair, stage: Stage, step: int) -> None:
     """Segment one tomogram, and fill the slices that are not tracked as stage 2 sees them in use."""
-    target = logits_path(path)
-    with open_tomogram(path) as tomogram:
-        require_space(target.parent, math.prod(tomogram.shape), f"writing {target.name}")
+    target = logits_path(pair.tomogram)
+    require_space(target.parent, math.prod(pair.shape), f"writing {target.name}")
+    with open_tomogram(pair.tomogram) as tomogram:
         volume = Volume(tomogram, tomogram.voxel_spacing)
         run = plan_stage(stage, 0, volume, SegmentOptions(), step)
-        try:
-            scaling = measure_intensity(
-                run.volume.slices, stage.spec.normalisation, invert=stage.spec.invert
-            )
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        run = replace(run, scaling=pair.scaling)
         with appearing(target, partial_name(target)) as partial:
-            _fill(partial, replace(run, scaling=scaling))
+            _fill(partial, run)
 
 
 def _fill(target: Path, run: StageRun) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -58,6 +57,22 @@ def check_shapes(first: tuple[str, Tomogram], second: tuple[str, Tomogram]) -> N
         )
 
 
+def place_difference(first: Tomogram, second: Tomogram) -> str | None:
+    """Say in what the headers of two volumes place them differently: voxel sizes, or origins; None: in nothing."""
+    sizes = [v.voxel_spacing for v in (first, second) if v.voxel_spacing is not None]
+    if len(sizes) == 2 and not same_spacing(*sizes):
+        listed = " and ".join("x".join(f"{step:g}" for step in size) for size in sizes)
+        return f"voxels of {listed} Å"
+    return "other origins" if other_origins(first, second) else None
+
+
+def other_origins(first: Tomogram, second: Tomogram) -> bool:
+    """Whether the headers of two volumes of one grid place them differently."""
+    step = first.voxel_spacing or second.voxel_spacing or (1.0, 1.0, 1.0)
+    apart = np.abs(np.subtract(second.origin, first.origin))
+    return bool((apart > SAME_PLACE * np.array(step)).any())
+
+
 def check_grids(first: tuple[str, Tomogram], others: Iterable[tuple[str, Tomogram]]) -> None:
     """Check that named volumes have the same voxels; unknown voxel sizes pass.
 
@@ -78,13 +93,3 @@ def check_grids(first: tuple[str, Tomogram], others: Iterable[tuple[str, Tomogra
                 f"{name} has voxels of {sizes[0]} Å, {like_name} of {sizes[1]} Å: draw volumes on one "
                 "grid, or give --voxel-spacing where a header is wrong"
             )
-
-
-def warn_of_other_origins(volume: Tomogram, like: Tomogram, name: str) -> None:
-    """Say that headers place two volumes of one shape elsewhere; `name` says what `like` is."""
-    step = like.voxel_spacing or volume.voxel_spacing or (1.0, 1.0, 1.0)
-    apart = np.abs(np.subtract(volume.origin, like.origin))
-    if (apart > SAME_PLACE * np.array(step)).any():
-        warnings.warn(
-            f"{volume.path} and {name} have other origins: laid voxel on voxel", stacklevel=3
-        )

@@ -1,4 +1,4 @@
-"""Whether membranes are dark or bright: which the network knows, and which way dense things stand out."""
+"""Whether membranes are dark or bright: by labels, by what the network knows, by how dense things stand out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import replace
 from itertools import islice
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import binary_dilation, gaussian_filter
 
+from etsam.frames import FrameSpec
 from etsam.intensity import SliceSource, measure_intensity
 from etsam.options import SegmentOptions
 from etsam.pipeline import Progress, StageRun, Volume, as_seen, run_stage
@@ -28,6 +29,13 @@ FINE, COARSE = 1.5, 12.0
 """Standard deviations [voxels] between which skewness is looked for."""
 LEAST = 0.01
 """Evidence, in mean positive logit, below which there may be no membrane at all."""
+
+LABELLED = 12
+"""Slices with membrane that are looked at where there are labels."""
+CLOSE = 5
+"""Voxels around a labelled membrane that it is compared with."""
+CLEARLY = 0.15
+"""Standard deviations of a slice by which labelled membranes stand out; by less, skewness decides."""
 
 
 def settle_polarity(
@@ -54,6 +62,46 @@ def settle_polarity(
     needed = np.log(CERTAIN if skew > 0 else CONTRARY)
     found = bright > LEAST and preference(dark, bright, skew) > needed
     return replace(options, polarity="bright" if found else "dark")
+
+
+def is_seen_inverted(tomogram: SliceSource, labels: SliceSource, spec: FrameSpec) -> bool:
+    """Whether a network has to see a labelled tomogram inverted, so that membranes are as it knows them.
+
+    Published networks see every tomogram alike, as in `settle_polarity`.
+    """
+    if spec.size == "square":
+        return spec.invert
+    return bright_membranes(tomogram, labels) != spec.invert
+
+
+def bright_membranes(tomogram: SliceSource, labels: SliceSource) -> bool:
+    """Whether labelled membranes are brighter than what is labelled background close to them.
+
+    Medians are compared, which gold does not move, in at most twelve slices spread over Z that hold
+    both. Where they are about the same, as where walls ring, `skewness` decides. Without membrane it
+    is False.
+    """
+    depth, weights, brighter = labels.shape[0], [], []
+    step = max(1, depth // LABELLED)
+    # every so-manieth slice from the middle of the first step on, then those beside them
+    for z in (z for i in range(step) for z in range((step // 2 + i) % step, depth, step)):
+        plane = labels.read_slice(z)
+        membrane = plane == 1
+        if not membrane.any():
+            continue
+        close = binary_dilation(membrane, iterations=CLOSE) & (plane == 0)
+        if not close.any():
+            continue
+        grey = tomogram.read_slice(z).astype(np.float64)  # squares of large values too
+        weights.append(np.count_nonzero(membrane))
+        step_up = np.median(grey[membrane]) - np.median(grey[close])
+        brighter.append(step_up / (grey.std() or 1.0))
+        if len(weights) == LABELLED:
+            break
+    if not weights:
+        return False
+    apart = float(np.average(brighter, weights=weights))
+    return (apart if abs(apart) > CLEARLY else skewness(tomogram)) > 0
 
 
 def preference(dark: float, bright: float, skew: float) -> float:

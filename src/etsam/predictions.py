@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from etsam.options import LOGIT_THRESHOLD
+from etsam.provenance import earlier_record, is_as_written, record_path
 from etsam.volume import (
     TIFF_SUFFIXES,
     Tomogram,
@@ -122,6 +124,12 @@ def run_of(path: Path) -> str | None:
         if found:
             return None if rule.suffix is CHECKPOINT_NAMED else name[: found.start()]
     return None
+
+
+def unchanged_predictions(masks: Iterable[Path]) -> list[Path]:
+    """Return the masks that `etsam segment` wrote and nobody has changed since, by the JSON beside each."""
+    records = ((mask, earlier_record(record_path(mask), "segment")) for mask in masks)
+    return [mask for mask, record in records if record and is_as_written(mask, record)]
 
 
 def open_prediction(path: Path, *, voxel_spacing: float | None = None) -> Tomogram:

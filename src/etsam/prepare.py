@@ -18,7 +18,7 @@ from etsam.intensity import measure_intensity
 from etsam.layout import MASK_ENDING, RECORD_ENDING, Annotated
 from etsam.ngff_metadata import is_zarr, read_json, refuse_folder
 from etsam.options import Normalisation
-from etsam.overlay import warn_of_other_origins
+from etsam.overlay import place_difference
 from etsam.provenance import (
     Clock,
     earlier_record,
@@ -33,7 +33,7 @@ from etsam.provenance import (
     write_json,
 )
 from etsam.staging import hidden_folder
-from etsam.storage import place_files, refuse_taken, require_space, same_spacing
+from etsam.storage import place_files, refuse_taken, require_space
 from etsam.volume import (
     KNOWN_SUFFIXES,
     OutputType,
@@ -285,15 +285,10 @@ def _check_place(inputs: list[Tomogram]) -> None:
                 f"{volume.path} has shape {volume.shape}, {first.path} has {first.shape}: they "
                 "must lie on one grid"
             )
-        sizes = [v.voxel_spacing for v in (first, volume) if v.voxel_spacing is not None]
-        if len(sizes) == 2 and not same_spacing(*sizes):
-            listed = " and ".join("x".join(f"{step:g}" for step in size) for size in sizes)
+        if (other := place_difference(first, volume)) is not None:
             warnings.warn(
-                f"{volume.path} and the tomogram have voxels of {listed} Å: laid voxel on voxel",
-                stacklevel=2,
+                f"{volume.path} and the tomogram have {other}: laid voxel on voxel", stacklevel=2
             )
-        else:
-            warn_of_other_origins(volume, first, "the tomogram")
 
 
 def _copy_tomogram(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +21,7 @@ from etsam import __version__
 from etsam.memory import memory_errors
 from etsam.simulation.recipe import SimulationOptions, draw
 from etsam.simulation.render import render
+from etsam.simulation.segmentations import read_segmentation
 from etsam.simulation.suite import SUITE_SHAPE, held_out_suite
 from etsam.staging import hidden_folder
 from etsam.storage import MAX_SIDE, place_files, write_text
@@ -68,7 +70,8 @@ def simulate(
     placed = nullcontext() if device == "cpu" else torch.device(device)
     with placed, memory_errors(LESS_MEMORY):
         tomogram, labels = render(recipe, shape, options, rng)
-    parameters = {"seed": seed, "shape": list(shape), **asdict(recipe), "given": asdict(options)}
+    asked = {"etsam": __version__, "seed": seed, "shape": list(shape)}
+    parameters = {**asked, **asdict(recipe), "given": asdict(options)}
     return Simulation(
         tomogram.cpu().numpy(), labels.cpu().numpy(), recipe.voxel_spacing, parameters
     )
@@ -128,7 +131,7 @@ def simulate_one(
         there = [path for path in (target, mask, record) if os.path.lexists(path)]
         if there:
             _refuse_others(there[0], record, seed, shape, options)
-        return target.exists()
+        return all(path.exists() for path in (target, mask, record))
 
     if not overwrite and is_there():
         return target
@@ -157,7 +160,10 @@ def _refuse_others(
     shape: tuple[int, int, int],
     options: SimulationOptions,
 ) -> None:
-    """Refuse to keep or complete a pair that is not what is asked for, going by its JSON."""
+    """Refuse to keep or complete a pair that is not what is asked for, going by its JSON.
+
+    Warns where another version of this package made it.
+    """
     asked, default = (json.loads(json.dumps(asdict(one))) for one in (options, ALL_DRAWN))
     try:
         made = json.loads(record.read_text(encoding="utf-8"))
@@ -169,6 +175,12 @@ def _refuse_others(
         raise FileExistsError(
             f"{there} is there, of another shape or of other options: give --overwrite, remove it "
             "or choose another folder"
+        )
+    if made.get("etsam") != __version__:
+        warnings.warn(
+            f"{there.parent}: what is there was made by etsam {made.get('etsam', '(unknown version)')}, "
+            f"this is {__version__}, which may draw other things: --overwrite makes it anew",
+            stacklevel=3,
         )
 
 
@@ -222,12 +234,14 @@ def simulate_suite(
 
     Raises
     ------
-    FileExistsError, FileNotFoundError, OSError
-        See `simulate_one` and `held_out_suite`.
+    FileExistsError, FileNotFoundError, OSError, ValueError
+        See `simulate_one`, `held_out_suite` and `read_segmentation`.
     """
-    place = Path(folder)
+    place, suite = Path(folder), held_out_suite(shapes)
+    for shape in (shape for entry in suite for shape in entry.options.shapes):
+        read_segmentation(shape)  # a bad one is refused before minutes of work on the others
     with _one_thread():
         return [
             simulate_one(place, entry.seed, SUITE_SHAPE, entry.options, entry.name, overwrite)
-            for entry in held_out_suite(shapes)
+            for entry in suite
         ]

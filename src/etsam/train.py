@@ -55,6 +55,8 @@ __all__ = [
 LESS_MEMORY = "try a smaller --size, --frames or --batch, or --checkpointing"
 LOG_EVERY = 50
 """Steps between two lines of the log."""
+WORSE, WORST = 0.002, 0.02
+"""How far the held-out Dice may end below its start, and below its best, without a word."""
 
 
 def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None = None) -> Path:
@@ -92,7 +94,7 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
             raise ValueError(
                 f"a batch of {options.schedule.batch} cannot be shared by {team.size} processes"
             )
-        held = held_out(options, store) if team.leads else None
+        held = held_out(options, store, groups) if team.leads else None
         options.output.mkdir(parents=True, exist_ok=True)  # nothing of the request was refused
         stack.enter_context(_sound_attention())
         stack.enter_context(_no_denormals())
@@ -111,6 +113,8 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
             scribe = _Scribe(options, journal, held, team.device)
         drawn = stack.enter_context(closing(tasks(run.step, options, clips, team)))
         _loop(run, drawn, _Setting(options, team, scribe))
+        if scribe is not None:
+            scribe.judge()
         if team.leads and not options.weights.is_file():  # moved away since the run's end
             save_run(run, options)
         team.wait()
@@ -147,9 +151,11 @@ class _Scribe:
     held: ClipSampler | None
     device: torch.device
 
-    def show_clips(self, clips: Clips) -> None:
-        """A picture of the first clips, as the network sees them."""
+    def begin(self, run: Run, clips: Clips) -> None:
+        """A picture of the first clips, as the network sees them; figures of held-out clips before any step."""
         self.journal.show("clips", clips_picture(clips, len(self.options.spec.offsets)), 0)
+        if self.held is not None:
+            self.journal.write({"step": 0} | self._validate(run, self.held))
 
     def write(self, run: Run, entry: dict[str, Any], *, saves: bool) -> None:
         """A line of the log; where the run is to be saved also figures of held-out clips."""
@@ -161,6 +167,20 @@ class _Scribe:
         finally:  # whatever fails in figures costs no step
             if saves:
                 save_run(run, self.options)
+
+    def judge(self) -> None:
+        """Warn where held-out clips were answered better at the start, or clearly so in between."""
+        dice = self.journal.values("dice")
+        if not dice:
+            return
+        first, best, last = min(dice), max(dice, key=lambda step: dice[step]), max(dice)
+        if dice[last] < max(dice[first] - WORSE, dice[best] - WORST):
+            shorter = f", or --steps {best} and another --output" if best else ""
+            warnings.warn(
+                f"held-out Dice was {dice[first]:.3f} at step {first}, best at step {best} ({dice[best]:.3f}) and "
+                f"is {dice[last]:.3f} at the end: give a smaller --learning-rate{shorter}",
+                stacklevel=3,
+            )
 
     def _validate(self, run: Run, held: ClipSampler) -> dict[str, Any]:
         """Figures of the averaged network, and a picture."""
@@ -192,7 +212,8 @@ def _loop(run: Run, drawn: Iterator[Task], setting: _Setting) -> None:
     began = time.perf_counter()
     for task in drawn:
         if scribe is not None and run.step == 0:
-            scribe.show_clips(task.clips)
+            scribe.begin(run, task.clips)
+            began = time.perf_counter()
         run.losses.append(_step(run, shared, task, setting))
         run.step += 1
         ends = run.step == options.schedule.steps

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etsam.cli.command import VerbCommand, is_chosen, report_warning
+from etsam.cli.command import VerbCommand, is_chosen
 from etsam.cli.options import finite, parse_triple
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
@@ -75,7 +75,8 @@ FOLDER = FilePath(file_okay=False)
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
     callback=finite,
-    help="[default: 1e-3; SAM 2.1: 5e-6, and 3e-6 for the image encoder]",
+    help="[default: 1e-3; from a compact checkpoint of the same stage: 1e-4; SAM 2.1: 5e-6, and 3e-6 "
+    "for the image encoder]",
 )
 @click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True)
 @click.option(
@@ -193,8 +194,6 @@ def _refuse_idle(params: dict[str, Any]) -> None:
     places = [folder.resolve() for folder in params["data"]]
     if len(set(places)) < len(places):
         raise click.UsageError("a folder is given twice: give it once, and --weight")
-    if params["validation"] is not None and params["validation"].resolve() in places:
-        report_warning("--validation is trained on too: its Dice says nothing of other tomograms")
 
 
 def _spec(options: TrainOptions, sizes: tuple[int, ...]) -> FrameSpec:

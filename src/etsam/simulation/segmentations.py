@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import mrcfile
 import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt, gaussian_filter, zoom
@@ -13,6 +14,11 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter, zoom
 from etsam.simulation.density import Bilayer, bilayer_profile
 from etsam.simulation.imaging import hidden_by_wedge
 from etsam.simulation.scene import COARSE, Scene
+from etsam.storage import check_spacing
+from etsam.volume import open_tomogram
+
+DAMAGES = (EOFError, LookupError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
+"""What `numpy.load` raises where a file is not what its name says."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,9 @@ class RealShape:
     voxel_spacing: float
     labels: tuple[int, ...] = (1,)
 
+    def __post_init__(self) -> None:
+        check_spacing(self.voxel_spacing)
+
 
 def read_segmentation(shape: RealShape) -> np.ndarray:
     """Read the membrane of a segmentation as bool (Z, Y, X).
@@ -30,18 +39,36 @@ def read_segmentation(shape: RealShape) -> np.ndarray:
     Raises
     ------
     ValueError
-        No voxel carries one of the labels.
+        It cannot be read, is no volume, or no voxel carries one of the labels.
+    FileNotFoundError
+        It is not there.
     """
-    if Path(shape.path).suffix == ".npz":
-        with np.load(shape.path) as stored:
-            labels = np.asarray(stored["labels"])
-    else:
-        with mrcfile.open(shape.path, permissive=True) as mrc:
-            labels = np.asarray(mrc.data)
+    path = Path(shape.path)
+    labels = _read_npz(path) if path.suffix == ".npz" else _read_volume(path)
+    if labels.ndim != 3 or labels.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{path} is no segmentation: its labels are {labels.dtype} of shape {labels.shape}, "
+            "expected numbers (Z, Y, X)"
+        )
     mask = np.isin(labels, shape.labels)
     if not mask.any():
         raise ValueError(f"{shape.path} has no voxel labelled {shape.labels}; check the labels")
     return mask
+
+
+def _read_npz(path: Path) -> np.ndarray:
+    try:
+        with np.load(path) as stored:
+            return np.asarray(stored["labels"])
+    except DAMAGES:
+        raise ValueError(
+            f"{path} is no segmentation: expected a NumPy .npz file with an array `labels`"
+        ) from None
+
+
+def _read_volume(path: Path) -> np.ndarray:
+    with open_tomogram(path) as volume:
+        return np.stack([volume.read_slice(z) for z in range(volume.shape[0])])
 
 
 def midsurface_distance(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

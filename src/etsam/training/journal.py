@@ -24,7 +24,7 @@ Log = Callable[[dict[str, Any]], None]
 class Journal:
     """``log.jsonl`` and pictures in a run's folder; curves too where tensorboard is installed.
 
-    A run that goes on at ``step`` forgets what was written of later steps.
+    A run that goes on at ``step`` forgets what was written of later steps, one that begins all.
     """
 
     def __init__(self, folder: Path, step: int, log: Log | None = None) -> None:
@@ -44,6 +44,13 @@ class Journal:
         if self._log is not None:
             self._log(entry)
 
+    def values(self, name: str) -> dict[int, float]:
+        """All that was written under a name, by step."""
+        if not self._path.is_file():
+            return {}
+        entries = map(json.loads, self._path.read_text("utf-8").splitlines())
+        return {entry["step"]: entry[name] for entry in entries if name in entry}
+
     def show(self, name: str, picture: np.ndarray, step: int) -> None:
         """Write a picture, uint8 (h, w, 3), to NAME.png."""
         with appearing(self._folder / f"{name}.png") as partial:
@@ -54,7 +61,8 @@ class Journal:
     def _forget(self, step: int) -> None:
         if not self._path.is_file():
             return
-        kept = [line for line in self._path.read_text("utf-8").splitlines() if _is_past(line, step)]
+        lines = self._path.read_text("utf-8").splitlines()
+        kept = [line for line in lines if step and _is_past(line, step)]
         write_text(self._path, "".join(line + "\n" for line in kept))
 
     def __enter__(self) -> Journal:
@@ -83,4 +91,4 @@ def _summary_writer(folder: Path, step: int) -> SummaryWriter | None:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)

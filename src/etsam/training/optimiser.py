@@ -19,6 +19,7 @@ TRUNK, ENCODER = "image_encoder.trunk.", "image_encoder."
 class Schedule:
     """Optimisation: AdamW, linear warm-up, cosine to ``last`` of the peak, weight averaging.
 
+    Warm-up takes ``warmup`` steps, but at most a tenth of all, so that short runs reach their peak too.
     ``encoder_learning_rate`` is the peak for the image encoder where it has one of its own. A layer
     of the trunk has ``layer_decay`` times the rate of the next one, the last one ``layer_decay`` times
     the encoder's; position encodings keep the encoder's (SAM 2).
@@ -38,9 +39,10 @@ class Schedule:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        warmup = min(self.warmup, self.steps // 10)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        done = (step - warmup) / max(1, self.steps - warmup)
         low = self.last * self.learning_rate
         return low + (self.learning_rate - low) * (1 + math.cos(math.pi * min(done, 1))) / 2
 

@@ -54,6 +54,13 @@ COMPACT_SPEC = FrameSpec(
 """Its frames: near neighbours show detail, far ones tell leaning membranes from noise."""
 COMPACT_LOSSES = LossWeights(focal=10.0, dice=2.0, spread=0.3, absent=1.0, focal_alpha=0.5)
 """Losses for a network that starts from nothing; SAM 2's own push thin masks towards empty."""
+FURTHER_LOSSES = {
+    1: replace(COMPACT_LOSSES, object_score=0.0),
+    2: replace(COMPACT_LOSSES, object_score=0.0, smooth=300.0),
+}
+"""Losses, by stage, for one that goes on: the bundled weights' own at the end."""
+FURTHER_RATE = 1e-4
+"""Peak of the learning rate for one that goes on; its average over steps grows with the run."""
 
 
 @dataclass(frozen=True)
@@ -205,14 +212,17 @@ class TrainOptions:
 def from_checkpoint(options: TrainOptions, start: Path) -> TrainOptions:
     """Train on from a checkpoint, ours or a published one, with its sizes and frames.
 
-    A network that takes SAM 2's frames, such as the published ones, is trained as the paper does;
-    others as the compact model.
+    Schedule, losses and clips become those that suit it; `dataclasses.replace` chooses others after
+    that. A network that takes SAM 2's frames, such as the published ones, is trained as the paper
+    does. A compact one that sees already what this stage sees goes on with small steps; one of stage
+    1 that stage 2 starts from has much to learn, and is trained as one that starts from nothing.
     """
     model, metadata = load_checkpoint(start)
     spec = stage_spec(model, metadata)
     options = replace(options, start=start, config=model.config, spec=spec)
     if not spec.imagenet:
-        return options
+        goes_on = model.config.in_channels == spec.channels(feedback=options.stage == 2)
+        return _fine_tuning(options) if goes_on else options
     return replace(
         options,
         schedule=PAPER_SCHEDULE,
@@ -224,3 +234,9 @@ def from_checkpoint(options: TrainOptions, start: Path) -> TrainOptions:
         augmentation="sam2",
         checkpointing=True,
     )
+
+
+def _fine_tuning(options: TrainOptions) -> TrainOptions:
+    """For a compact network that knows its task: large steps would make it worse at first."""
+    schedule = replace(options.schedule, learning_rate=FURTHER_RATE)
+    return replace(options, schedule=schedule, losses=FURTHER_LOSSES[options.stage])

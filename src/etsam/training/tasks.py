@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ import numpy as np
 
 from etsam.dataset import Pair, SliceStore, open_pairs
 from etsam.feedback import has_logits
+from etsam.predictions import unchanged_predictions
 from etsam.training.clips import SMALLER, Clips, ClipSampler, ClipShape, Group, fits, own_random
 from etsam.training.fresh import FreshPairs
 from etsam.training.options import TrainOptions
@@ -70,19 +71,47 @@ def open_groups(options: TrainOptions, store: SliceStore) -> list[Group]:
 def _annotated_pairs(folder: Path, options: TrainOptions, store: SliceStore) -> list[Pair]:
     """The pairs of a folder, of whose masks not all may be -1."""
     pairs = open_pairs(folder, options.spec, store, with_logits=options.stage == 2)
-    old = [pair.name for pair in pairs if options.stage == 2 and not has_logits(pair.tomogram)]
-    if old:
-        warnings.warn(
-            f"{folder}: {len(old)} tomograms ({old[0]}, ...) are newer than their stage-1 logits: give "
-            "--stage1-checkpoint to make them anew",
-            stacklevel=3,
-        )
-    if not any(pair.is_annotated() for pair in pairs):
+    for odd, told in _oddities(pairs, options):
+        if odd:
+            warnings.warn(
+                f"{folder}: {len(odd)} tomograms ({odd[0].name}, ...) {told}", stacklevel=3
+            )
+    if not any(pair.is_annotated for pair in pairs):
         raise ValueError(
             f"{folder}: not a voxel of {len(pairs)} masks is annotated, all are -1: "
             "expected 1 (membrane) and 0"
         )
     return pairs
+
+
+def _oddities(pairs: Sequence[Pair], options: TrainOptions) -> Iterator[tuple[list[Pair], str]]:
+    """What the user should know of pairs, and which of them it is true of."""
+    if options.stage == 2:
+        yield (
+            [pair for pair in pairs if not has_logits(pair.tomogram)],
+            "are newer than their stage-1 logits: give --stage1-checkpoint to make them anew",
+        )
+    made = set(unchanged_predictions(pair.mask for pair in pairs))
+    yield (
+        [pair for pair in pairs if pair.mask in made],
+        "have masks as `etsam segment` wrote them: predictions, no annotations; correct them, or leave "
+        "them out",
+    )
+    misplaced = [pair for pair in pairs if pair.misplaced]
+    if misplaced:
+        told = f"have masks whose headers differ ({misplaced[0].misplaced}): laid voxel on voxel"
+        yield misplaced, told
+    if options.spec.size == "native":
+        yield (
+            [pair for pair in pairs if pair.voxel_spacing is None],
+            f"do not tell their voxel size: taken for {options.spec.min_spacing:g} Å; if it is another, "
+            "write it into their headers",
+        )
+    other = "dark" if options.spec.invert else "bright"
+    yield (
+        [pair for pair in pairs if pair.is_inverted],
+        f"are seen inverted: by their labels, membranes are {other}",
+    )
 
 
 def make_sampler(
@@ -111,8 +140,10 @@ def make_sampler(
     return ClipSampler(mixed, options.spec, options.seed, options.augmentation)
 
 
-def held_out(options: TrainOptions, store: SliceStore) -> ClipSampler | None:
-    """Draws clips that are never trained on, unchanged.
+def held_out(
+    options: TrainOptions, store: SliceStore, groups: Sequence[Group]
+) -> ClipSampler | None:
+    """Draws clips that are never trained on, unchanged; warns where they are of ``groups`` too.
 
     Raises
     ------
@@ -122,6 +153,13 @@ def held_out(options: TrainOptions, store: SliceStore) -> ClipSampler | None:
     if options.validation is None:
         return None
     pairs = _annotated_pairs(options.validation, options, store)
+    trained = {pair.tomogram.resolve() for group in groups for pair in group.pairs}
+    if known := sum(pair.tomogram.resolve() in trained for pair in pairs):
+        warnings.warn(
+            f"--validation {options.validation}: {known} of {len(pairs)} tomograms are trained on too: "
+            "the Dice says nothing of other tomograms",
+            stacklevel=2,
+        )
     shape = ClipShape(min(FRAMES, *(pair.shape[0] for pair in pairs)), max(options.sizes))
     if not any(fits(pair, shape) for pair in pairs):
         raise ValueError(
