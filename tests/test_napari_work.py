@@ -151,3 +151,9 @@ def test_voxels_that_are_no_numbers_are_told() -> None:
     with pytest.warns(UserWarning, match="1 NaN or infinite voxels"):
         slices = list(logit_slices(data, {"scale": (10.0,) * 3}, SegmentOptions(), Run()))
     assert [z for z, _ in slices] == list(range(SHAPE[0]))
+
+
+def test_a_layer_that_says_no_size_is_told() -> None:
+    data = np.random.default_rng(5).normal(size=SHAPE).astype(np.float32)
+    with pytest.warns(UserWarning, match="a layer of scale 1 does not say .* set its scale"):
+        list(logit_slices(data, {"scale": (1.0,) * 3}, SegmentOptions(), Run()))

@@ -51,15 +51,19 @@ def reading_notes(tomogram: Tomogram) -> list[str]:
     return notes
 
 
-def array_notes(tomogram: Tomogram, stages: Sequence[Stage]) -> list[str]:
+def array_notes(
+    tomogram: Tomogram,
+    stages: Sequence[Stage],
+    kind: str = "an array",
+    way_out: str = "segment_array(..., SegmentOptions(voxel_spacing=...)) says it, or give a file's path",
+) -> list[str]:
     """What the caller should know of an array where scale matters to the networks; nothing of a file."""
     scales = [stage.spec for stage in stages if stage.spec.size != "square"]
     if tomogram.path is not None or tomogram.voxel_spacing is not None or not scales:
         return []
     return [
-        f"an array does not say its voxel spacing, {scales[0].min_spacing:g} to "
-        f"{scales[0].max_spacing:g} Å is taken for granted: "
-        "segment_array(..., SegmentOptions(voxel_spacing=...)) says it, or give a file's path"
+        f"{kind} does not say its voxel spacing, {scales[0].min_spacing:g} to "
+        f"{scales[0].max_spacing:g} Å is taken for granted: {way_out}"
     ]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from etsam.memory import memory_errors
 from etsam.napari.files import layer_volume
 from etsam.options import SegmentOptions
-from etsam.record import reading_notes
+from etsam.record import array_notes, reading_notes
 
 ADVICE = "check the layer's scale (Å per voxel), or segment a crop"
 """What to do where memory runs out: a scale that is too large makes large frames."""
@@ -83,7 +83,7 @@ def logit_slices(
 ) -> Generator[tuple[int, np.ndarray], None, None]:
     """Yield (z, logits float32 (Y, X)) of a layer's array with the model of `options`.
 
-    Warns of voxels that were not numbers.
+    Warns of voxels that were not numbers, and of a layer whose scale says no size.
 
     Raises
     ------
@@ -106,5 +106,6 @@ def logit_slices(
                 yield z, plane
                 if run.stop.is_set():
                     raise CancelledError
-        for note in reading_notes(tomogram):
+        told = array_notes(tomogram, stages, "a layer of scale 1", "set its scale to Å per voxel")
+        for note in [*told, *reading_notes(tomogram)]:
             warnings.warn(note, stacklevel=2)
