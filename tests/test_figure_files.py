@@ -101,6 +101,18 @@ def test_sweeps_tables_and_curves_have_the_same_tomograms_throughout() -> None:
     ]
 
 
+def test_a_curve_that_lacks_a_recall_is_left_out_of_the_means() -> None:
+    curves = [
+        Score("d", name, "m", "s", recall, "precision_at_recall", value)
+        for name, value in (("a", 0.4), ("b", 0.8))
+        for recall in (0.0, 0.5, 1.0)
+    ]
+    for missing in (3, 4):  # of b, its first and another one
+        with pytest.warns(UserWarning, match="precision_at_recall 1 of 2"):
+            axes = precision_recall(curves[:missing] + curves[missing + 1 :], {}).axes[0]
+        assert axes.lines[0].get_ydata() == pytest.approx([0.4] * 3)
+
+
 def test_two_runs_of_one_method_are_told_apart_by_their_folders(tmp_path: Path, run: Run) -> None:
     record = {"command": "segment", "seconds": 60.0, "inputs": [{"path": "/d/a.mrc"}]}
     for folder in ("cpu", "gpu", "more/gpu"):

@@ -48,9 +48,22 @@ def test_all_files_of_a_segmentation_must_fit_together(
         *("-o", small_disk, "--instances", "--post-process"),
     )
     assert (code, out) == (1, "") and "stage 1" not in err
-    need = 8 * 128 * 128 * (4 + 4 + 1 + 1 + 2)
+    tracked = 5  # of the first stage's slices, every second one and the last
+    need = 128 * 128 * (4 * tracked + 8 * (4 + 1 + 1 + 2))
     assert_one_line(err, f"{small_disk}: making a_membrane.mrc needs {need:,} bytes")
     assert {each.suffix for each in small_disk.iterdir()} <= {".jsonl", ".lock"}
+
+
+@pytest.mark.filterwarnings("ignore:no membrane found")
+def test_slices_that_are_not_tracked_need_no_room(
+    options: SegmentOptions, tmp_path: Path, small_disk: Path
+) -> None:
+    """The first stage's file has holes: 7 bytes a voxel and the JSON do, where whole files take 9."""
+    path = write_mrc(tmp_path / "a.mrc", noise((32, 64, 64)))
+    voxels = 32 * 64 * 64
+    (small_disk / "others").write_bytes(bytes((1 << 20) - round(7.6 * voxels)))
+    segment_file(path, replace(options, output=small_disk))
+    assert (small_disk / "a_membrane.mrc").is_file()
 
 
 @pytest.mark.filterwarnings("ignore:no membrane found")

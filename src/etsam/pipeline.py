@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 
@@ -203,6 +204,18 @@ def plan_stage(
         mirrors=options.mirrors,
         step=step * z_step if step > 1 else 1,
     )
+
+
+def missing_bytes(volume: Volume, stages: Sequence[Stage], unfinished: Unfinished) -> int:
+    """Bytes that logits are yet to take on the disk: slices that a stage does not track are holes in its file."""
+    depth, height, width = shape = volume.slices.shape
+    total = 0
+    for number, (stage, following) in enumerate(zip_longest(stages, stages[1:])):
+        step = 1 if following is None else following.spec.feedback_step
+        z_step = frame_geometry(stage.spec, (height, width), volume.voxel_spacing).z_step
+        tracked = tracked_slices(depth, step * z_step if step > 1 else 1)
+        total += unfinished.missing_bytes(number, shape) * len(tracked) // depth
+    return total
 
 
 def largest_frame(volume: Volume, stages: Sequence[Stage], options: SegmentOptions) -> int:

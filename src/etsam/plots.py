@@ -149,8 +149,12 @@ def precision_recall(
         recall = 0.0 if row.threshold is None else row.threshold
         places = grouped.setdefault((row.method, row.stage), {})
         places.setdefault(recall, {})[row.tomogram] = row.value
-    first = {key: next(iter(points.values())) for key, points in grouped.items()}
-    shared, note = evened(first)
+    columns = {
+        (key, recall): series
+        for key, points in grouped.items()
+        for recall, series in points.items()
+    }
+    shared, note = evened(columns)
     warn_of_uneven({CURVE: note}, "methods")
     known = variant_names(curves)
     names = shortened([known[key] for key in grouped])
@@ -165,7 +169,7 @@ def precision_recall(
     lines = []
     for number, (key, points) in enumerate(grouped.items()):
         recalls = sorted(points)
-        means = [mean_of([points[recall][one] for one in shared[key]]) for recall in recalls]
+        means = [mean_of([*shared[key, recall].values()]) for recall in recalls]
         lines += axes.plot(recalls, means, color=colour_of(number), ls=dash_of(number), lw=1.2)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="Recall", ylabel="Precision")
     legend_above(figure, lines, texts, title=title)

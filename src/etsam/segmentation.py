@@ -277,8 +277,7 @@ def _with_polarity(
     from etsam.pipeline import Volume
     from etsam.polarity import settle_polarity
 
-    volume = Volume(tomogram, tomogram.voxel_spacing)
-    return settle_polarity(volume, stages[0], options, progress)
+    return settle_polarity(Volume(tomogram, tomogram.voxel_spacing), stages[0], options, progress)
 
 
 def _frame(tomogram: Tomogram, stages: list[Stage], options: SegmentOptions) -> int:
@@ -300,14 +299,16 @@ def _attempt(
 
     What is on disk of another size is begun anew.
     """
+    from etsam.pipeline import Volume, missing_bytes
+
     if unfinished.settled.get("tile", options.tile) != options.tile:
         run = unfinished.settled["run"]
         unfinished.restart()
         unfinished.settled["run"] = run
         clear_folder(staged.mask.parent)
     unfinished.settled["tile"] = options.tile
-    count = math.prod(tomogram.shape)
-    needed = unfinished.missing_bytes(count, len(stages)) + count * staged.voxel_bytes
+    needed = missing_bytes(Volume(tomogram, tomogram.voxel_spacing), stages, unfinished)
+    needed += math.prod(tomogram.shape) * staged.voxel_bytes
     require_space(staged.mask.parent, needed, f"making {staged.mask.name}")
     options = _settled(tomogram, stages, options, progress, unfinished)
     with closing(_slices(tomogram, stages, options, progress, unfinished)) as slices:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,7 +26,6 @@ from etsam.storage import open_scratch
 SAVE_SLICES = 16  # at most so many slices are done again after a kill,
 SAVE_SECONDS = 10.0  # or those of so much time, where that is fewer
 
-LOGITS_FILE = "stage*.f32"
 KINDS = ("spatial", "pointer", "choice")  # of what a bank keeps of the last slices
 Recent = tuple[tuple[int, Tensor], ...]
 
@@ -101,10 +101,10 @@ class Unfinished:
         self._stages[stage] = scratch
         return scratch
 
-    def missing_bytes(self, voxels: int, stages: int) -> int:
-        """Bytes that the logits of all stages are yet to take on the disk."""
-        there = sum(path.stat().st_size for path in self.folder.glob(LOGITS_FILE))
-        return 4 * voxels * stages - there
+    def missing_bytes(self, stage: int, shape: tuple[int, int, int]) -> int:
+        """Bytes by which the file of a stage's logits is yet to grow."""
+        path = self.folder / _logits_name(stage)
+        return 4 * math.prod(shape) - (path.stat().st_size if path.exists() else 0)
 
     def start(self, stage: int, depth: int) -> int:
         """How many slices of a stage are done."""
@@ -208,7 +208,7 @@ class Unfinished:
 
 
 def _logits_name(stage: int) -> str:
-    return LOGITS_FILE.replace("*", str(stage + 1))
+    return f"stage{stage + 1}.f32"
 
 
 def _plain(identity: Mapping[str, Any]) -> Any:
