@@ -13,6 +13,7 @@ from etsam import simulate
 from etsam.export import ExportOptions, export_file
 from etsam.simulation.recipe import SimulationOptions
 from etsam.staging import hidden_folder
+from etsam.storage import place_files
 from file_limit import file_limit
 from test_cli import Run, assert_one_line, write_mrc
 
@@ -105,3 +106,38 @@ def test_an_export_to_a_full_disk_names_its_file(
     assert (code, out) == (1, "")
     assert_one_line(err, f"{tmp_path / 'new' / name}: File too large")
     assert list(tmp_path.iterdir()) == [mask]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("stop", range(5))
+def test_a_signal_between_two_names_leaves_the_new_result_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, after: bool
+) -> None:
+    names = [tmp_path / name for name in ("a.json", "a.mrc")]
+    stale = tmp_path / "a_logits.mrc"
+    usual, moved = os.replace, []
+
+    def stopped_once(*args: object) -> None:
+        moved.append(args)
+        if after or len(moved) != stop + 1:
+            usual(*args)  # type: ignore[arg-type]
+        if len(moved) == stop + 1:
+            raise KeyboardInterrupt
+
+    for path in (*names, stale):
+        path.write_text("old")
+    with hidden_folder(tmp_path, "a") as folder:
+        for path in names:
+            (folder / path.name).write_text("new")
+        monkeypatch.setattr(os, "replace", stopped_once)
+        with pytest.raises(KeyboardInterrupt):
+            place_files(folder, names, [stale])
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "a.json": "new",
+        "a.mrc": "new",
+    }
+
+
+def test_what_was_made_and_is_gone_is_an_error(tmp_path: Path) -> None:
+    with hidden_folder(tmp_path, "a") as folder, pytest.raises(FileNotFoundError):
+        place_files(folder, [tmp_path / "a.json"])

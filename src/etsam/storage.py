@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, Protocol
@@ -261,13 +261,30 @@ def place_files(folder: Path, made: Sequence[Path], stale: Iterable[Path] = ()) 
 
     What they replace goes first, into the folder, and with it what is `stale`. The old JSON goes last
     and the new one comes first, so that at no moment a JSON stands beside the files of another run:
-    whoever is killed in between leaves a result with files missing.
+    whoever is killed in between leaves a result with files missing. Who is asked to stop finishes first.
     """
-    for number, path in enumerate([*stale, *reversed(made)]):
-        with suppress(FileNotFoundError):
-            path.replace(folder / f"replaced{number}")
-    for path in made:
-        (folder / path.name).replace(path)
+    old = [*stale, *reversed(made)]
+    away = [(path, folder / f"replaced{number}") for number, path in enumerate(old)]
+    home = [(folder / path.name, path) for path in made]
+    try:
+        _move(away)
+        _move(home, must_be_there=True)
+    except KeyboardInterrupt:
+        _move(away)
+        _move(home, must_be_there=True)
+        raise
+
+
+def _move(moves: list[tuple[Path, Path]], *, must_be_there: bool = False) -> None:
+    """Move files, and strike off the list what is moved."""
+    while moves:
+        source, target = moves[0]
+        try:
+            source.replace(target)
+        except FileNotFoundError:
+            if must_be_there and not os.path.lexists(target):
+                raise
+        del moves[0]
 
 
 def with_own_name(path: Path) -> Path:
