@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from etsam.sam2.config import PRESETS, SAM2Config
 from etsam.sam2.model import SAM2
-from etsam.sam2.naming import ANCHOR, State, find_state, plain_names
+from etsam.sam2.naming import ANCHOR, OF_TRANSFORMERS, State, find_state, plain_names
 from etsam.sam2.unreadable import (
     UNREADABLE,
     check_archive,
@@ -252,15 +252,15 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any] | None]:
             header = file.metadata() or {}
             is_ours = header.get("format") == FORMAT
             metadata = dict(json.loads(header["etsam"])) if is_ours else None
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            if not is_ours:
-                state = plain_names(state, path)
-            if not is_ours and ("etsam" in header or ANCHOR not in state):
+            names = list(file.keys())
+            of_sam2 = any(name.endswith((ANCHOR, OF_TRANSFORMERS)) for name in names)
+            if not is_ours and ("etsam" in header or not of_sam2):
                 raise ValueError(
                     f"{path} is a safetensors file of another kind (format {header.get('format')!r}, "
                     f"expected {FORMAT!r}, or the parameters of facebookresearch/sam2)"
                 )
-            return state, metadata
+            state = {name: file.get_tensor(name) for name in names}
+            return (state if is_ours else plain_names(state, path)), metadata
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as wrong:
         kind = kind_of(path)
         why = f"it is {kind}" if kind else wrong
