@@ -30,6 +30,7 @@ from etsam.stages import Stage, load_stages
 from etsam.storage import write_text
 from etsam.tables import (
     Score,
+    columns_of,
     evened,
     read_table,
     variants,
@@ -130,7 +131,7 @@ def table(rows: list[Score], methods: list[str]) -> str:
         ]
         shared, notes = {}, {}
         for name in COLUMNS:
-            shared[name], notes[name] = evened({method: scores[method][name] for method in methods})
+            shared[name], notes[name] = evened(columns_of(scores, name))
         warn_of_uneven(notes, "methods")
         for method in methods:
             values = [mean_of([*shared[name][method].values()]) for name in COLUMNS]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from data_servers import DataServers
+    from etsam.dataset import SliceStore
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -40,6 +42,15 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return code, out, err
 
     return run
+
+
+@pytest.fixture
+def store() -> Iterator[SliceStore]:
+    """Room in memory for slices of training pairs."""
+    from etsam.dataset import SliceStore
+
+    with closing(SliceStore(1)) as store:
+        yield store
 
 
 @pytest.fixture

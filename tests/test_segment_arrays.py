@@ -18,6 +18,7 @@ from etsam.provenance import sha256
 from etsam.record import array_notes, notes_on
 from etsam.segmentation import segment_array, segment_file
 from etsam.volume import tomogram_from_array
+from test_cli import write_mrc
 from tiny_model import SPEC, tiny_network, write_tiny_model
 
 
@@ -34,11 +35,7 @@ def volume() -> np.ndarray:
 
 @pytest.fixture
 def tomogram(volume: np.ndarray, tmp_path: Path) -> Path:
-    path = tmp_path / "TS_1.mrc"
-    with mrcfile.new(path) as mrc:
-        mrc.set_data(volume)
-        mrc.voxel_size = 10.0
-    return path
+    return write_mrc(tmp_path / "TS_1.mrc", volume)
 
 
 def test_a_file_says_the_voxel_spacing_that_an_array_has_to_be_given(

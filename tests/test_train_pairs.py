@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 
 import mrcfile
@@ -19,12 +18,6 @@ from tiny_model import write_tiny_model
 from tiny_training import write_pairs
 
 Told = Callable[[Path], list[str]]
-
-
-@pytest.fixture
-def store() -> Iterator[SliceStore]:
-    with closing(SliceStore(1)) as store:
-        yield store
 
 
 @pytest.fixture

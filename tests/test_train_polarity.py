@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import mrcfile
@@ -25,12 +23,6 @@ from tiny_model import write_tiny_model
 from tiny_training import write_pairs
 
 EVERYTHING = (slice(None), slice(None))
-
-
-@pytest.fixture
-def store() -> Iterator[SliceStore]:
-    with closing(SliceStore(1)) as store:
-        yield store
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Any
 
 from etsam.statistics import PairedTest, Summary, TooFewPairsError, paired_test, summarise
-from etsam.tables import Score, Series, evened, variants, warn_of_uneven
+from etsam.tables import Score, Series, columns_of, evened, variants, warn_of_uneven
 
 METRICS = ("dice", "iou", "precision", "recall")
 """What the paper tests (section 2.1)."""
@@ -133,8 +133,7 @@ def compare(
         warnings.warn(f"left out{others}: {text}", stacklevel=2)
     summaries, notes = {}, {}
     for metric in wanted:
-        columns = {name: table[name][metric] for name in chosen if metric in table[name]}
-        scores, notes[metric] = evened(columns)
+        scores, notes[metric] = evened(columns_of({name: table[name] for name in chosen}, metric))
         for name, series in scores.items():
             summaries[name, metric] = summarise(list(series.values()))
     warn_of_uneven(notes, "methods")

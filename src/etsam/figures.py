@@ -25,7 +25,7 @@ from etsam.plots import (
 from etsam.predictions import TYPICAL_THRESHOLD, recognise, score_kind
 from etsam.scenes import View, surface_panels
 from etsam.storage import write_text
-from etsam.tables import Score, Series, evened, variant_names, variants, warn_of_uneven
+from etsam.tables import Score, Series, columns_of, evened, variant_names, variants, warn_of_uneven
 from etsam.volume import Tomogram, open_tomogram
 
 if TYPE_CHECKING:
@@ -287,21 +287,16 @@ def _chosen_curves(
     return found
 
 
-def _columns(table: dict[str, dict[str, Series]], metric: str) -> dict[str, Series]:
-    """Return one metric of the methods that have it."""
-    return {name: series[metric] for name, series in table.items() if metric in series}
-
-
 def _say_uneven(table: dict[str, dict[str, Series]], metrics: Sequence[str]) -> None:
     """Warn where methods have not the same tomograms."""
-    warn_of_uneven({metric: evened(_columns(table, metric))[1] for metric in metrics}, "methods")
+    warn_of_uneven({metric: evened(columns_of(table, metric))[1] for metric in metrics}, "methods")
 
 
 def _mean_areas(
     table: dict[str, dict[str, Series]], names: dict[tuple[str, str], str]
 ) -> dict[tuple[str, str], float]:
     """Return the mean AUPRC of each (method, stage) of the table that has one."""
-    areas, _ = evened(_columns(table, "auprc"))
+    areas, _ = evened(columns_of(table, "auprc"))
     return {key: mean_of([*areas[name].values()]) for key, name in names.items() if name in areas}
 
 

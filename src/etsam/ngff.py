@@ -23,6 +23,7 @@ from etsam.storage import (
     VolumeInfo,
     VoxelStatistics,
     check_slice,
+    naming,
     partial_name,
     remove,
     scratch_file,
@@ -175,10 +176,8 @@ class NgffSink:
         for layer in list(self._slabs):
             self._flush(layer)
         attributes = group_attributes(self._info, self._path.stem, self._label, statistics)
-        try:
+        with naming(self._path):
             _write_group(self._partial, attributes, self._info.ngff_version)
-        except OSError as wrong:
-            raise OSError(wrong.errno, wrong.strerror, str(self._path)) from None
         if self._path.exists():
             old = partial_name(self._path.with_name(f"{self._path.name}.replaced"))
             remove(old)

@@ -9,10 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etsam.metrics import read_labels
-from etsam.storage import same_spacing
+from etsam.storage import PLACE_TOLERANCE, same_spacing
 from etsam.volume import Tomogram
-
-SAME_PLACE = 0.01  # share of a voxel by which origins may differ
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def other_origins(first: Tomogram, second: Tomogram) -> bool:
     """Whether the headers of two volumes of one grid place them differently."""
     step = first.voxel_spacing or second.voxel_spacing or (1.0, 1.0, 1.0)
     apart = np.abs(np.subtract(second.origin, first.origin))
-    return bool((apart > SAME_PLACE * np.array(step)).any())
+    return not (apart <= PLACE_TOLERANCE * np.array(step)).all()
 
 
 def check_grids(first: tuple[str, Tomogram], others: Iterable[tuple[str, Tomogram]]) -> None:

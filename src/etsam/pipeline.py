@@ -7,7 +7,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 
 import numpy as np
 
@@ -120,9 +119,8 @@ def segment_slices(
     scalings = _measure(volume, stages, options, report)
     with ExitStack() as stack:
         feedback: ScratchLogits | None = None
-        for number, stage in enumerate(stages):
+        for number, (stage, step) in enumerate(zip(stages, _steps(stages), strict=True)):
             last = number == len(stages) - 1
-            step = 1 if last else stages[number + 1].spec.feedback_step
             run = plan_stage(stage, number, volume, options, step)
             run = replace(run, scaling=scalings[number], feedback=feedback)
             scratch = None
@@ -191,8 +189,6 @@ def plan_stage(
     """
     interval = SPLIT_INTERVAL if options.split_processing else INTERVAL
     asked = options.stage2_prompt if number else options.stage1_prompt
-    shape = volume.slices.shape[1], volume.slices.shape[2]
-    z_step = frame_geometry(stage.spec, shape, volume.voxel_spacing).z_step
     return StageRun(
         stage,
         as_seen(volume, stage),
@@ -202,20 +198,29 @@ def plan_stage(
         split=options.split_processing,
         tile=options.tile,
         mirrors=options.mirrors,
-        step=step * z_step if step > 1 else 1,
+        step=_step_in_slices(stage, volume, step),
     )
+
+
+def _step_in_slices(stage: Stage, volume: Volume, step: int) -> int:
+    """Every which slice of the volume is tracked, where a step counts slices as `FrameSpec.offsets` do."""
+    shape = volume.slices.shape[1], volume.slices.shape[2]
+    z_step = frame_geometry(stage.spec, shape, volume.voxel_spacing).z_step
+    return step * z_step if step > 1 else 1
 
 
 def missing_bytes(volume: Volume, stages: Sequence[Stage], unfinished: Unfinished) -> int:
     """Bytes that logits are yet to take on the disk: slices that a stage does not track are holes in its file."""
-    depth, height, width = shape = volume.slices.shape
-    total = 0
-    for number, (stage, following) in enumerate(zip_longest(stages, stages[1:])):
-        step = 1 if following is None else following.spec.feedback_step
-        z_step = frame_geometry(stage.spec, (height, width), volume.voxel_spacing).z_step
-        tracked = tracked_slices(depth, step * z_step if step > 1 else 1)
-        total += unfinished.missing_bytes(number, shape) * len(tracked) // depth
+    shape, total = volume.slices.shape, 0
+    for number, (stage, step) in enumerate(zip(stages, _steps(stages), strict=True)):
+        tracked = tracked_slices(shape[0], _step_in_slices(stage, volume, step))
+        total += unfinished.missing_bytes(number, shape) * len(tracked) // shape[0]
     return total
+
+
+def _steps(stages: Sequence[Stage]) -> list[int]:
+    """The step of each stage: what the next one wants of it, 1 of the last."""
+    return [*(stage.spec.feedback_step for stage in stages[1:]), 1]
 
 
 def largest_frame(volume: Volume, stages: Sequence[Stage], options: SegmentOptions) -> int:

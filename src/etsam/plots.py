@@ -31,7 +31,7 @@ from etsam.drawing import (
     text_width,
 )
 from etsam.statistics import NOT_SIGNIFICANT
-from etsam.tables import Score, Series, evened, variant_names, warn_of_uneven
+from etsam.tables import Score, Series, columns_of, evened, variant_names, warn_of_uneven
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,7 +111,7 @@ def tomogram_bars(
     height = ROOM + BARS + below + legend_height(names, width)
     figure = new_figure(width, height)
     axes = figure.add_subplot()
-    shared, _ = evened({method: table[method][metric] for method in methods})
+    shared, _ = evened(columns_of(table, metric))
     step = 0.84 / len(methods)
     last = len(tomograms) + 0.4
     places = np.append(np.arange(len(tomograms)), last)

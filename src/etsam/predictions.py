@@ -38,6 +38,10 @@ DAMAGES = (
 )
 """What `tifffile` raises where a file is damaged, found by damaging some."""
 
+UNCHANGED = (
+    "as `etsam segment` wrote them: predictions, no annotations; correct them, or leave them out"
+)
+"""What to say of `unchanged_predictions` among training masks."""
 PEEKED = 16  # slices looked at to tell probabilities from logits
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # our errors say it, in one line

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import warnings
@@ -24,7 +23,7 @@ from etsam.simulation.render import render
 from etsam.simulation.segmentations import read_segmentation
 from etsam.simulation.suite import SUITE_SHAPE, held_out_suite
 from etsam.staging import hidden_folder
-from etsam.storage import MAX_SIDE, place_files, write_text
+from etsam.storage import MAX_SIDE, naming, place_files, write_text
 from etsam.volume import create_volume, tomogram_from_array
 
 ALL_DRAWN = SimulationOptions()
@@ -139,17 +138,12 @@ def simulate_one(
         result = simulate(seed, shape, options)
         clip = result.parameters["clip_percent"]
         tomogram = quantised(result.tomogram, (clip, 100.0 - clip))
-        try:
+        with naming(target):
             _write_mrc(work / target.name, tomogram, result.voxel_spacing)
             _write_mrc(work / mask.name, result.mask, result.voxel_spacing)
             write_text(work / record.name, json.dumps(result.parameters, indent=1))
             if overwrite or not is_there():  # by another process, meanwhile
-                place_files(work, [record, mask, target])  # the last one stands for the pair
-        except FileExistsError:
-            raise
-        except OSError as wrong:
-            reason = wrong.strerror or str(wrong)
-            raise OSError(wrong.errno or errno.EIO, reason, str(target)) from None
+                place_files(work, [record, mask, target])
     return target
 
 

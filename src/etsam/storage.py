@@ -27,6 +27,7 @@ SPACING_UNKNOWN = (  # how a note ends that says so
 )
 UNKNOWN_SPACING = 1.0  # Å; what most programs write when they do not know
 ORIGIN_LIMIT = 1e12  # Å
+PLACE_TOLERANCE = 0.01  # share of a voxel by which places may differ
 SPACING_TOLERANCE = 0.01  # relative difference of voxel spacings that rounding explains
 NAME_BYTES = 255  # of a file's name, on all usual file systems
 ENTRY_BYTES = 1 << 30  # the largest single read the operating systems agree on
@@ -219,7 +220,7 @@ def appearing(path: Path, partial: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an error of the system that names no file name the one that was to be written.
+    """Let an error of the system that names no file, or one that is being made, name what was to be written.
 
     Raises
     ------
@@ -229,7 +230,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as wrong:
-        if wrong.filename is not None or wrong.errno is None:
+        at_work = wrong.filename is None or ".partial" in os.fsdecode(wrong.filename)
+        if not at_work or wrong.errno is None:
             raise
         raise OSError(wrong.errno, wrong.strerror, str(path)) from None
 
@@ -264,25 +266,23 @@ def place_files(folder: Path, made: Sequence[Path], stale: Iterable[Path] = ()) 
     whoever is killed in between leaves a result with files missing. Who is asked to stop finishes first.
     """
     old = [*stale, *reversed(made)]
-    away = [(path, folder / f"replaced{number}") for number, path in enumerate(old)]
-    home = [(folder / path.name, path) for path in made]
+    moves = [(path, folder / f"replaced{number}") for number, path in enumerate(old)]
+    moves += [(folder / path.name, path) for path in made]
     try:
-        _move(away)
-        _move(home, must_be_there=True)
+        _move(moves, folder)
     except KeyboardInterrupt:
-        _move(away)
-        _move(home, must_be_there=True)
+        _move(moves, folder)
         raise
 
 
-def _move(moves: list[tuple[Path, Path]], *, must_be_there: bool = False) -> None:
-    """Move files, and strike off the list what is moved."""
+def _move(moves: list[tuple[Path, Path]], folder: Path) -> None:
+    """Move files, and strike off the list what is moved; those of the folder must be there or have been."""
     while moves:
         source, target = moves[0]
         try:
             source.replace(target)
         except FileNotFoundError:
-            if must_be_there and not os.path.lexists(target):
+            if source.parent == folder and not os.path.lexists(target):
                 raise
         del moves[0]
 

@@ -163,6 +163,11 @@ def variants(
     return result
 
 
+def columns_of(table: Mapping[str, Mapping[str, Series]], metric: str) -> dict[str, Series]:
+    """Return one metric of the methods of a table (`variants`) that have it."""
+    return {name: series[metric] for name, series in table.items() if metric in series}
+
+
 def evened(columns: Mapping[Column, Series]) -> tuple[dict[Column, Series], str]:
     """Keep of one metric the tomograms that every column (a method, a threshold) has a finite score of.
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from etsam.mrc_header import parse_header
+from etsam.overlay import other_origins
 from etsam.volume import Tomogram, open_tomogram
 
 SPACING_TOLERANCE = 1e-4  # relative; float32 headers and rounded metadata differ by less
-PLACE_TOLERANCE = 0.01  # voxels
 MRC_FIELDS = (
     *("nxstart", "nystart", "nzstart", "mx", "my", "mz", "cella", "cellb"),
     *("mapc", "mapr", "maps", "ispg", "origin"),
@@ -68,9 +68,7 @@ def _geometry(a: Tomogram, b: Tomogram) -> Iterator[Comparison]:
     yield Comparison(
         "voxel_spacing_zyx_angstrom", _list(a.voxel_spacing), _list(b.voxel_spacing), same, True
     )
-    step = _array(a.voxel_spacing or b.voxel_spacing or (1.0, 1.0, 1.0))
-    apart = np.abs(_array(a.origin) - _array(b.origin)) / step
-    near = bool((apart <= PLACE_TOLERANCE).all())
+    near = not other_origins(a, b)
     yield Comparison("origin_zyx_angstrom", list(a.origin), list(b.origin), near, True)
 
 

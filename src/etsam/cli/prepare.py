@@ -93,7 +93,7 @@ def prepare(params: dict[str, Any]) -> int:
         raise click.UsageError("--choices names the components: leave out --keep and --drop")
 
     from etsam.layout import find_inputs
-    from etsam.predictions import unchanged_predictions
+    from etsam.predictions import UNCHANGED, unchanged_predictions
     from etsam.prepare import PrepareOptions
     from etsam.prepare import prepare as run_prepare
     from etsam.tables import read_choices
@@ -109,10 +109,7 @@ def prepare(params: dict[str, Any]) -> int:
         raise ValueError(f"{choices} names {unknown[0]}, which is not among the tomograms")
     asked = ("limit", "normalise", "link", "components", "resume", "overwrite")
     if made := unchanged_predictions(mask for pair in pairs for mask in pair.masks):
-        report_warning(
-            f"{len(made)} masks ({made[0]}, ...) are as `etsam segment` wrote them: predictions, no "
-            "annotations; correct them, or leave them out"
-        )
+        report_warning(f"{len(made)} masks ({made[0]}, ...) are {UNCHANGED}")
     options = PrepareOptions(cleaning, **{name: params[name] for name in asked})
     failed = 0
     for pair in pairs:

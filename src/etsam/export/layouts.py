@@ -17,7 +17,7 @@ from etsam.frame import Frame
 from etsam.instances import MIN_VOXELS, Instances, separate_membranes
 from etsam.membrane import load_membrane
 from etsam.meshes import Mesh
-from etsam.storage import VolumeInfo, Zyx
+from etsam.storage import PLACE_TOLERANCE, VolumeInfo, Zyx
 from etsam.volume import OutputType, Tomogram, create_volume, tomogram_from_array
 
 MAX_MEMBRANES = 200
@@ -28,7 +28,6 @@ PALETTE = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#c
 """Colours that all kinds of colour vision tell apart (Okabe and Ito)."""
 
 INSTANCES = "etsam membranes, 1 the largest"
-PLACE_TOLERANCE = 0.01  # voxels
 
 
 def write_volume(

@@ -15,7 +15,7 @@ import numpy as np
 from etsam.arrays import ArraySource
 from etsam.mrc_header import HEADER_BYTES
 from etsam.options import OTHER_FILES
-from etsam.storage import VolumeInfo, Zyx, known_spacing
+from etsam.storage import VolumeInfo, Zyx, known_spacing, naming
 from etsam.volume import KNOWN_SUFFIXES, OutputType, Tomogram, create_volume, open_tomogram, stem_of
 
 LayerData = tuple[Any, dict[str, Any], str]
@@ -150,14 +150,13 @@ def _finest(data: Any) -> Any:
 
 def _write(path: str, array: Any, like: Tomogram, dtype: OutputType) -> list[str]:
     path = _volume_name(path)
-    try:
-        with like, create_volume(path, like, dtype=dtype, label="etsam napari") as writer:
-            for z in range(like.shape[0]):
-                writer.write_slice(z, np.asarray(array[z]))
-    except OSError as wrong:
-        if ".partial" not in str(wrong.filename):
-            raise
-        raise OSError(wrong.errno, wrong.strerror, path) from None
+    with (
+        naming(Path(path)),
+        like,
+        create_volume(path, like, dtype=dtype, label="etsam napari") as writer,
+    ):
+        for z in range(like.shape[0]):
+            writer.write_slice(z, np.asarray(array[z]))
     return [path]
 
 

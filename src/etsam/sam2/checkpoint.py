@@ -168,13 +168,19 @@ def infer_config(state: State, path: Path) -> SAM2Config:
             f"{path} is not a SAM 2.1 checkpoint: {problem}; expected the parameters of "
             "facebookresearch/sam2"
         ) from None
-    for preset in PRESETS.values():
-        if (preset.embed_dim, preset.stages) == (embed_dim, stages):
-            return _to_config(preset.to_dict() | sizes, path)
+    name = _published_name(embed_dim, stages)
+    if name is not None:
+        return _to_config(PRESETS[name].to_dict() | sizes, path)
     raise ValueError(
         f"{path} has width {embed_dim} and stages {stages}, which is no published SAM 2.1 size; "
         f"put its SAM2Config as JSON into {path.with_suffix('.json').name} beside it"
     )
+
+
+def _published_name(embed_dim: int, stages: tuple[int, ...]) -> str | None:
+    """The published network whose trunk has this width and these depths."""
+    sizes = {(preset.embed_dim, preset.stages): name for name, preset in PRESETS.items()}
+    return sizes.get((embed_dim, stages))
 
 
 def _stages(state: State) -> tuple[int, ...]:
@@ -204,8 +210,7 @@ def _sizes(state: State, metadata: dict[str, Any] | None, path: Path) -> tuple[S
     given = _sizes_beside(beside)
     if not given:
         config = infer_config(state, path)
-        sizes = [(preset.embed_dim, preset.stages) for preset in PRESETS.values()]
-        name = list(PRESETS)[sizes.index((config.embed_dim, config.stages))]
+        name = _published_name(config.embed_dim, config.stages)
         return config, f"SAM 2.1 {name} (other sizes go into {beside.name} beside it)"
     try:
         told = infer_config(state, path).to_dict()

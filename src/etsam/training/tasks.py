@@ -15,7 +15,7 @@ import numpy as np
 
 from etsam.dataset import Pair, SliceStore, open_pairs
 from etsam.feedback import has_logits
-from etsam.predictions import unchanged_predictions
+from etsam.predictions import UNCHANGED, unchanged_predictions
 from etsam.training.clips import SMALLER, Clips, ClipSampler, ClipShape, Group, fits, own_random
 from etsam.training.fresh import FreshPairs
 from etsam.training.options import TrainOptions
@@ -92,11 +92,7 @@ def _oddities(pairs: Sequence[Pair], options: TrainOptions) -> Iterator[tuple[li
             "are newer than their stage-1 logits: give --stage1-checkpoint to make them anew",
         )
     made = set(unchanged_predictions(pair.mask for pair in pairs))
-    yield (
-        [pair for pair in pairs if pair.mask in made],
-        "have masks as `etsam segment` wrote them: predictions, no annotations; correct them, or leave "
-        "them out",
-    )
+    yield [pair for pair in pairs if pair.mask in made], f"have masks {UNCHANGED}"
     misplaced = [pair for pair in pairs if pair.misplaced]
     if misplaced:
         told = f"have masks whose headers differ ({misplaced[0].misplaced}): laid voxel on voxel"
