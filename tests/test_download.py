@@ -359,6 +359,8 @@ def test_command_lists_the_sets(run: Run) -> None:
     assert len(text.splitlines()) == 83
     _, text, _ = run("download", "--list", "unseen", "--json")
     assert json.loads(text)[0]["run"] == "8354"
+    _, _, err = run("download", "--list", "unseen", "--format", "zarr", "--masks", "auto")
+    assert err == "etsam: warning: --format plays no role with --list\n"
 
 
 @pytest.mark.parametrize(

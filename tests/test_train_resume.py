@@ -20,7 +20,7 @@ from conftest import Run
 from etsam import train as module
 from etsam.frames import FrameSpec
 from etsam.sam2 import load_checkpoint, save_checkpoint
-from etsam.train import Schedule, TrainOptions, train
+from etsam.train import Schedule, Source, TrainOptions, train
 from etsam.training.run import save_run, start_run
 from file_limit import file_limit
 from tiny_training import TINY, network, options, read_log, write_pairs
@@ -219,13 +219,17 @@ def test_two_processes_equal_one(
     weights may differ by more, and there are few.
     """
     schedule = Schedule(steps=3, batch=3, warmup=2)
+    sources = [Source(folder), Source(write_pairs(tmp_path / "small", 1, (16, 40, 40)))]
     one, two = (
-        options(folder, tmp_path / name, schedule=schedule, every=1, start=None)
+        options(sources, tmp_path / name, schedule=schedule, every=1, start=None)
         for name in ("one", "two")
     )
-    train(one)
+    with pytest.warns(UserWarning, match="1 of 1 volumes are smaller"):
+        train(one)
     multiprocessing.spawn(train_as, (2, free_port(), two), nprocs=2)
-    assert "strides" not in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "strides" not in said
+    assert said.count("1 of 1 volumes are smaller") == 1  # though each process opens all pairs
     first, second = (read_log(given.output)[-1]["loss"] for given in (one, two))
     assert second == pytest.approx(first, rel=1e-5)
     before, after = (load_checkpoint(given.weights)[0].state_dict() for given in (one, two))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from etsam.sam2 import SAM2, SAM2Config
-from etsam.train import COMPACT, Schedule, TrainOptions, initialise
+from etsam.train import COMPACT, Schedule, Source, TrainOptions, initialise
 
 TINY = replace(
     COMPACT,
@@ -69,7 +70,9 @@ def write_pairs(folder: Path, count: int = 2, shape: tuple[int, int, int] = (16,
     return folder
 
 
-def options(data: Path, output: Path, steps: int = 4, **changes: Any) -> TrainOptions:
+def options(
+    data: Path | Sequence[Source], output: Path, steps: int = 4, **changes: Any
+) -> TrainOptions:
     """Options of a run of seconds."""
     given = TrainOptions(
         data,

@@ -32,7 +32,7 @@ from etsam.training.options import (
     TrainOptions,
     from_checkpoint,
 )
-from etsam.training.parallel import Team, join
+from etsam.training.parallel import Team, join, said_once
 from etsam.training.run import Run, refuse_foreign, save_run, start_run
 from etsam.training.start import initialise, start_from
 from etsam.training.tasks import Sampler, Task, held_out, make_sampler, open_groups, tasks
@@ -86,6 +86,7 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
     torch.manual_seed(options.seed)
     with ExitStack() as stack:
         stack.enter_context(memory_errors(LESS_MEMORY))
+        stack.enter_context(said_once())
         store = SliceStore(options.memory_gb)
         stack.callback(store.close)
         groups = [] if sampler else open_groups(options, store)

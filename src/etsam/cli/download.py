@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from etsam.cli.command import EXIT_FAILED, VerbCommand, one_line, report_error, report_warning
+from etsam.cli.command import (
+    EXIT_FAILED,
+    VerbCommand,
+    is_chosen,
+    one_line,
+    report_error,
+    report_warning,
+)
 from etsam.cli.options import finite, overwrite_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
@@ -71,6 +78,9 @@ def download(params: dict[str, Any]) -> int:
     etsam download 10.7910/DVN/K4JKCW -o data/ --match '*/245/*'
     """
     if params["list_only"]:
+        for name in sorted(params.keys() - {"sources", "list_only", "as_json"}):
+            if is_chosen(name):
+                report_warning(f"--{name.replace('_', '-')} plays no role with --list")
         _list(params["sources"], params["as_json"])
         return 0
     if not params["sources"]:

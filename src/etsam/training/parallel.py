@@ -51,6 +51,17 @@ class Team:
 
 
 @contextmanager
+def said_once() -> Iterator[None]:
+    """Keep warnings to the first process, before and after it joins the others."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
 def join(device: str) -> Iterator[Team]:
     """Join the processes torchrun started, or be alone; device as in `choose_device`.
 
