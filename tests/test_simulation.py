@@ -129,6 +129,7 @@ def test_dose_damages_fine_detail_first_and_late_views_most() -> None:
     k, dose = torch.tensor([0.01, 0.05]), torch.tensor(100.0)
     coarse, fine = dose_envelope(k, dose)
     assert 1 > float(coarse) > float(fine) > 0
+    assert torch.allclose(dose_envelope(k, 0.8 * dose, 200.0), torch.stack([coarse, fine]))
     tilt = replace(series(-60, 60), exposure=100.0)
     before = exposure_before(tilt)
     assert abs(tilt.angles[int(before.argmin())]) == 0.0

@@ -84,9 +84,7 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
         The memory is used up, of the machine or of the card.
     """
     torch.manual_seed(options.seed)
-    with ExitStack() as stack:
-        stack.enter_context(memory_errors(LESS_MEMORY))
-        stack.enter_context(said_once())
+    with ExitStack() as stack, memory_errors(LESS_MEMORY), said_once():
         store = SliceStore(options.memory_gb)
         stack.callback(store.close)
         groups = [] if sampler else open_groups(options, store)

@@ -98,7 +98,7 @@ def _image(scene: Scene, recipe: Recipe, rng: np.random.Generator, crop: Crop) -
     signal, grain = volumes
     distance = scene.distance[crop].abs()
     visible = membrane_labels(scene, LEAN)[crop] > 0
-    contrast = membrane_contrast(signal, (distance < 25.0) & visible, distance > 300.0)
+    contrast = membrane_contrast(signal, (distance < 25.0) & visible, distance > 60.0)
     total = signal + grain * (contrast / (recipe.contrast_to_noise * float(grain.std())))
     total = (total - total.mean()) / total.std().clamp(min=1e-12)
     return total if recipe.bright_membranes else -total

@@ -13,6 +13,9 @@ from etsam.simulation.imaging import TiltSeries, hidden_by_wedge
 
 PLAIN_BILAYER = Bilayer()
 FAR = 1e4  # Å, "no membrane near"
+CLEARANCE = (
+    150.0  # Å, as far as distances to membranes are known: what avoids or adorns them lies nearer
+)
 COARSE = 4  # voxels, grid on which collisions are tested
 
 
@@ -21,7 +24,7 @@ class Scene:
     """A volume under construction; arrays are (Z, Y, X), lengths in Å unless said otherwise."""
 
     density: Tensor
-    distance: Tensor  # signed distance to the nearest bilayer mid-surface
+    distance: Tensor  # signed distance to the nearest bilayer mid-surface up to CLEARANCE, else FAR
     hidden: Tensor  # its |normal z| where it lies in the missing wedge, else 0
     region: Tensor  # int16 compartment, 0 = outside everything
     instance: Tensor  # int16 number of the nearest bilayer, 0 = none painted here
@@ -77,8 +80,9 @@ def _axes(lower: list[int], upper: list[int], step: int = 1) -> tuple[Tensor, Te
 def place(scene: Scene, shape: Shape, wall: Wall, gap: float) -> bool:
     """Add a surface if it stays `gap` [Å] clear of all others and inside the field at all."""
     offsets = [o / scene.spacing for o in wall.offsets]
-    lower = [max(0, int(v)) for v in shape.lower + min(0.0, min(offsets))]
-    margin = max(0.0, max(offsets)) + 2
+    around = CLEARANCE / scene.spacing
+    lower = [max(0, int(v)) for v in shape.lower + min(0.0, min(offsets)) - around]
+    margin = max(0.0, max(offsets)) + around
     upper = [min(n, int(v + margin) + 1) for n, v in zip(scene.shape, shape.upper, strict=True)]
     if any(u - low < 3 for low, u in zip(lower, upper, strict=True)):
         return False
@@ -111,18 +115,18 @@ def _paint(scene: Scene, shape: Shape, wall: Wall, lower: list[int], upper: list
         distance = torch.where(plane < n[3], distance, torch.full_like(distance, FAR))
     blur = 0.4 * scene.spacing
     for offset in wall.offsets:
-        reach = 45.0 + 2.5 * blur
-        index = torch.nonzero(((distance - offset).abs() < reach).view(-1)).squeeze(1)
-        if len(index) == 0:
-            continue
+        index = torch.nonzero(((distance - offset).abs() < CLEARANCE).view(-1)).squeeze(1)
         d = distance.view(-1)[index] - offset
         where = _flat_index(index, distance.shape, lower, scene.shape)
+        if wall.bilayer is not None:
+            scene.instances += 1
+            _keep_nearest(scene, where, d, normal.view(3, -1)[:, index])
+        dense = d.abs() < 45.0 + 2.5 * blur
+        d, where = d[dense], where[dense]
         if wall.bilayer is None:
             values = single_layer_profile(d, wall.layer_width, blur)
         else:
             values = bilayer_profile(d, wall.bilayer, blur)
-            scene.instances += 1
-            _keep_nearest(scene, where, d, normal.view(3, -1)[:, index])
         if wall.patchiness > 0:
             values = values * _patches(scene, where, wall.patchiness)
         scene.density.view(-1)[where] += values

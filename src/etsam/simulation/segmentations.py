@@ -13,7 +13,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter, zoom
 
 from etsam.simulation.density import Bilayer, bilayer_profile
 from etsam.simulation.imaging import hidden_by_wedge
-from etsam.simulation.scene import COARSE, Scene
+from etsam.simulation.scene import CLEARANCE, COARSE, Scene
 from etsam.storage import check_spacing
 from etsam.volume import open_tomogram
 
@@ -112,9 +112,11 @@ def place_segmentation(
     z, y, x = scene.shape
     distance, normal = midsurface_distance(scaled[:z, :y, :x])
     near = torch.as_tensor(distance * scene.spacing)
-    index = torch.nonzero((near < 45.0 + scene.spacing).view(-1)).squeeze(1)
+    index = torch.nonzero((near < CLEARANCE).view(-1)).squeeze(1)
     d = near.view(-1)[index]
-    scene.density.view(-1)[index] += bilayer_profile(d, bilayer, 0.4 * scene.spacing)
+    dense = d < 45.0 + scene.spacing
+    values = bilayer_profile(d[dense], bilayer, 0.4 * scene.spacing)
+    scene.density.view(-1)[index[dense]] += values
     scene.distance.view(-1)[index] = d
     normals = torch.as_tensor(normal.reshape(3, -1))[:, index]
     scene.hidden.view(-1)[index] = hidden_by_wedge(normals, scene.tilt)
