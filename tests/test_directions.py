@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import label as scipy_label
 
+from etsam import directions
 from etsam.components import PackedMask, blob_hits, find_blobs
 from etsam.directions import PlaneDice, recall_by_lean
 from etsam.evaluate import EvaluateOptions, evaluate
@@ -70,6 +71,33 @@ def test_caps_of_a_vesicle_lie_flat(
     assert flat == 1
     assert middle > 1 - wrong
     assert upright < wrong
+
+
+@pytest.mark.parametrize(
+    ("spacing", "lean"),
+    [
+        (CUBIC, 25.0),
+        ((20.0, 10.0, 10.0), 25.0),
+        ((30.0, 10.0, 10.0), 20.0),
+        ((30.0, 10.0, 10.0), 55.0),
+        ((10.0, 10.0, 25.0), 65.0),
+    ],
+)
+def test_a_wall_leans_as_much_whatever_the_voxels(
+    spacing: tuple[float, float, float], lean: float
+) -> None:
+    angle = math.radians(lean)
+    normal = (math.cos(angle), 0.6 * math.sin(angle), 0.8 * math.sin(angle))
+    height = sum(
+        (place - 19.5) * step * part
+        for place, step, part in zip(np.indices((40, 40, 40)), spacing, normal, strict=True)
+    )
+    wall = np.abs(height) < 30
+    counts = np.zeros(directions.NONE + 1)
+    for start, bins in directions._layers(packed(wall), spacing):
+        _, y, x = np.nonzero(wall[start : start + directions.BLOCK])
+        counts += np.bincount(bins[y // directions.BLOCK, x // directions.BLOCK], minlength=4)
+    assert counts[int(lean // 30)] > 0.97 * counts.sum()
 
 
 def test_a_plane_has_one_lean_and_solid_matter_none() -> None:

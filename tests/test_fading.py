@@ -25,7 +25,7 @@ def test_fading_takes_density_away_in_places_and_nothing_else() -> None:
     assert field.min() < 0.5 < 0.8 < field.max()
     assert field.diff(dim=0).abs().mean() < 0.2 * field.std(), "white noise would give 1.1"
     options = SimulationOptions(preset="vesicles", voxel_spacing=10.0, views=41)
-    (plain, labels), (faded, same) = (
+    (plain, labels, _), (faded, same, _) = (
         render(draw(np.random.default_rng(5), o), (32, 64, 64), o, np.random.default_rng(6))
         for o in (options, replace(options, fading=0.9))
     )
@@ -41,7 +41,7 @@ def test_depth_fading_leaves_walls_faint_at_the_bottom_and_top() -> None:
     assert (profile[:top].diff() >= 0).all() and (profile[top:].diff() <= 0).all()
     assert profile[0] < 0.3 and profile[-1] < 0.3
     options = SimulationOptions("vesicles", 10.0, contrast_to_noise=5.0, views=41)
-    (plain, labels), (faded, same) = (
+    (plain, labels, _), (faded, same, _) = (
         render(draw(np.random.default_rng(5), o), (64, 64, 64), o, np.random.default_rng(6))
         for o in (options, replace(options, depth_fading=0.95))
     )

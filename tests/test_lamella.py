@@ -86,7 +86,7 @@ def test_simulated_lamellae_of_known_thickness(
     options = SimulationOptions(preset=("cell", "organelle")[seed % 3])
     random = np.random.default_rng(seed)
     recipe = replace(draw(random, options), thickness=thickness)
-    volume, _ = render(recipe, (128, 160, 160), options, random)
+    volume, _, _ = render(recipe, (128, 160, 160), options, random)
     found = inspect(write_mrc(tmp_path / "a.mrc", volume.numpy(), recipe.voxel_spacing))
     true = made[-1].high - made[-1].low
     assert found.lamella is not None

@@ -13,7 +13,7 @@ import pytest
 from etsam.baselines import ridge
 from etsam.baselines.ridge import RidgeOptions, ridge_features, ridge_slices
 from etsam.metrics import ScoreHistogram, confusion
-from etsam.volume import tomogram_from_array
+from etsam.volume import open_tomogram, tomogram_from_array
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -80,6 +80,41 @@ def _raw(volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     whole = (slice(0, 24), slice(0, 24), slice(0, 24))
     found = ridge._RidgeFilter(tomogram, SMALL).features(whole, (1.0, 1.0))
     return found.ridge, found.votes
+
+
+def test_curvature_is_per_length_not_per_voxel() -> None:
+    """A quadratic form of places in Å has its own matrix, whatever the voxels are."""
+    matrix = np.array([[2.0, 0.5, -0.3], [0.5, -1.0, 0.7], [-0.3, 0.7, 1.5]])
+    spacing = (20.0, 10.0, 15.0)
+    places = (np.indices((7, 8, 9)).reshape(3, -1).T - 3) * spacing
+    form = np.einsum("ni,ij,nj->n", places, matrix, places).reshape(7, 8, 9) / 2
+    found = ridge._hessian(form.astype(np.float32), spacing)
+    wanted = [matrix[a, b] for a, b in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))]
+    inner = np.stack(found)[:, 1:-1, 1:-1, 1:-1] / min(spacing) ** 2
+    assert np.allclose(inner, np.reshape(wanted, (6, 1, 1, 1)), atol=1e-3)
+
+
+@pytest.mark.parametrize("spacing", [(10.0, 10.0, 10.0), (20.0, 10.0, 10.0), (10.0, 20.0, 20.0)])
+def test_all_sides_of_a_vesicle_count_alike(
+    tmp_path: Path, spacing: tuple[float, float, float]
+) -> None:
+    shape = tuple(int(600 / step) for step in spacing)
+    middle = [(side - 1) / 2 * step for side, step in zip(shape, spacing, strict=True)]
+    z, y, x = (
+        place * step - centre
+        for place, step, centre in zip(np.indices(shape), spacing, middle, strict=True)
+    )
+    radius = np.sqrt(z**2 + y**2 + x**2)
+    volume = np.random.default_rng(0).normal(0, 0.02, shape) - np.exp(-((radius - 200) ** 2) / 800)
+    with mrcfile.new(tmp_path / "a.mrc") as mrc:
+        mrc.set_data(volume.astype(np.float32))
+        mrc.voxel_size = spacing[::-1]
+    with open_tomogram(tmp_path / "a.mrc") as tomogram:
+        found = ridge_features(tomogram)
+    wall, up = np.abs(radius - 200) < 10, np.abs(z) / radius
+    for feature in (found.ridge, found.votes):
+        pole, side = (feature[wall & part].mean() for part in (up > 0.9, up < 0.3))
+        assert 0.7 < pole / side < 1.4
 
 
 def test_grey_scale_and_polarity_do_not_matter() -> None:

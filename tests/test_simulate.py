@@ -153,6 +153,30 @@ def test_pairs_of_another_version_are_kept_and_told(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == before
 
 
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize(
+    ("share", "reached"), [(1.0, 2.0), (0.25, 0.5), (-0.55, -1.1), (None, None)]
+)
+def test_contrast_that_is_not_reached_is_recorded_and_told(
+    tmp_path: Path,
+    run: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    share: float | None,
+    reached: float | None,
+) -> None:
+    monkeypatch.setattr(
+        "etsam.simulation.render.membrane_contrast", lambda signal, *_: (float(signal.std()), share)
+    )
+    small = ("simulate", tmp_path, "--shape", "16,48,48", "--preset", "empty")
+    code, _, err = run(*small, "--contrast-to-noise", 2)
+    made = json.loads((tmp_path / "sim_000000.json").read_text())
+    assert code == 0
+    assert (made["contrast_to_noise"], made["contrast_to_noise_reached"]) == (2, reached)
+    told = f"less than 2 in 1 of 1 tomograms, down to {reached} in sim_000000.mrc"
+    assert err.count("\n") == (told in err) == (reached in (0.5, -1.1))
+    assert run(*small, "--seeds", 1)[2] == ""  # whoever leaves it to chance misses nothing
+
+
 def test_command_line(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
     threads = torch.get_num_threads()
     code, out, _ = run(

@@ -31,7 +31,7 @@ from etsam.simulation.imaging import (
 from etsam.simulation.labels import label_thickness, membrane_labels
 from etsam.simulation.membranes import add_vesicles
 from etsam.simulation.recipe import LEAN, Contents, SimulationOptions, draw
-from etsam.simulation.render import quarter_turn, render
+from etsam.simulation.render import membrane_contrast, quarter_turn, render
 from etsam.simulation.sample import build_sample
 from etsam.simulation.scene import Wall, empty_scene, place
 from etsam.simulation.segmentations import midsurface_distance
@@ -367,10 +367,24 @@ def test_contrast_to_noise_is_what_was_asked_for() -> None:
         rng = np.random.default_rng(11)
         recipe = draw(rng, replace(options, contrast_to_noise=ratio))
         recipe = replace(recipe, contents=plain, reconstruction=FULL_RAMP)
-        volume, labels = render(recipe, (24, 96, 96), options, rng)
+        volume, labels, _ = render(recipe, (24, 96, 96), options, rng)
         shown.append(float(volume[labels == 1].mean() - volume[labels == 0].mean()))
     assert 0.05 < shown[0] < 0.45  # about 0.3, less where the label is wider than the bilayer
     assert shown[1] > 2 * shown[0]
+
+
+def test_contrast_of_uneven_membranes_is_told_from_what_noise_is_scaled_to() -> None:
+    far = torch.arange(1000) < 500
+    even, uneven = torch.where(far, 0.0, 2.0), torch.where(far, 0.0, torch.arange(1000) % 2 * 20.0)
+    uneven[~far] -= 9.5
+    assert membrane_contrast(even, ~far, far) == (2.0, 1.0)
+    scaled_to, share = membrane_contrast(uneven, ~far, far)
+    assert scaled_to == pytest.approx(3.0, rel=0.01)  # 0.3 of a spread of 10
+    assert share is not None and share * scaled_to == pytest.approx(0.5)
+    assert membrane_contrast(uneven, far & ~far, far) == (
+        pytest.approx(2 * float(uneven.std())),
+        None,
+    )
 
 
 def test_noise_is_the_same_for_the_same_generator() -> None:

@@ -20,8 +20,8 @@ LEANS = (0, 30, 60, 90)
 """Edges of the bins of lean [degrees]: the angle of the membrane's normal to the Z axis."""
 
 BLOCK = 4  # voxels along each side of a block that has one normal
-BLUR = 1.0  # of the finest voxels; makes the gradient of a mask turn smoothly
-REACH = 3  # slices that blur and gradient look beyond a block
+BLUR = 1.0  # of the coarsest voxels; makes the gradient of a mask turn smoothly along each axis
+CUT = 2.0  # standard deviations kept of the blur
 SMOOTH = (0.25, 0.5, 0.25)  # weights of neighbouring blocks
 NONE = len(LEANS) - 1  # bin of blocks without a surface
 
@@ -115,16 +115,18 @@ def _tensors(truth: PackedMask, start: int, spacing: Zyx) -> NDArray[np.float32]
     """Return the mean structure tensor (Y, X, 6) of the blocks that begin at slice `start`."""
     height, width = truth.slice_shape
     blocks = -(-height // BLOCK), -(-width // BLOCK)
-    first, last = start - REACH, start + BLOCK + REACH
+    sigma = [BLUR * max(spacing) / step for step in spacing]
+    radius = [round(CUT * each) for each in sigma]
+    reach = radius[0] + 1  # slices that blur and gradient look beyond a block
+    first, last = start - reach, start + BLOCK + reach
     mask = truth.read(max(first, 0), min(last, len(truth)))
     if not mask.any():
         return np.zeros((*blocks, 6), np.float32)
     beyond = (max(-first, 0), max(last - len(truth), 0))
     sides = [(0, n * BLOCK - size) for n, size in zip(blocks, (height, width), strict=True)]
     padded = np.pad(mask.astype(np.float32), [beyond, *sides], mode="edge")
-    sigma = [BLUR * min(spacing) / step for step in spacing]
-    smooth = gaussian_filter(padded, sigma, mode="nearest", radius=REACH - 1)
-    inner = smooth[REACH - 1 : REACH + BLOCK + 1]
+    smooth = gaussian_filter(padded, sigma, mode="nearest", radius=radius)
+    inner = smooth[radius[0] : reach + BLOCK + 1]
     slopes = [part[1:-1] for part in np.gradient(inner, *(s / min(spacing) for s in spacing))]
     result = np.empty((*blocks, 6), np.float32)
     for place, (i, j) in enumerate(zip(*np.triu_indices(3), strict=True)):

@@ -68,9 +68,14 @@ def simulate(
     # naming the device costs every call of torch a little, and the CPU need not be named
     placed = nullcontext() if device == "cpu" else torch.device(device)
     with placed, memory_errors(LESS_MEMORY):
-        tomogram, labels = render(recipe, shape, options, rng)
+        tomogram, labels, reached = render(recipe, shape, options, rng)
     asked = {"etsam": __version__, "seed": seed, "shape": list(shape)}
-    parameters = {**asked, **asdict(recipe), "given": asdict(options)}
+    parameters = {
+        **asked,
+        **asdict(recipe),
+        "contrast_to_noise_reached": reached,
+        "given": asdict(options),
+    }
     return Simulation(
         tomogram.cpu().numpy(), labels.cpu().numpy(), recipe.voxel_spacing, parameters
     )
@@ -204,6 +209,8 @@ def simulate_many(
 ) -> list[Path]:
     """Write a pair per seed into `folder`, skipping those that exist; one torch thread a worker.
 
+    Warns where a contrast to noise was asked for that tomograms do not reach.
+
     Raises
     ------
     FileExistsError, MemoryError, OSError, ValueError
@@ -213,12 +220,37 @@ def simulate_many(
     jobs = [(Path(folder), seed, shape, options, None, overwrite) for seed in seeds]
     if workers == 1:
         with _one_thread():
-            return [simulate_one(*job) for job in jobs]
-    try:
-        with ProcessPoolExecutor(workers, initializer=limit_threads) as pool:
-            return list(pool.map(simulate_one, *zip(*jobs, strict=True)))
-    except BrokenProcessPool:
-        raise MemoryError(f"a worker was killed: use fewer --workers, or {LESS_MEMORY}") from None
+            written = [simulate_one(*job) for job in jobs]
+    else:
+        try:
+            with ProcessPoolExecutor(workers, initializer=limit_threads) as pool:
+                written = list(pool.map(simulate_one, *zip(*jobs, strict=True)))
+        except BrokenProcessPool:
+            raise MemoryError(
+                f"a worker was killed: use fewer --workers, or {LESS_MEMORY}"
+            ) from None
+    if options.contrast_to_noise is not None:
+        _warn_of_contrast(written, options.contrast_to_noise)
+    return written
+
+
+def _warn_of_contrast(written: list[Path], asked: float) -> None:
+    """Warn where tomograms do not reach the contrast to noise that was asked for, by their JSON."""
+    fainter: dict[Path, float] = {}
+    for path in written:
+        made = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        reached = made.get("contrast_to_noise_reached")  # absent where an older version made it
+        if reached is not None and reached < asked:
+            fainter[path] = reached
+    if fainter:
+        faintest = min(fainter, key=lambda path: fainter[path])
+        warnings.warn(
+            f"{faintest.parent}: contrast to noise is less than {asked:g} in {len(fainter)} of "
+            f"{len(written)} tomograms, down to {fainter[faintest]:.2g} in {faintest.name}, as their "
+            "membranes differ too much among themselves: see contrast_to_noise_reached in the JSON files "
+            "and leave such seeds out",
+            stacklevel=3,
+        )
 
 
 def simulate_suite(

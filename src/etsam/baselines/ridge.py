@@ -174,7 +174,8 @@ class _RidgeFilter:
         ridge = np.zeros(data.shape, np.float32)
         tensor: list[Planes] | None = None
         for scale in self.options.scales:
-            hessian = _hessian(gaussian_filter(data, self._voxels(scale), truncate=REACH))
+            smooth = gaussian_filter(data, self._voxels(scale), truncate=REACH)
+            hessian = _hessian(smooth, self.spacing)
             strength = _sheet(hessian)
             np.maximum(ridge, strength, out=ridge)
             cast = _votes(hessian, strength)
@@ -225,8 +226,9 @@ def _units(found: list[Features]) -> tuple[float, float]:
     return ridge, votes
 
 
-def _hessian(smooth: Planes) -> Six:
-    """Second differences, the edge repeated."""
+def _hessian(smooth: Planes, spacing: Zyx) -> Six:
+    """Second differences, the edge repeated, per square of the finest spacing."""
+    steps = [np.float32(step / min(spacing)) for step in spacing]
     padded = np.pad(smooth, 1, mode="edge")
     middle, before, after = slice(1, -1), slice(None, -2), slice(2, None)
 
@@ -234,7 +236,7 @@ def _hessian(smooth: Planes) -> Six:
         low, high = [middle] * 3, [middle] * 3
         low[axis], high[axis] = before, after
         result: Planes = padded[tuple(low)] + padded[tuple(high)] - 2 * smooth
-        return result
+        return result / steps[axis] ** 2
 
     def mixed(first: int, other: int) -> Planes:
         total = np.zeros_like(smooth)
@@ -243,7 +245,7 @@ def _hessian(smooth: Planes) -> Six:
                 place = [middle] * 3
                 place[first], place[other] = a, b
                 total += np.float32(0.25 * sign_a * sign_b) * padded[tuple(place)]
-        return total
+        return total / (steps[first] * steps[other])
 
     return second(0), second(1), second(2), mixed(0, 1), mixed(0, 2), mixed(1, 2)
 

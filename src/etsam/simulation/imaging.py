@@ -180,13 +180,22 @@ def noise_views(tilt: TiltSeries, plane: tuple[int, int], rng: np.random.Generat
     for _ in range(tilt.bad_columns):
         position, gain = float(rng.uniform(-0.5, 0.5)), float(rng.normal(0, 0.2))
         for view, angle in enumerate(np.radians(tilt.angles)):
-            column = int(plane[1] * (0.5 + position / np.cos(angle)))
-            if 0 <= column < plane[1]:
-                noise[view, :, column] += gain
+            column = plane[1] * (0.5 + position / np.cos(angle))
+            noise[view][_along_axis(plane, column, tilt.axis_angle)] += gain
     cosine = _cosines(tilt)
     loss = torch.exp(0.5 * tilt.attenuation * (1 / cosine - 1))
     spectrum: Tensor = torch.fft.rfft2(noise)
     return spectrum * (loss / cosine.sqrt())
+
+
+def _along_axis(plane: tuple[int, int], column: float, axis_angle: float) -> tuple[Tensor, Tensor]:
+    """Rows and columns of a line along the tilt axis, a voxel a row, that is at `column` for an axis along y."""
+    axis = math.radians(axis_angle)
+    rows = np.arange(plane[0])
+    turned = (column - plane[1] / 2) * (1 / math.cos(axis) - 1)
+    columns = (column + turned + (rows - plane[0] / 2) * math.tan(axis)).astype(int)
+    seen = (columns >= 0) & (columns < plane[1])
+    return torch.as_tensor(rows[seen]), torch.as_tensor(columns[seen])
 
 
 def gaussian(shape: tuple[int, ...], rng: np.random.Generator) -> Tensor:

@@ -30,8 +30,15 @@ def render(
     shape: tuple[int, int, int],
     options: SimulationOptions,
     rng: np.random.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Simulate a recipe: tomogram float32 (mean 0, deviation 1) and labels int8, (Z, Y, X)."""
+) -> tuple[Tensor, Tensor, float | None]:
+    """Simulate a recipe.
+
+    Returns
+    -------
+    tuple
+        Tomogram float32 (mean 0, deviation 1) and labels int8, (Z, Y, X), and the contrast to noise
+        that was reached; None where too little membrane is seen to tell.
+    """
     turn, axis = quarter_turn(recipe.tilt.axis_angle)
     recipe = replace(recipe, tilt=replace(recipe.tilt, axis_angle=axis))
     size = (shape[0], shape[2], shape[1]) if turn else shape
@@ -44,10 +51,10 @@ def render(
         scene.density *= fading_field(whole, options.fading, rng.spawn(1)[0])
     if options.depth_fading:
         scene.density *= depth_fading_profile(whole[0], options.depth_fading, rng.spawn(1)[0])
-    tomogram = _image(scene, recipe, rng, (z, y, x))
+    tomogram, reached = _image(scene, recipe, rng, (z, y, x))
     if turn:
         tomogram, labels = tomogram.transpose(1, 2), labels.transpose(1, 2)
-    return tomogram.contiguous(), labels.contiguous()
+    return tomogram.contiguous(), labels.contiguous(), reached
 
 
 def fading_field(shape: tuple[int, int, int], amount: float, rng: np.random.Generator) -> Tensor:
@@ -81,8 +88,10 @@ def quarter_turn(axis_angle: float) -> tuple[bool, float]:
     return True, 90.0 - angle if angle > 0 else -90.0 - angle
 
 
-def _image(scene: Scene, recipe: Recipe, rng: np.random.Generator, crop: Crop) -> Tensor:
-    """Tilt series and reconstruction of a scene, cropped and scaled."""
+def _image(
+    scene: Scene, recipe: Recipe, rng: np.random.Generator, crop: Crop
+) -> tuple[Tensor, float | None]:
+    """Tilt series and reconstruction of a scene, cropped and scaled; the contrast to noise reached."""
     depth, *plane = scene.shape
     frame = (plane[0], plane[1])
     tilt = recipe.tilt
@@ -98,18 +107,25 @@ def _image(scene: Scene, recipe: Recipe, rng: np.random.Generator, crop: Crop) -
     signal, grain = volumes
     distance = scene.distance[crop].abs()
     visible = membrane_labels(scene, LEAN)[crop] > 0
-    contrast = membrane_contrast(signal, (distance < 25.0) & visible, distance > 60.0)
+    contrast, share = membrane_contrast(signal, (distance < 25.0) & visible, distance > 60.0)
+    reached = None if share is None else recipe.contrast_to_noise * share
     total = signal + grain * (contrast / (recipe.contrast_to_noise * float(grain.std())))
     total = (total - total.mean()) / total.std().clamp(min=1e-12)
-    return total if recipe.bright_membranes else -total
+    return (total if recipe.bright_membranes else -total), reached
 
 
-def membrane_contrast(signal: Tensor, visible: Tensor, far: Tensor) -> float:
+def membrane_contrast(signal: Tensor, visible: Tensor, far: Tensor) -> tuple[float, float | None]:
     """Mean of a noise-free reconstruction on visible membranes over its median far from them.
 
-    Twice the reconstruction's spread where there is no membrane.
+    Returns
+    -------
+    tuple
+        The contrast noise is scaled to: at least 0.3 of the spread on membranes, and twice the whole
+        spread where there is no membrane. What membranes really have, in units of it: 1, less where
+        it was raised, also negative; None where there is no membrane.
     """
     if int(visible.sum()) < 200 or int(far.sum()) < 200:
-        return 2.0 * float(signal.std())
+        return 2.0 * float(signal.std()), None
     contrast = float(signal[visible].mean() - signal[far].median())
-    return max(contrast, 0.3 * float(signal[visible].std()))
+    scaled_to = max(contrast, 0.3 * float(signal[visible].std()))
+    return scaled_to, contrast / scaled_to

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt, gaussian_filter, zoom
+from scipy.ndimage import affine_transform, distance_transform_edt, gaussian_filter
 
 from etsam.simulation.density import Bilayer, bilayer_profile
 from etsam.simulation.imaging import hidden_by_wedge
@@ -101,6 +101,17 @@ def _window(mask: np.ndarray, shape: list[int], rng: np.random.Generator) -> np.
     return out
 
 
+def _scaled(mask: np.ndarray, factor: float, shape: tuple[int, int, int]) -> np.ndarray:
+    """Resample a mask to `factor` times as many voxels a side, cut to a shape.
+
+    Corners of both grids coincide. `scipy.ndimage.zoom` rounds the factor to whole sides.
+    """
+    offset = 0.5 / factor - 0.5
+    values = mask.astype(np.float32)
+    scaled = affine_transform(values, [1 / factor] * 3, offset, shape, order=1, mode="nearest")
+    return np.asarray(scaled > 0.5)
+
+
 def place_segmentation(
     scene: Scene, shape: RealShape, bilayer: Bilayer, rng: np.random.Generator
 ) -> None:
@@ -108,9 +119,7 @@ def place_segmentation(
     mask = read_segmentation(shape)
     factor = shape.voxel_spacing / scene.spacing
     window = _window(mask, [int(np.ceil(n / factor)) + 2 for n in scene.shape], rng)
-    scaled = zoom(window.astype(np.float32), factor, order=1) > 0.5
-    z, y, x = scene.shape
-    distance, normal = midsurface_distance(scaled[:z, :y, :x])
+    distance, normal = midsurface_distance(_scaled(window, factor, scene.shape))
     near = torch.as_tensor(distance * scene.spacing)
     index = torch.nonzero((near < CLEARANCE).view(-1)).squeeze(1)
     d = near.view(-1)[index]
