@@ -278,7 +278,8 @@ def run_stage(run: StageRun, banks: list[MemoryBank] | None = None, start: int =
             for frames, bank in zip(sources, banks, strict=True)
         ]
         for count, z in enumerate(run.slices(start), 1):
-            parts = [next(tracker) for tracker in trackers]
+            with run.stage.own_types():
+                parts = [next(tracker) for tracker in trackers]
             if count % TIDY == 0:
                 give_back_freed()
             logits = parts[0]
