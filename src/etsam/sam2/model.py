@@ -24,7 +24,7 @@ from etsam.sam2.prompt_encoder import PromptEncoder
 NO_OBJECT_LOGIT = -1024.0
 """Logits of a frame whose object score is not positive (``NO_OBJ_SCORE`` in SAM 2)."""
 MEMORY_SCALE, MEMORY_BIAS = 20.0, -10.0
-"""Mask probabilities become memory-encoder input as ``20 p - 10``; mask prompts likewise."""
+"""Mask probabilities become memory-encoder input as ``20 p - 10``; mask prompts likewise, also as answers."""
 
 
 class Features(NamedTuple):
