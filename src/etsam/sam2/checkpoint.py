@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,9 @@ from etsam.sam2.unreadable import (
 
 FORMAT = "etsam-sam2-1"
 """Value of the ``format`` entry in our safetensors metadata."""
+
+_FILTERS = threading.Lock()
+"""Warnings' filters are of all threads: two that changed them and put them back would leave those of one."""
 
 SYSTEM_ERROR = re.compile(r"os error (\d+)")
 SINCE_2_1 = {"no_obj_embed_spatial", "obj_ptr_tpos_proj.weight", "obj_ptr_tpos_proj.bias"}
@@ -242,8 +246,8 @@ def _read_pickle(path: Path) -> State:
     check_archive(path)
     try:
         refuse_cut(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles that are refused anyway
+        with _FILTERS, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="torch")  # of pickles that are refused anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as wrong:
         raise ValueError(no_weights(path, why_unreadable(path, wrong))) from None
