@@ -76,11 +76,11 @@ def load_checkpoint(
         raise FileNotFoundError(f"no checkpoint at {path}; expected a .pt or .safetensors file")
     is_safe = path.suffix.lower() == ".safetensors"
     state, metadata = _read_safetensors(path) if is_safe else (_read_pickle(path), None)
-    _check_plain(state, path)
     config, whose = _sizes(state, metadata, path) if config is None else (config, "that was given")
     with torch.device("meta"):
         model = SAM2(config)
     _check_fit(model.state_dict(), state, f"{path} does not fit the network {whose}")
+    _check_plain(state, path)
     state = {k: v.to(dtype) for k, v in state.items()}
     _check_finite(state, path)
     model.load_state_dict(state, strict=True, assign=True)
@@ -279,7 +279,7 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any] | None]:
 def _check_plain(state: State, path: Path) -> None:
     """Refuse tensors that do not hold a real number for each element."""
     for name, tensor in state.items():
-        odd = tensor.is_nested or tensor.is_meta or tensor.layout != torch.strided
+        odd = tensor.is_meta or tensor.layout != torch.strided
         if odd or not tensor.is_floating_point():  # nor are those of complex or quantised numbers
             raise ValueError(
                 f"{path} has a tensor of whole, quantised or complex numbers, or a sparse or empty "
