@@ -218,7 +218,7 @@ def test_masks_have_their_layers_units(panel: Any, tmp_path: Path) -> None:
     panel.split()
     assert len(panel.viewer.layers) == 3
     assert all(layer.units == image.units for layer in panel.viewer.layers)
-    units = getattr(panel.viewer.layers.extent, "units", image.units)  # napari before 0.6 says none
+    units = getattr(panel.viewer.layers.extent, "units", image.units)  # older ones say none
     assert units == image.units
     panel.save(str(tmp_path / "saved_mask.mrc"))
     ((saved, meta, _),) = read_layers(str(tmp_path / "saved_mask.mrc"))
