@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from etsam.sam2 import SAM2, load_checkpoint
 from test_checkpoint import refusal
@@ -58,6 +59,30 @@ def test_a_network_is_read_from_where_others_keep_it(
 ) -> None:
     torch.save(layout(state), tmp_path / "a.pt")
     assert same(load_checkpoint(tmp_path / "a.pt", TINY_SAM2)[0], state)
+
+
+@pytest.mark.parametrize("shared_out", [False, True])
+def test_an_averaged_network_is_read(state: State, tmp_path: Path, shared_out: bool) -> None:
+    """Beside it torch counts what it is the mean of; such a name of another program is none of a network."""
+    network = SAM2(TINY_SAM2)
+    network.load_state_dict(state)
+    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.99)).state_dict()
+    if shared_out:
+        averaged = before("module.")(averaged)["model"]
+    torch.save({"model": averaged}, tmp_path / "a.pt")
+    assert same(load_checkpoint(tmp_path / "a.pt", TINY_SAM2)[0], state)
+    torch.save(state | {"n_averaged": torch.tensor(3)}, tmp_path / "b.pt")
+    assert "1 unexpected, e.g. n_averaged" in refusal(tmp_path / "b.pt", TINY_SAM2)
+
+
+def test_another_network_is_told_by_its_names(state: State, tmp_path: Path) -> None:
+    """Rather than by what kind of numbers there is in it."""
+    path = tmp_path / "a.pt"
+    other = torch.nn.Sequential(torch.nn.Conv3d(1, 8, 3), torch.nn.BatchNorm3d(8)).state_dict()
+    torch.save({"state_dict": other}, path)
+    assert "is not a SAM 2.1 checkpoint: it has no" in refusal(path)
+    torch.save(state | {"head.num_batches_tracked": torch.tensor(0)}, path)
+    assert "1 unexpected, e.g. head.num_batches_tracked" in refusal(path, TINY_SAM2)
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])

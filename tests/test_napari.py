@@ -206,6 +206,27 @@ def test_finished_masks_stay_with_their_changes(panel: Any, tomogram: Path) -> N
     assert panel.mask is None and not panel.save_button.isEnabled()
 
 
+def test_masks_have_their_layers_units(panel: Any, tmp_path: Path) -> None:
+    """And the sign of its scale."""
+    from etsam.napari.files import read_layers
+
+    data = np.asarray(panel.viewer.layers[0].data)
+    panel.viewer.layers.clear()
+    place = {"scale": (1.0, -1.0, 1.0), "translate": (0.0, 64.0, 0.0), "units": ("nm",) * 3}
+    image = panel.viewer.add_image(data, **place)
+    assert wait(panel, panel.start), panel.message.text()
+    panel.split()
+    assert len(panel.viewer.layers) == 3
+    assert all(layer.units == image.units for layer in panel.viewer.layers)
+    units = getattr(panel.viewer.layers.extent, "units", image.units)  # older ones say none
+    assert units == image.units
+    panel.save(str(tmp_path / "saved_mask.mrc"))
+    ((saved, meta, _),) = read_layers(str(tmp_path / "saved_mask.mrc"))
+    assert meta["scale"] == (SPACING,) * 3 and meta["translate"] == (0, 10, 0)
+    assert saved.any()
+    np.testing.assert_array_equal(saved, panel.mask.data[:, ::-1])
+
+
 def test_a_mask_that_is_removed_ends_its_run(panel: Any) -> None:
     def start_and_remove() -> None:
         panel.start()

@@ -56,6 +56,52 @@ def test_labels_stay_where_their_layer_lies(tmp_path: Path) -> None:
         assert back.origin == (3.0, -2.0, 1.0)
 
 
+def pint_units(name: str) -> tuple[Any, ...]:
+    return (pytest.importorskip("pint").Unit(name),) * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"), [("nanometer", 10.0), ("angstrom", 1.0), ("pixel", 1.0), ("second", 1.0)]
+)
+@pytest.mark.parametrize("kind", [lambda name: (name,) * 3, pint_units], ids=["named", "pint"])
+def test_layers_say_their_units(
+    tmp_path: Path, kind: Callable[[str], tuple[Any, ...]], name: str, factor: float
+) -> None:
+    meta = {"scale": (1.36,) * 3, "translate": (3.0, 2.0, 1.0), "units": kind(name)}
+    (path,) = write_labels(str(tmp_path / "out.mrc"), np.ones(SHAPE, np.int8), meta)
+    with open_tomogram(path) as back:
+        assert back.voxel_spacing == pytest.approx((1.36 * factor,) * 3)
+        assert back.origin == pytest.approx((3 * factor, 2 * factor, factor))
+
+
+def test_volumes_open_in_angstrom_where_their_spacing_is_known(tmp_path: Path) -> None:
+    name, labels = str(tmp_path / "a_mask.mrc"), np.ones(SHAPE, np.int8)
+    write_labels(name, labels, {})
+    assert "units" not in read_layers(name)[0][1]
+    write_labels(name, labels, {"scale": (SPACING,) * 3})
+    assert read_layers(name)[0][1]["units"] == ("angstrom",) * 3
+
+
+@pytest.mark.parametrize("suffix", [".mrc", ".zarr"])
+@pytest.mark.parametrize("scale", [(10, -10, 10), (-10, 10, -20)])
+def test_axes_of_negative_scale_lie_in_the_file_as_in_napari(
+    tmp_path: Path, scale: tuple[int, int, int], suffix: str
+) -> None:
+    labels = np.zeros(SHAPE, np.uint8)
+    marked = (2, 5, 60)
+    labels[marked] = 3
+    meta = {"scale": scale, "translate": (0, 640, 50)}
+    with files.layer_volume(labels, meta) as volume:
+        assert volume.voxel_spacing == pytest.approx(np.abs(scale))
+        np.testing.assert_array_equal(volume.read_slice(2), labels[2])
+    (path,) = write_labels(str(tmp_path / f"out{suffix}"), labels, meta)
+    with open_tomogram(path) as back:
+        found = np.argwhere(back.read_slices(0, SHAPE[0]) == 3)
+        assert back.voxel_spacing is not None and len(found) == 1
+        place = np.array(back.origin) + np.array(back.voxel_spacing) * found[0]
+    np.testing.assert_allclose(place, np.add((0, 640, 50), np.multiply(scale, marked)))
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.uint16])
 def test_labels_come_back_as_they_were(tmp_path: Path, dtype: type) -> None:
     """Also -1, not annotated."""

@@ -40,6 +40,7 @@ def painted() -> PaintedMask:
         rotate=TURNED,
         shear=np.zeros(3),
         affine=np.eye(4),
+        units=("angstrom",) * 3,
         metadata={"etsam_source": "TS_1.mrc"},
     )
     made: Any = PaintedMask
@@ -60,7 +61,7 @@ def test_the_mask_lies_where_its_layer_lies(painted: PaintedMask) -> None:
     assert layer.name == "TS_1_membrane" and layer.metadata == {"etsam_source": "TS_1.mrc"}
     assert layer.scale == (10.0,) * 3 and layer.translate == (1.0, 2.0, 3.0)
     np.testing.assert_array_equal(layer.rotate, TURNED)
-    assert layer.affine.shape == (4, 4)
+    assert layer.affine.shape == (4, 4) and layer.units == ("angstrom",) * 3
 
 
 def test_a_moved_threshold_keeps_what_was_changed_by_hand(painted: PaintedMask) -> None:
@@ -151,6 +152,18 @@ def test_voxels_that_are_no_numbers_are_told() -> None:
     with pytest.warns(UserWarning, match="1 NaN or infinite voxels"):
         slices = list(logit_slices(data, {"scale": (10.0,) * 3}, SegmentOptions(), Run()))
     assert [z for z, _ in slices] == list(range(SHAPE[0]))
+
+
+def test_a_layer_is_segmented_at_the_size_that_its_units_say() -> None:
+    data = np.random.default_rng(5).normal(size=SHAPE).astype(np.float32)
+    options = SegmentOptions(polarity="dark")
+    nanometres = {"scale": (0.5, -0.5, 0.5), "units": ("nanometer",) * 3}
+    angstroms, unsaid = {"scale": (5.0,) * 3}, {"scale": (10.0,) * 3}
+    found = [
+        np.stack([plane for _, plane in logit_slices(data, meta, options, Run())])
+        for meta in (nanometres, angstroms, unsaid)
+    ]
+    assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
 
 
 def test_a_layer_that_says_no_size_is_told() -> None:

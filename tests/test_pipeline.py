@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import gaussian_filter
 
 from etsam import pipeline
 from etsam.frames import REFERENCE_SPEC, FrameSpec
 from etsam.intensity import UNSCALED, measure_intensity
+from etsam.logits import ScratchLogits
 from etsam.options import SegmentOptions
 from etsam.pipeline import StageRun, Volume, plan_stage, run_stage, segment_slices
+from etsam.sam2 import NO_OBJECT_LOGIT, SAM2
 from etsam.stages import choose_device
+from etsam.tracker import Frames
 from etsam.volume import tomogram_from_array
 from tiny_model import tiny_stages
 
@@ -225,6 +231,53 @@ def test_mirror_images_of_a_volume_get_mirrored_logits(
         )
         far.append(float(np.abs(np.flip(turned, [axis + 1 for axis in axes]) - seen).max()))
     assert far[0] < 1e-3 < 1e-2 < far[1]
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, *answers: tuple[float, float]) -> None:
+    """Let each region answer with two logits, of even and of odd tracked slices."""
+    given = itertools.cycle(answers)
+
+    def track(model: SAM2, frames: Frames, *_: object) -> Iterator[tuple[int, torch.Tensor]]:
+        logits = next(given)
+        for step in range(len(frames)):
+            yield step, torch.full((8, 8), logits[step % 2])
+
+    monkeypatch.setattr(pipeline, "track", track)
+
+
+def test_no_object_is_one_vote_and_no_veto(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a mean it counts as -10; alone it stays what it is, also as one of four quadrants."""
+    stage = tiny_stages(FrameSpec(offsets=(0,)))[0]
+    run = StageRun(stage, Volume(Watched((4, 32, 32))), "none", mirrors=4)
+    three = (8.0, 4.0), (8.0, -3.0), (8.0, 4.0)
+    answering(monkeypatch, *three, (NO_OBJECT_LOGIT, NO_OBJECT_LOGIT))
+    np.testing.assert_allclose([plane.mean() for plane in run_stage(run)], [3.5, -1.25] * 2)
+
+    for alone in (replace(run, mirrors=1), replace(run, mirrors=1, split=True)):
+        answering(monkeypatch, (NO_OBJECT_LOGIT, -30.0))
+        found = [(plane.min(), plane.max()) for plane in run_stage(alone)]
+        assert found == [(-1024, -1024), (-30, -30)] * 2
+
+    monkeypatch.setattr(pipeline, "OVERLAP", 32)
+    answering(monkeypatch, (NO_OBJECT_LOGIT, -30.0), (10.0, 10.0))
+    wide = replace(run, volume=Volume(Watched((2, 32, 160))), mirrors=1, tile=96)
+    absent, low = (plane[0] for plane in run_stage(wide))
+    assert absent[80] == pytest.approx(0, abs=0.5) and absent.min() == -10 and low.min() == -30
+
+
+@pytest.mark.parametrize("feedback_step", [1, 3])
+def test_no_object_on_a_slice_is_no_veto_on_those_that_are_not_tracked(
+    monkeypatch: pytest.MonkeyPatch, feedback_step: int
+) -> None:
+    volume = Volume(Watched((4, 32, 32)))
+    run = StageRun(tiny_stages(FrameSpec(offsets=(0,)))[0], volume, "none", step=feedback_step)
+    answering(monkeypatch, (5.0, NO_OBJECT_LOGIT))
+    with ScratchLogits(run.volume.slices.shape, step=run.step) as scratch:
+        for z, plane in zip(run.slices(), run_stage(run), strict=True):
+            scratch.write_slice(z, plane)
+        found = [float(scratch.read_slice(z).mean()) for z in range(4)]
+    wanted = {1: [5, NO_OBJECT_LOGIT, 5, NO_OBJECT_LOGIT], 3: [5, 0, -5, -10]}
+    assert found == pytest.approx(wanted[feedback_step], abs=1e-5)
 
 
 def test_voxel_spacing_scales_the_frames() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from etsam.dataset import LOGIT_STEP
 from etsam.feedback import write_stage1_logits
 from etsam.frames import FrameSpec
 from etsam.intensity import UNSCALED, IntensityScaling, measure_intensity
-from etsam.sam2 import save_checkpoint
+from etsam.sam2 import NO_OBJECT_LOGIT, save_checkpoint
 from etsam.train import train
+from etsam.training import resident
 from etsam.training.augment import augment_batch
 from etsam.training.clips import ClipShape, own_random
 from etsam.training.resident import ResidentPairs, ResidentSampler
@@ -125,6 +127,21 @@ def test_stage_1_tracks_many_pairs_as_it_does_one_by_one(tmp_path: Path, device:
     assert again.logits is not None and np.array_equal(again.logits.cpu().numpy(), expected)
     with pytest.raises(ValueError, match=r"blurred by 0.8 pixels, those here are by 0"):
         store.track(model, replace(SPEC, blur=0.8), store.pairs())
+
+
+def test_no_object_is_no_veto_on_slices_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `write_stage1_logits` has it from the pipeline."""
+
+    def track(model: object, frames: object, _: object) -> Iterator[tuple[int, torch.Tensor]]:
+        for step in range(3):
+            yield step, torch.full((1, 20, 20), 5.0 if step < 2 else NO_OBJECT_LOGIT)
+
+    monkeypatch.setattr(resident, "track", track)
+    store = filled("cpu", (4, 80, 80), count=1)
+    store.track(network(TINY), SPEC, store.pairs())
+    assert store.logits is not None
+    found = store.logits.float().mean(dim=(1, 2)) * LOGIT_STEP
+    assert found.tolist() == pytest.approx([5, 0, -5, -5], abs=LOGIT_STEP)
 
 
 def test_training_takes_a_sampler_and_leaves_attention_as_it_was(tmp_path: Path) -> None:

@@ -282,6 +282,19 @@ def test_gradients_reach_every_parameter(config: SAM2Config) -> None:
     assert silent == UNUSED
 
 
+@pytest.mark.parametrize(("config", "tokens"), [(SMALL, 6), (COMPACT, 2)], ids=["hiera", "conv"])
+def test_pointers_of_later_conditioning_slices_count_in_training(
+    config: SAM2Config, tokens: int
+) -> None:
+    """As in SAM 2; networks of ours learn as they track."""
+    model = network(config)
+    bank = MemoryBank.for_config(config)
+    for z in (0, 5, 9):
+        bank.conditioning[z] = Memory(torch.randn(1, 4, 16), torch.randn(1, 32))
+    assert model._pointers(bank, 2, 10)[0].shape[1] == 2
+    assert model.train()._pointers(bank, 2, 10)[0].shape[1] == tokens
+
+
 def test_training_after_tracking() -> None:
     """Position maps cached in inference mode must not leak into training."""
     config = replace(SMALL, image_size=96)  # a size no other test has cached

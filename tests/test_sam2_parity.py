@@ -247,8 +247,18 @@ def test_memory_features(model: SAM2, oracle: Oracle, binary: bool, present: boo
 @pytest.mark.parametrize(
     ("z", "length"), [(0, 3), (1, 3), (2, 3), (1, 40), (9, 10), (9, 40), (26, 40)]
 )
-def test_conditioned_features(model: SAM2, oracle: Oracle, z: int, length: int) -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_conditioned_features(
+    model: SAM2,
+    oracle: Oracle,
+    monkeypatch: pytest.MonkeyPatch,
+    z: int,
+    length: int,
+    training: bool,
+) -> None:
     """Prompts on slices 0, 5 and 30 and memories of the other slices before z, in both banks."""
+    for network in (model, oracle):  # not its parts, which drop at random there
+        monkeypatch.setattr(network, "training", training)
     random = torch.Generator().manual_seed(2)
     side, d = SIZE // CONFIG.token_stride, CONFIG.d_model
     frames = video(1)

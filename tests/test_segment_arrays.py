@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,10 +15,12 @@ import etsam
 from etsam import stages
 from etsam.frames import REFERENCE_SPEC
 from etsam.options import SegmentOptions
+from etsam.pipeline import Volume, segment_slices
 from etsam.provenance import sha256
 from etsam.record import array_notes, notes_on
+from etsam.sam2.positions import sine_map
 from etsam.segmentation import segment_array, segment_file
-from etsam.volume import tomogram_from_array
+from etsam.volume import open_tomogram, tomogram_from_array
 from test_cli import write_mrc
 from tiny_model import SPEC, tiny_network, write_tiny_model
 
@@ -92,6 +95,65 @@ def test_autocast_of_a_program_changes_nothing(options: SegmentOptions, volume: 
     with torch.autocast("cpu", torch.bfloat16):
         assert np.array_equal(segment_array(volume, options), wanted)
         assert torch.is_autocast_enabled("cpu")
+
+
+def test_autocast_changes_nothing_of_files_and_slices(
+    options: SegmentOptions, tomogram: Path, tmp_path: Path
+) -> None:
+    options = replace(options, dtype="float32", store_logits=True)
+    loaded = stages.load_stages(options)
+
+    def found(name: str) -> tuple[np.ndarray, list[np.ndarray]]:
+        result = segment_file(tomogram, replace(options, output=tmp_path / name))
+        with open_tomogram(tomogram) as volume, open_tomogram(result.logits) as stored:
+            settled = replace(options, polarity="dark")
+            slices = list(segment_slices(Volume(volume), loaded, settled, between))
+            return stored.read_slices(0, stored.shape[0]), slices
+
+    def between(*_: object) -> None:
+        inside.add(torch.is_autocast_enabled("cpu"))
+
+    inside: set[bool] = set()
+    wanted = found("alone")
+    assert inside == {False}
+    with torch.autocast("cpu", torch.bfloat16):
+        for ours, theirs in zip(found("cast"), wanted, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert inside == {False, True}, "the program's own code has its own types"
+
+
+@pytest.fixture
+def default_type() -> Iterator[None]:
+    """Torch's default, as it is left to other tests: nothing is kept that was made with another."""
+    kept = torch.get_default_dtype()
+    sine_map.cache_clear()
+    yield
+    torch.set_default_dtype(kept)
+    sine_map.cache_clear()
+
+
+@pytest.mark.usefixtures("default_type")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_default_type_of_a_program_changes_nothing(
+    options: SegmentOptions, volume: np.ndarray, dtype: torch.dtype
+) -> None:
+    """Neither this result nor later ones."""
+    options = replace(options, voxel_spacing=10.0, dtype="float32")
+    wanted = segment_array(volume, options)
+    sine_map.cache_clear()
+    torch.set_default_dtype(dtype)
+    assert np.array_equal(segment_array(volume, options), wanted)
+    torch.set_default_dtype(torch.float32)
+    assert np.array_equal(segment_array(volume, options), wanted)
+
+
+def test_default_device_of_a_program_changes_nothing(
+    options: SegmentOptions, volume: np.ndarray
+) -> None:
+    options = replace(options, voxel_spacing=10.0)
+    wanted = segment_array(volume, options)
+    with torch.device("meta"):
+        assert np.array_equal(segment_array(volume, options), wanted)
 
 
 @pytest.mark.parametrize("name", ["", None])

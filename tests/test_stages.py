@@ -45,6 +45,18 @@ def test_bfloat16_pays_where_its_product_takes_less_time(
     assert bfloat16_pays.__wrapped__() == (half < exact)
 
 
+def test_a_program_that_computes_under_autocast_measures_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The answer is kept: it would be one of chance from then on."""
+    kinds = set()
+    product = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda *both: kinds.add(product(*both).dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        bfloat16_pays.__wrapped__()
+    assert kinds == {torch.float32, torch.bfloat16}
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
 )

@@ -48,7 +48,7 @@ from etsam.tiling import (
     tiles,
     whole,
 )
-from etsam.tracker import track
+from etsam.tracker import for_a_mean, track
 from etsam.unfinished import Unfinished
 
 Progress = Callable[[float, str], None]
@@ -265,6 +265,7 @@ def run_stage(run: StageRun, banks: list[MemoryBank] | None = None, start: int =
     regions, overlap = _regions(run, shape)
     regions = mirror_images(regions, run.mirrors)
     weights = blend_weights(regions, shape, overlap)
+    averaged = run.step > 1 or any(weight.min() < 1 for weight in weights)
     keep = _keeps_planes(run, regions)
     recent = RECENT if keep else _slices_to_keep(run, shape)
     source = RecentSlices(run.volume.slices, recent)
@@ -274,11 +275,12 @@ def run_stage(run: StageRun, banks: list[MemoryBank] | None = None, start: int =
     banks += [MemoryBank.for_config(run.stage.model.config) for _ in regions[len(banks) :]]
     with ExitStack() as stack:
         trackers = [
-            stack.enter_context(closing(_track_region(run, frames, bank, start)))
+            stack.enter_context(closing(_track_region(run, frames, bank, start, averaged)))
             for frames, bank in zip(sources, banks, strict=True)
         ]
         for count, z in enumerate(run.slices(start), 1):
-            parts = [next(tracker) for tracker in trackers]
+            with run.stage.own_types():
+                parts = [next(tracker) for tracker in trackers]
             if count % TIDY == 0:
                 give_back_freed()
             logits = parts[0]
@@ -343,8 +345,13 @@ def _frame_source(
     )
 
 
-def _track_region(run: StageRun, frames: FrameSource, bank: MemoryBank, start: int) -> Slices:
-    """Yield the logits (h, w) of one region of every tracked slice from `start` on."""
+def _track_region(
+    run: StageRun, frames: FrameSource, bank: MemoryBank, start: int, averaged: bool
+) -> Slices:
+    """Yield the logits (h, w) of one region of every tracked slice from `start` on.
+
+    They may be averaged with those of other regions, or of other slices for those in between.
+    """
     slices = run.slices()
     previous = frames.feedback
     prompts = make_prompts(
@@ -361,4 +368,5 @@ def _track_region(run: StageRun, frames: FrameSource, bank: MemoryBank, start: i
     with Prefetched(ScheduledFrames(frames, order)) as ahead:
         for step, low in track(run.stage.model, ahead, plan.prompts, bank, first):
             if plan.real[step]:
+                low = for_a_mean(low) if averaged else low
                 yield to_slice(low, frames.geometry).cpu().numpy()

@@ -40,7 +40,7 @@ def prompted_slices(kind: PromptKind, depth: int, interval: int = INTERVAL) -> l
 
 def grid_mask(shape: tuple[int, int], interval: int = INTERVAL) -> Tensor:
     """Mask (h, w) of one-pixel dots every `interval` pixels, the first at (0, 0)."""
-    mask = torch.zeros(shape, dtype=torch.bool)
+    mask = torch.zeros(shape, dtype=torch.bool, device="cpu")
     step = min(interval, max(shape))  # torch wants numbers of 64 bits to be smaller than that
     mask[::step, ::step] = True
     return mask

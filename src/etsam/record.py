@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,20 +25,76 @@ LOW_THRESHOLD = -1.0  # logits: what to try where nothing is found
 
 @contextmanager
 def told_of(path: Path) -> Iterator[list[str]]:
-    """Show each warning once and with the tomogram's name before it; collects the texts without it."""
-    told: list[str] = []
-    show = warnings.showwarning
+    """Show each warning once and with the tomogram's name before it; collects the texts without it.
 
-    def tell(message: Warning | str, category: type[Warning], *place: Any) -> None:
-        if not issubclass(category, UserWarning | RuntimeWarning):
-            show(message, category, *place)
-        elif str(message) not in told:
-            told.append(str(message))
-            show(category(f"{path}: {message}"), category, *place)
+    Those of this thread, and of threads without a tomogram of their own where no other is at work.
+    """
+    run = _Run(path)
+    _LISTENERS.begin(run)
+    try:
+        yield run.told
+    finally:
+        _LISTENERS.end(run)
 
-    with warnings.catch_warnings():
-        warnings.showwarning = tell  # type: ignore[assignment]
-        yield told
+
+class _Anew(Warning):
+    """Nobody warns of it."""
+
+
+@dataclass(eq=False)
+class _Run:
+    """A tomogram at work, and what was warned of."""
+
+    path: Path
+    told: list[str] = field(default_factory=list)
+    thread: int = field(default_factory=threading.get_ident)
+
+
+class _Listeners:
+    """Runs that are told of warnings, of all threads: these share what shows them, and the filters."""
+
+    def __init__(self) -> None:
+        self._runs: list[_Run] = []
+        self._lock = threading.Lock()
+        self._shown_by: Callable[..., None] = warnings.showwarning
+
+    def begin(self, run: _Run) -> None:
+        """Listen; what has been warned of before is so again."""
+        with self._lock:
+            self._runs.append(run)
+            if warnings.showwarning != self._tell:
+                self._shown_by = warnings.showwarning
+                warnings.showwarning = self._tell  # type: ignore[assignment]
+            # a filter that comes and goes; not `catch_warnings`, which other threads may be in
+            warnings.simplefilter("ignore", _Anew, append=True)
+            with suppress(ValueError):
+                warnings.filters.remove(("ignore", None, _Anew, None, 0))  # type: ignore[attr-defined]
+
+    def end(self, run: _Run) -> None:
+        """Listen no more."""
+        with self._lock:
+            self._runs.remove(run)
+            if not self._runs and warnings.showwarning == self._tell:
+                warnings.showwarning = self._shown_by
+
+    def _tell(self, message: Warning | str, category: type[Warning], *place: Any) -> None:
+        """Tell the run of a warning's thread; what `warnings.showwarning` is replaced by."""
+        run = self._of_this_thread()
+        if run is None or not issubclass(category, UserWarning | RuntimeWarning):
+            self._shown_by(message, category, *place)
+        elif str(message) not in run.told:
+            run.told.append(str(message))
+            self._shown_by(category(f"{run.path}: {message}"), category, *place)
+
+    def _of_this_thread(self) -> _Run | None:
+        runs = list(self._runs)
+        own = [run for run in runs if run.thread == threading.get_ident()]
+        if not own and len(runs) == 1:
+            own = runs
+        return own[-1] if own else None
+
+
+_LISTENERS = _Listeners()
 
 
 def reading_notes(tomogram: Tomogram) -> list[str]:

@@ -161,7 +161,6 @@ def _logits(
             writer = stack.enter_context(NpyWriter(Path(output_path), tomogram.shape))
             write = writer.write_slice
         stages = _load(options, progress)
-        stack.enter_context(stages[0].own_types())
 
         def attempt(options: SegmentOptions) -> None:
             if writer is not None:

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from etsam.sam2 import SAM2, Features, Memory, MemoryBank
+from etsam.sam2 import MEMORY_BIAS, NO_OBJECT_LOGIT, SAM2, Features, Memory, MemoryBank
 
 
 class Frames(Protocol):
@@ -61,6 +61,14 @@ def track(
             frame = frames[z]
             logits = track_slice(model, encode(model, frame), bank, z, len(frames))
             yield z, logits if frame.ndim > 3 else logits[0]
+
+
+def for_a_mean(logits: Tensor) -> Tensor:
+    """Logits that are averaged with those of others, of any shape.
+
+    "No object" counts as much as the answer to an empty mask, -10, so that one such answer is a vote and no veto.
+    """
+    return logits.masked_fill(logits == NO_OBJECT_LOGIT, MEMORY_BIAS)
 
 
 @torch.inference_mode()

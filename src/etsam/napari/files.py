@@ -14,6 +14,7 @@ import numpy as np
 
 from etsam.arrays import ArraySource
 from etsam.mrc_header import HEADER_BYTES
+from etsam.ngff_metadata import ANGSTROM
 from etsam.options import OTHER_FILES
 from etsam.storage import VolumeInfo, Zyx, known_spacing, naming
 from etsam.volume import KNOWN_SUFFIXES, OutputType, Tomogram, create_volume, open_tomogram, stem_of
@@ -86,6 +87,8 @@ def _layer(path: Path) -> LayerData:
         "translate": volume.origin,
         "metadata": {SOURCE: str(path)},
     }
+    if volume.voxel_spacing is not None:
+        metadata["units"] = ("angstrom",) * 3
     if volume.dtype.kind in "iub" and LABEL_NAMES.search(stem_of(path)):
         byte = np.int8 if volume.dtype.kind == "i" else np.uint8
         with volume:
@@ -109,6 +112,7 @@ def write_labels(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     """Write a labels layer as MRC or OME-Zarr: int8 where the labels fit, otherwise int16.
 
     The header of the volume it came from is kept, otherwise scale and translate become spacing and origin.
+    Axes of negative scale are flipped, so that voxels lie in the file where they lie in napari.
 
     Raises
     ------
@@ -126,7 +130,7 @@ def write_labels(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
             f"labels run from {lowest} to {highest}: -32768 to 32767 fit, merge or drop some"
         )
     dtype: OutputType = "int8" if lowest >= -128 and highest <= 127 else "int16"
-    return _write(path, array, like, dtype)
+    return _write(path, array, meta, like, dtype)
 
 
 def write_image(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
@@ -140,7 +144,7 @@ def write_image(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
         If it cannot be written there.
     """
     array = _finest(data)
-    return _write(path, array, layer_volume(array, meta), "float32")
+    return _write(path, array, meta, layer_volume(array, meta), "float32")
 
 
 def _finest(data: Any) -> Any:
@@ -148,15 +152,20 @@ def _finest(data: Any) -> Any:
     return data[0] if isinstance(data, Sequence) else data
 
 
-def _write(path: str, array: Any, like: Tomogram, dtype: OutputType) -> list[str]:
+def _write(
+    path: str, array: Any, meta: dict[str, Any], like: Tomogram, dtype: OutputType
+) -> list[str]:
     path = _volume_name(path)
+    turned = [step < 0 for step in _triple(meta, "scale", 1.0)]
+    order = range(like.shape[0])[:: -1 if turned[0] else 1]
+    axes = tuple(axis for axis, is_turned in enumerate(turned[1:]) if is_turned)
     with (
         naming(Path(path)),
         like,
         create_volume(path, like, dtype=dtype, label="etsam napari") as writer,
     ):
-        for z in range(like.shape[0]):
-            writer.write_slice(z, np.asarray(array[z]))
+        for z, at in enumerate(order):
+            writer.write_slice(z, np.flip(np.asarray(array[at]), axes))
     return [path]
 
 
@@ -178,6 +187,8 @@ def _volume_name(path: str) -> str:
 def layer_volume(data: Any, meta: dict[str, Any]) -> Tomogram:
     """Return a layer's array (the finest of several) as a volume with spacing and origin in Å.
 
+    Where the scale of an axis is negative its last voxel is at the origin.
+
     Warns where the file that it came from can no longer be read, whose header would be kept.
 
     Raises
@@ -187,7 +198,10 @@ def layer_volume(data: Any, meta: dict[str, Any]) -> Tomogram:
     """
     source = ArraySource(data)
     scale, translate = _triple(meta, "scale", 1.0), _triple(meta, "translate", 0.0)
-    info = replace(source.info, voxel_spacing=known_spacing(scale), origin=translate)
+    places = zip(translate, scale, source.info.shape, strict=True)
+    z, y, x = (at + step * (count - 1) if step < 0 else at for at, step, count in places)
+    spacing = known_spacing((abs(scale[0]), abs(scale[1]), abs(scale[2])))
+    info = replace(source.info, voxel_spacing=spacing, origin=(z, y, x))
     path = (meta.get("metadata") or {}).get(SOURCE)
     if path is not None and Path(path).exists():
         try:
@@ -210,16 +224,26 @@ def _with_header(info: VolumeInfo, path: Path) -> VolumeInfo:
     return replace(info, mrc_header=header, header_order=order)
 
 
+def _angstroms(unit: Any) -> float:
+    """Å in a unit: a name, or one of pint's as layers have them; 1 of what is no length, such as a pixel."""
+    if isinstance(unit, str):
+        return ANGSTROM.get(unit, 1.0)
+    return (
+        float((1 * unit).to("angstrom").magnitude) if unit.is_compatible_with("angstrom") else 1.0
+    )
+
+
 def _triple(meta: dict[str, Any], key: str, default: float) -> Zyx:
-    """Return the last three numbers of a layer's scale or translate."""
+    """Return the last three numbers of a layer's scale or translate, in Å."""
     values = meta.get(key)
     if values is None:
-        return (default,) * 3
+        values = (default,) * 3
     numbers = [float(value) for value in values][-3:]
     if len(numbers) < 3:
         raise ValueError(
             f"the layer's {key} has {len(numbers)} of z, y and x: only volumes are segmented and "
             "saved, no pictures"
         )
-    z, y, x = numbers
+    units = [_angstroms(unit) for unit in meta.get("units") or ()][-3:] or (1.0,) * 3
+    z, y, x = (number * unit for number, unit in zip(numbers, units, strict=True))
     return z, y, x

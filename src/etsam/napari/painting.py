@@ -111,5 +111,6 @@ def _place_of(image: Image) -> dict[str, Any]:
         "rotate": image.rotate,
         "shear": image.shear,
         "affine": image.affine,
+        "units": getattr(image, "units", None),
         "metadata": dict(image.metadata),
     }

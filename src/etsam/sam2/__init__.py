@@ -3,11 +3,12 @@
 from etsam.sam2.checkpoint import load_checkpoint, save_checkpoint
 from etsam.sam2.config import BASE_PLUS, LARGE, PRESETS, SMALL, TINY, SAM2Config
 from etsam.sam2.memory import Memory, MemoryBank
-from etsam.sam2.model import NO_OBJECT_LOGIT, SAM2, Features, Output
+from etsam.sam2.model import MEMORY_BIAS, NO_OBJECT_LOGIT, SAM2, Features, Output
 
 __all__ = [
     "BASE_PLUS",
     "LARGE",
+    "MEMORY_BIAS",
     "NO_OBJECT_LOGIT",
     "PRESETS",
     "SAM2",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,9 @@ from etsam.sam2.unreadable import (
 
 FORMAT = "etsam-sam2-1"
 """Value of the ``format`` entry in our safetensors metadata."""
+
+_FILTERS = threading.Lock()
+"""Warnings' filters are of all threads: two that changed them and put them back would leave those of one."""
 
 SYSTEM_ERROR = re.compile(r"os error (\d+)")
 SINCE_2_1 = {"no_obj_embed_spatial", "obj_ptr_tpos_proj.weight", "obj_ptr_tpos_proj.bias"}
@@ -72,11 +76,11 @@ def load_checkpoint(
         raise FileNotFoundError(f"no checkpoint at {path}; expected a .pt or .safetensors file")
     is_safe = path.suffix.lower() == ".safetensors"
     state, metadata = _read_safetensors(path) if is_safe else (_read_pickle(path), None)
-    _check_plain(state, path)
     config, whose = _sizes(state, metadata, path) if config is None else (config, "that was given")
     with torch.device("meta"):
         model = SAM2(config)
     _check_fit(model.state_dict(), state, f"{path} does not fit the network {whose}")
+    _check_plain(state, path)
     state = {k: v.to(dtype) for k, v in state.items()}
     _check_finite(state, path)
     model.load_state_dict(state, strict=True, assign=True)
@@ -242,8 +246,8 @@ def _read_pickle(path: Path) -> State:
     check_archive(path)
     try:
         refuse_cut(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles that are refused anyway
+        with _FILTERS, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="torch")  # of pickles that are refused anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as wrong:
         raise ValueError(no_weights(path, why_unreadable(path, wrong))) from None
@@ -275,7 +279,7 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any] | None]:
 def _check_plain(state: State, path: Path) -> None:
     """Refuse tensors that do not hold a real number for each element."""
     for name, tensor in state.items():
-        odd = tensor.is_nested or tensor.is_meta or tensor.layout != torch.strided
+        odd = tensor.is_meta or tensor.layout != torch.strided
         if odd or not tensor.is_floating_point():  # nor are those of complex or quantised numbers
             raise ValueError(
                 f"{path} has a tensor of whole, quantised or complex numbers, or a sparse or empty "

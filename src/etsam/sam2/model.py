@@ -24,7 +24,7 @@ from etsam.sam2.prompt_encoder import PromptEncoder
 NO_OBJECT_LOGIT = -1024.0
 """Logits of a frame whose object score is not positive (``NO_OBJ_SCORE`` in SAM 2)."""
 MEMORY_SCALE, MEMORY_BIAS = 20.0, -10.0
-"""Mask probabilities become memory-encoder input as ``20 p - 10``; mask prompts likewise."""
+"""Mask probabilities become memory-encoder input as ``20 p - 10``; mask prompts likewise, also as answers."""
 
 
 class Features(NamedTuple):
@@ -94,7 +94,8 @@ class SAM2(nn.Module):
     def condition(self, image: Tensor, bank: MemoryBank, z: int, length: int) -> Tensor:
         """Read the bank for slice ``z`` of a volume of ``length`` slices.
 
-        All conditioning memories are attended to (later ones too), pointers only from the past.
+        All conditioning memories are attended to (later ones too), pointers only from the past; published
+        networks attend to those of later conditioning slices as well while they train, as SAM 2 does.
         An empty bank adds the "no memory" embedding.
         """
         if not bank.conditioning and not bank.spatial:
@@ -127,9 +128,10 @@ class SAM2(nn.Module):
         return maps.flatten(2).transpose(1, 2)
 
     def _pointers(self, bank: MemoryBank, z: int, length: int) -> tuple[Tensor, Tensor]:
-        """Object pointers of the past, cut into tokens of ``memory_dim``: values and keys."""
+        """Object pointers, their ages signed, cut into tokens of ``memory_dim``: values and keys."""
         span = min(length, self.config.max_pointers) - 1
-        found = [(z - p, m.pointer) for p, m in bank.conditioning.items() if p <= z]
+        later = self.training and self.config.trunk == "hiera"
+        found = [(z - p, m.pointer) for p, m in bank.conditioning.items() if later or p <= z]
         found += [(z - p, pointer) for p, pointer in bank.pointers if 0 < z - p <= span]
         if not found:
             template = next(iter(bank.conditioning.values())).spatial

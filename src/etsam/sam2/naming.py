@@ -16,6 +16,8 @@ ANCHOR = "no_mem_embed"
 """A parameter of the network itself: what stands before its name stands before all names."""
 WRAPPERS = {"module", "_orig_mod"}
 """Parts of names that DataParallel and torch.compile add, also inside of a network."""
+COUNT, AVERAGED = "n_averaged", "module."
+"""What `torch.optim.swa_utils.AveragedModel` keeps beside a network, and what stands before the network's names."""
 OF_TRANSFORMERS = "no_memory_embedding"
 """What `transformers` calls that parameter."""
 EXPECTED = (
@@ -41,12 +43,13 @@ def find_state(content: Any, path: Path) -> State:
 
 def _are_tensors(found: Any) -> TypeGuard[State]:
     return isinstance(found, dict) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
+        isinstance(name, str) and isinstance(value, Tensor) and not value.is_nested  # has no shape
+        for name, value in found.items()
     )
 
 
 def plain_names(state: Mapping[str, Tensor], path: Path) -> State:
-    """The same tensors by Meta's names: without wrappers, and without what stands before all of them.
+    """The same tensors by Meta's names: without wrappers, what they count, and what stands before all of them.
 
     Raises
     ------
@@ -54,6 +57,7 @@ def plain_names(state: Mapping[str, Tensor], path: Path) -> State:
         Some have not got what stands before the others, two get one name, or they are those of
         another program.
     """
+    state = {name: value for name, value in state.items() if not _is_count(name, state)}
     plain = {_unwrapped(name): value for name, value in state.items()}
     if any(name.endswith(OF_TRANSFORMERS) for name in plain):
         raise ValueError(
@@ -69,6 +73,12 @@ def plain_names(state: Mapping[str, Tensor], path: Path) -> State:
             f"{example}; save the state_dict of the network alone"
         )
     return {name.removeprefix(prefix): value for name, value in plain.items()}
+
+
+def _is_count(name: str, state: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor says how many states a network averaged with it is the mean of."""
+    before = f"{name.removesuffix(COUNT)}{AVERAGED}"
+    return name.endswith(COUNT) and any(other.startswith(before) for other in state)
 
 
 def _unwrapped(name: str) -> str:

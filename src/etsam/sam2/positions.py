@@ -18,7 +18,7 @@ TEMPERATURE = 10000.0
 def sine_map(channels: int, height: int, width: int, device: torch.device) -> Tensor:
     """Normalised 2-D sine encoding, (1, channels, height, width) float32 (Carion et al. 2020)."""
     half = channels // 2
-    exponent = 2 * (torch.arange(half, device=device) // 2) / half
+    exponent = 2 * (torch.arange(half, dtype=torch.float32, device=device) // 2) / half
     frequencies = TEMPERATURE**exponent
 
     def encode(length: int) -> Tensor:
@@ -34,7 +34,7 @@ def sine_map(channels: int, height: int, width: int, device: torch.device) -> Te
 def sine_line(positions: Tensor, channels: int) -> Tensor:
     """1-D sine encoding of ``positions`` (n,) as (n, channels)."""
     half = channels // 2
-    exponent = 2 * (torch.arange(half, device=positions.device) // 2) / half
+    exponent = 2 * (torch.arange(half, dtype=torch.float32, device=positions.device) // 2) / half
     angle = positions[:, None] / TEMPERATURE**exponent
     return torch.cat((angle.sin(), angle.cos()), dim=-1)
 

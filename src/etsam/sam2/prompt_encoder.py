@@ -37,8 +37,8 @@ class RandomPosition(nn.Module):
     def grid(self, height: int, width: int) -> Tensor:
         """Encoding of a whole map, (1, channels, height, width)."""
         device = self.positional_encoding_gaussian_matrix.device
-        y = (torch.arange(height, device=device) + 0.5) / height
-        x = (torch.arange(width, device=device) + 0.5) / width
+        y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+        x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
         xy = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
         encoded: Tensor = self(xy)
         return encoded.permute(2, 0, 1)[None]
@@ -92,7 +92,7 @@ class PromptEncoder(nn.Module):
         device = self.no_mask_embed.weight.device
         if points is None:
             points = (
-                torch.zeros(batch, 1, 2, device=device),
+                torch.zeros(batch, 1, 2, dtype=torch.float32, device=device),
                 torch.full((batch, 1), NOT_A_POINT, device=device),
             )
         sparse = self.sparse(*points, frame_size)

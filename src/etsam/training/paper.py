@@ -23,4 +23,6 @@ PAPER_SCHEDULE = Schedule(
 """The number of steps is the user's: the paper's 602 and 545 epochs are of unknown length."""
 
 PAPER_PROMPTS = PromptMix(share=0.0, points=0.5, box=0.25, conditioning=2, corrected=2, clicks=7)
+"""Shares as the paper says them; SAM 2's configuration for MOSE has points 0.25 and box 0.25. The rest is SAM 2's."""
+
 PAPER_LOSSES = LossWeights(focal=20.0, dice=1.0, quality=1.0, object_score=1.0)

@@ -17,7 +17,7 @@ from etsam.intensity import IntensityScaling
 from etsam.logits import LOGIT_LIMIT, tracked_slices
 from etsam.prompts import LEAD_IN, grid_mask, schedule
 from etsam.sam2 import SAM2
-from etsam.tracker import track
+from etsam.tracker import for_a_mean, track
 from etsam.training.augment import augment_batch
 from etsam.training.clips import Clips, ClipShape, own_random, walk
 
@@ -124,7 +124,7 @@ class ResidentPairs:
         plan = schedule(len(slices), {0: grid_mask((plane[0], plane[1]))}, LEAD_IN)
         frames = _SideBySide(self, pairs, spec, [slices[index] for index in plan.slices])
         kept = [
-            interpolate(low[:, None].float(), plane, mode="bilinear")[:, 0]
+            interpolate(for_a_mean(low)[:, None].float(), plane, mode="bilinear")[:, 0]
             for step, low in track(model, frames, plan.prompts)
             if plan.real[step]
         ]
