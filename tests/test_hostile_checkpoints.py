@@ -74,7 +74,7 @@ def test_checkpoints(
     path.write_bytes(content)
     try:
         model, metadata = load_checkpoint(path)
-        stage_spec(model, metadata)
+        stage_spec(model, metadata, path)
     except ValueError as error:
         assert str(error)
 
