@@ -260,6 +260,18 @@ def test_damaged_logits_are_named(folder: Path, tmp_path: Path, content: bytes) 
         open_pairs(tmp_path, FrameSpec(), new_store(), with_logits=True)
 
 
+@pytest.mark.parametrize("dtype", ["f4", "u1", "i2"])
+def test_logits_of_another_type_are_refused(folder: Path, tmp_path: Path, dtype: str) -> None:
+    """Logits as float32 were trained on at 1/25 of their size."""
+    for name in ("t0.mrc", "t0_membrane.mrc"):
+        shutil.copy(folder / name, tmp_path)
+    with open_tomogram(folder / "t0.mrc") as volume:
+        np.save(tmp_path / "t0_stage1.npy", np.ones(volume.shape, dtype))
+    expected = rf"t0_stage1\.npy holds {np.dtype(dtype)}, expected int8 in steps of 5/127 logits"
+    with pytest.raises(ValueError, match=f"{expected}: remove it, and --stage1-checkpoint makes"):
+        open_pairs(tmp_path, FrameSpec(), new_store(), with_logits=True)
+
+
 def test_a_constant_volume_is_named(tmp_path: Path) -> None:
     write(tmp_path / "flat.mrc", np.full((4, 32, 32), 3, np.int8))
     write(tmp_path / "flat_membrane.mrc", np.zeros((4, 32, 32), np.int8))

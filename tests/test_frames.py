@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import threading
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -259,6 +261,43 @@ def test_spec_survives_a_checkpoint_and_refuses_nonsense() -> None:
     for bias in (-5.1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="expected a logit from -5 to 5"):
             FrameSpec(bias=bias)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"multiple": n} for n in (0, 8192, 65536, 32.5, "32", True)),
+        *({"image_size": n} for n in (0, 1 << 17, 64.0)),
+        *({"feedback_step": n} for n in (0, 1.5, None)),
+        *({"offsets": n} for n in ([-1.5, 0, 1.5], [-300, 0, 300], 0, "0", [[0]], [])),
+        {"min_spacing": 0.001, "max_spacing": 0.001},
+        *({"max_spacing": n} for n in (math.inf, "16", 10**400, None)),
+        *({"min_spacing": n} for n in (0, math.nan, True)),
+        *({name: "foo"} for name in ("size", "normalisation", "fusion", "prompt")),
+        *({name: n} for name in ("invert", "imagenet") for n in ("no", 0, None)),
+        *({name: "1"} for name in ("doubt", "blur", "bias")),
+        {"doubt": 10**400},
+    ],
+    ids=lambda values: str(values)[:40],
+)
+def test_settings_of_a_checkpoint_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
+    """They gave hours of work, gigabytes or frames that were not meant."""
+    name = next(iter(values))
+    with pytest.raises(ValueError, match=rf"^{name} is .{{1,80}}: expected "):
+        FrameSpec.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"multiple": 16, "image_size": 64, "feedback_step": 3},
+        {"min_spacing": 10, "max_spacing": 10.0, "doubt": 2, "blur": 0, "bias": -0.5},
+        {"size": "square", "prompt": "none", "fusion": "add", "offsets": [0], "imagenet": True},
+    ],
+)
+def test_settings_that_make_sense_are_taken(values: dict[str, Any]) -> None:
+    spec = FrameSpec.from_dict(values)
+    assert FrameSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
 @pytest.mark.parametrize(("spacing", "deviation"), [(8.0, 1.5), (4.0, 3.0)])

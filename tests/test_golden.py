@@ -42,8 +42,11 @@ def golden(shared: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def stages(golden: Path) -> list[Stage]:
-    loaded = (load_checkpoint(golden / f"stage{n}.pt", CONFIG) for n in (1, 2))
-    return [Stage(model, stage_spec(model, metadata)) for model, metadata in loaded]
+    paths = [golden / f"stage{n}.pt" for n in (1, 2)]
+    loaded = (load_checkpoint(path, CONFIG) for path in paths)
+    return [
+        Stage(made[0], stage_spec(*made, path)) for path, made in zip(paths, loaded, strict=True)
+    ]
 
 
 def options_of(run: str) -> SegmentOptions:

@@ -19,9 +19,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from etsam.frames import FrameSpec
 from etsam.sam2 import PRESETS, SAM2, MemoryBank, SAM2Config, load_checkpoint, save_checkpoint
+from etsam.sam2.checkpoint import FORMAT
 from etsam.stages import stage_spec
 from test_cli import Run, assert_one_line, write_mrc
 from test_hostile import CHECKPOINTS, NASTY, SHAPE, corpus, spoiled
@@ -74,7 +76,7 @@ def test_checkpoints(
     path.write_bytes(content)
     try:
         model, metadata = load_checkpoint(path)
-        stage_spec(model, metadata)
+        stage_spec(model, metadata, path)
     except ValueError as error:
         assert str(error)
 
@@ -288,6 +290,19 @@ def test_settings_of_no_frames_are_refused(settings: dict[str, Any]) -> None:
     except ValueError:
         return
     assert len(spec.offsets) <= 513
+
+
+@pytest.mark.parametrize(
+    "said",
+    ['"abc"', "5", "[[1, 2, 3]]", "[" * 100_000, '{"a": ' + "1" * 5000 + "}", "{"],
+    ids=lambda said: said[:9],
+)
+def test_what_a_checkpoint_says_of_itself_is_refused_with_its_name(
+    tmp_path: Path, said: str
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"x": torch.zeros(1)}, path, {"format": FORMAT, "etsam": said})
+    assert "is not a valid safetensors file: " in refusal(path)
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 3\n"

@@ -58,6 +58,16 @@ def test_names_that_mean_nothing_are_refused(tmp_path: Path, name: str) -> None:
         find_tomograms([tmp_path / name])
 
 
+@pytest.mark.parametrize("text", [b"a.mrc\nb\0c.mrc\n", "a.mrc\n".encode("utf-16-be")])
+def test_a_list_with_zero_bytes_is_named(run: Run, tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "list.txt"
+    path.write_bytes(text)
+    for verb in ("segment", "inspect"):
+        code, out, err = run(verb, path)
+        assert (code, out) == (1, "")
+        assert_one_line(err, f"{path} is not a list of tomograms: it is no UTF-8 text")
+
+
 def test_an_empty_name_is_not_the_current_folder(
     run: Run, tomograms: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -349,6 +349,34 @@ def test_bad_segmentations_are_named_before_anything_is_made(
     assert not (tmp_path / "suite").exists()
 
 
+@pytest.mark.parametrize(
+    ("record", "place", "value"),
+    [
+        (b"PK\1\2", 8, 1),  # its list of contents says that it is encrypted,
+        (b"PK\1\2", 8, 32),  # patched,
+        (b"PK\1\2", 10, 77),  # packed in an unknown way,
+        (b"PK\1\2", 45, 77),  # or elsewhere;
+        (b"PK\5\6", 18, 77),  # its end, that the list is far beyond it
+    ],
+)
+def test_damaged_archives_are_named(tmp_path: Path, record: bytes, place: int, value: int) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, labels=np.ones((4, 4, 4)))
+    content = bytearray(path.read_bytes())
+    content[content.rindex(record) + place] = value
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.npz is no segmentation: expected a NumPy"):
+        read_segmentation(RealShape(str(path), 10.0))
+
+
+def test_what_the_system_says_of_an_archive_stays(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_segmentation(RealShape(str(tmp_path / "a.npz"), 10.0))
+    (tmp_path / "a.npz").mkdir()
+    with pytest.raises(OSError, match="directory|denied"):
+        read_segmentation(RealShape(str(tmp_path / "a.npz"), 10.0))
+
+
 @pytest.mark.parametrize("spacing", [0.0, -10.0, np.nan, np.inf, 1e4])
 def test_segmentations_have_a_spacing(spacing: float) -> None:
     with pytest.raises(ValueError, match="is not plausible"):

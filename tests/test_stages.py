@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from etsam import stages
 from etsam.options import SegmentOptions
-from etsam.stages import bfloat16_pays, choose_device, choose_dtype, load_stages
-from tiny_model import write_tiny_model
+from etsam.sam2 import save_checkpoint
+from etsam.stages import bfloat16_pays, choose_device, choose_dtype, load_stage, load_stages
+from etsam.training.options import TrainOptions, from_checkpoint
+from tiny_model import SPEC, tiny_network, write_tiny_model
 
 CPU = torch.device("cpu")
 
@@ -80,3 +83,25 @@ def test_a_checkpoint_given_settles_which_of_two(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="only stage 1 was given: stage 2 is that of"):
         loaded = load_stages(SegmentOptions(folder, stage1_checkpoint=second, device="cpu"))
     assert [stage.path for stage in loaded] == [second, folder / "stage2.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"multiple": 65536}, "multiple is 65536: expected a whole number from 1 to 1024"),
+        ({"multiple": 20}, "multiple is 20: expected a multiple of 8 * patch_stride, 32"),
+        ({"size": "square", "image_size": 72}, "image_size is 72: expected a multiple of 8 *"),
+        ({"colour": 1}, "unknown frame settings ['colour']"),
+    ],
+    ids=str,
+)
+def test_frames_that_a_network_does_not_take_are_told_with_the_file(
+    tmp_path: Path, settings: dict[str, Any], reason: str
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, tiny_network(1), {"frame_spec": SPEC.to_dict() | settings}, half=True)
+    with pytest.raises(ValueError) as caught:
+        load_stage(path, 0, CPU)
+    assert str(caught.value).startswith(f"{path}: {reason}")
+    with pytest.raises(ValueError, match=f"^{path}: "):
+        from_checkpoint(TrainOptions([], tmp_path), path)

@@ -21,7 +21,7 @@ from etsam import train as module
 from etsam.frames import FrameSpec
 from etsam.sam2 import load_checkpoint, save_checkpoint
 from etsam.train import Schedule, Source, TrainOptions, train
-from etsam.training.run import save_run, start_run
+from etsam.training.run import read_state, save_run, start_run
 from file_limit import file_limit
 from tiny_training import TINY, network, options, read_log, write_pairs
 
@@ -96,6 +96,73 @@ def test_a_run_of_another_network_is_not_taken_up(folder: Path, tmp_path: Path) 
         (tmp_path / "state.pt").write_bytes(content)
         with pytest.raises(ValueError, match=rf"state\.pt cannot be read \(.*{reason}\)"):
             train(given)
+
+
+@pytest.fixture(scope="module")
+def saved(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainOptions:
+    """A run of one step."""
+    given = options(folder, tmp_path_factory.mktemp("saved"), steps=1)
+    train(given)
+    return given
+
+
+def state_refusal(given: TrainOptions, state: Any = None) -> str:
+    """The one line with which a state is refused, that of `given` or another in its place."""
+    if state is not None:
+        torch.save(state, given.state)
+    with pytest.raises(ValueError) as caught:
+        read_state(given)
+    message = str(caught.value)
+    assert message.startswith(f"{given.state} cannot be read (") and "\n" not in message
+    assert message.endswith("): remove it to begin anew")
+    return message
+
+
+@pytest.mark.parametrize("name", ["losses", "model", "optimiser", "random", "random_cuda"])
+def test_a_state_that_lacks_an_entry_is_refused(
+    saved: TrainOptions, tmp_path: Path, name: str
+) -> None:
+    state = torch.load(saved.state, weights_only=True)
+    del state[name]
+    assert "(an entry is missing" in state_refusal(replace(saved, output=tmp_path), state)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"choices": None},
+        {"step": "3"},
+        {"losses": ["3"]},
+        {"model": {"no_mem_embed": torch.zeros(3)}},
+        {"average": torch.zeros(3)},
+        {"optimiser": {}},
+        {"random": torch.zeros(3)},
+        {"random_cuda": 3},
+    ],
+    ids=str,
+)
+def test_a_state_with_an_odd_entry_is_refused(
+    saved: TrainOptions, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    state = torch.load(saved.state, weights_only=True) | change
+    assert "not that of such a run)" in state_refusal(replace(saved, output=tmp_path), state)
+
+
+@pytest.mark.parametrize("part", ["model", "average"])
+def test_a_damaged_state_is_refused(saved: TrainOptions, tmp_path: Path, part: str) -> None:
+    """torch.load checks no sum: such weights were gone on with, and written."""
+    given = replace(saved, output=tmp_path)
+    state = torch.load(saved.state, weights_only=True)
+    assert same(read_state(saved), state)
+    tensor = max(
+        (value for value in state[part].values() if value.ndim == 2), key=torch.Tensor.numel
+    )
+    data = saved.state.read_bytes()
+    place = data.index(tensor.numpy().tobytes())
+    given.state.write_bytes(data[:place] + b"\xff" * 400 + data[place + 400 :])
+    assert "(it is damaged" in state_refusal(given)
+    tensor.view(-1)[0] = float("nan")
+    assert "(its weights are NaN" in state_refusal(given, state)
 
 
 def test_a_run_that_goes_on_otherwise_says_so(folder: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from etsam.volume import Tomogram, open_tomogram, stem_of, tomogram_from_array, 
 LOGITS_SUFFIX = "_stage1.npy"
 LOGIT_STEP = 5.0 / 127
 """Stage-1 logits, clipped to [-5, 5], are kept as int8 in memory and on disk."""
+NEW_LOGITS = "remove it, and --stage1-checkpoint makes it again"
 OPEN_VOLUMES = 64
 """Files kept open at once."""
 
@@ -92,12 +93,16 @@ def open_volume(path: Path) -> Tomogram:
     if path.suffix != ".npy":
         return open_tomogram(path)
     try:
-        return tomogram_from_array(np.lib.format.open_memmap(path, mode="r"))
+        logits = np.lib.format.open_memmap(path, mode="r")
+        volume = tomogram_from_array(logits)
     except (ArithmeticError, TokenError, ValueError):
+        raise ValueError(f"{path} is damaged, or holds no stage-1 logits: {NEW_LOGITS}") from None
+    if logits.dtype != np.int8:  # logits themselves would count as so many steps
+        volume.close()
         raise ValueError(
-            f"{path} is damaged, or holds no stage-1 logits: remove it, and --stage1-checkpoint "
-            "makes it again"
-        ) from None
+            f"{path} holds {logits.dtype}, expected int8 in steps of 5/127 logits: {NEW_LOGITS}"
+        )
+    return volume
 
 
 class Pair:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,140 +15,14 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from etsam.frame_spec import IMAGENET_MEAN, IMAGENET_STD
+from etsam.frame_spec import REFERENCE_SPEC as REFERENCE_SPEC  # who makes frames asks for them here
+from etsam.frame_spec import FrameSpec as FrameSpec
 from etsam.intensity import IntensityScaling, SliceSource
 from etsam.logits import LOGIT_LIMIT, LogitRange
-from etsam.options import Normalisation, PromptKind
 from etsam.storage import Zyx
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 CPU = torch.device("cpu")
-MAX_SIDE = 1 << 16  # pixels; a larger frame in a checkpoint is damage or malice
-MAX_OFFSET = 256  # slices
-MAX_BLUR = 16.0  # pixels
-
-
-@dataclass(frozen=True)
-class FrameSpec:
-    """How a model wants its frames; saved inside our checkpoints.
-
-    Attributes
-    ----------
-    size
-        ``square``: resize to ``image_size`` x ``image_size``. ``native``: keep the pixels, except
-        that an in-plane spacing outside [min_spacing, max_spacing] (Å) is brought to the nearer
-        end; then pad by reflection to a multiple of ``multiple``.
-    offsets
-        Neighbouring z slices stacked as channels, as ascending distances from the slice itself,
-        symmetric about 0, edges replicated. They count steps of ``round(min_spacing / spacing)``
-        slices where the volume is sampled finer.
-    fusion
-        Stage 2: ``add`` stage-1 logits, scaled to [0, 1] over the volume, to the grey values
-        (reference), or ``concat`` the same z window of clip(logits, -5, 5) / 5 as further channels.
-    imagenet
-        Three equal channels with ImageNet's mean and standard deviation (reference).
-    invert
-        The model expects bright membranes.
-    blur
-        Standard deviation, in pixels of the frame, of a Gaussian that takes the noise of the finest
-        detail from each slice before its grey values are scaled; 0 for none (reference).
-    feedback_step
-        Stage 2: stage 1 tracks every so-manieth slice (of those `offsets` count), and its logits are
-        interpolated between them.
-    doubt
-        Stage 2: by how much its logits may lie below those of stage 1; None for any (reference).
-    bias
-        Added to the logits, so that -0.25 is the threshold that separates best; 0 for none (reference).
-    prompt
-        What tracking starts from unless something else is asked for: None for the published models'
-        ``grid_zero`` (stage 1) and ``zero`` (stage 2), ``none`` for an empty memory.
-    """
-
-    size: Literal["square", "native"] = "native"
-    image_size: int = 1024
-    multiple: int = 32
-    min_spacing: float = 8.0
-    max_spacing: float = 16.0
-    offsets: tuple[int, ...] = (-2, -1, 0, 1, 2)
-    normalisation: Normalisation = "robust"
-    fusion: Literal["add", "concat"] = "concat"
-    imagenet: bool = False
-    invert: bool = False
-    prompt: PromptKind | None = None
-    feedback_step: int = 1
-    doubt: float | None = None
-    blur: float = 0.0
-    bias: float = 0.0
-
-    def __post_init__(self) -> None:
-        mirrored = tuple(-offset for offset in reversed(self.offsets))
-        if 0 not in self.offsets or self.offsets != mirrored or not self._ascend():
-            raise ValueError(f"offsets are {self.offsets}: expected ascending ones, as -n as n")
-        if self.imagenet and (self.offsets != (0,) or self.fusion != "add"):
-            raise ValueError("imagenet frames are three equal channels: offsets=(0,), fusion='add'")
-        if not 0 < self.min_spacing <= self.max_spacing:
-            raise ValueError(f"spacings [{self.min_spacing}, {self.max_spacing}] Å are no range")
-        if self.doubt is not None and not 0 <= self.doubt < math.inf:
-            raise ValueError(f"doubt is {self.doubt}: expected a finite logit, 0 or more, or None")
-        if not -LOGIT_LIMIT <= self.bias <= LOGIT_LIMIT:
-            raise ValueError(
-                f"bias is {self.bias}: expected a logit from -{LOGIT_LIMIT:g} to {LOGIT_LIMIT:g}"
-            )
-        if not 0 <= self.blur <= MAX_BLUR:
-            raise ValueError(f"blur is {self.blur}: expected 0 to {MAX_BLUR:g} pixels")
-
-    def _ascend(self) -> bool:
-        return all(low < high for low, high in pairwise(self.offsets))
-
-    def channels(self, *, feedback: bool) -> int:
-        """Number of channels of a frame, with or without stage-1 logits."""
-        if self.imagenet:
-            return len(IMAGENET_MEAN)
-        return len(self.offsets) * (2 if feedback and self.fusion == "concat" else 1)
-
-    @property
-    def plane_dtype(self) -> torch.dtype:
-        """What the planes of frames are kept in: half precision where slices are stacked, as many are."""
-        return torch.float16 if len(self.offsets) > 1 else torch.float32
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for a checkpoint's metadata."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FrameSpec:
-        """Read a checkpoint's metadata; a key this version does not know is refused.
-
-        Raises
-        ------
-        ValueError
-            A key is unknown: the checkpoint was written by a newer version.
-        """
-        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown frame settings {sorted(unknown)}: update etsam")
-        plain: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        try:
-            spec = cls(**plain)
-            sizes = (spec.image_size, spec.multiple, spec.offsets[-1] + 1, spec.feedback_step)
-            sound = all(1 <= size <= MAX_SIDE for size in sizes) and spec.offsets[-1] <= MAX_OFFSET
-        except (TypeError, ArithmeticError, LookupError) as error:
-            raise ValueError(f"frame settings make no sense: {error}") from None
-        if not sound:
-            raise ValueError(f"frame settings make no sense: sizes {sizes}")
-        return spec
-
-
-REFERENCE_SPEC = FrameSpec(
-    size="square",
-    offsets=(0,),
-    normalisation="min_max_positive_values",
-    fusion="add",
-    imagenet=True,
-)
 
 
 @dataclass(frozen=True)

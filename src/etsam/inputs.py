@@ -99,10 +99,12 @@ def _in_folder(folder: Path) -> dict[Path, Member | None]:
 
 def _in_list(path: Path) -> dict[Path, Member | None]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows' mark or none
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a list of tomograms: it is no UTF-8 text") from error
-    names = [line.strip() for line in lines]
+        text = path.read_text(encoding="utf-8-sig")  # Windows' mark or none
+        if "\0" in text:  # as in UTF-16; no name holds it
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"{path} is not a list of tomograms: it is no UTF-8 text") from None
+    names = [line.strip() for line in text.splitlines()]
     names = [name for name in names if name and not name.startswith("#")]
     if not names:
         raise FileNotFoundError(f"{path} names no tomogram: expected one on each line")

@@ -12,9 +12,12 @@ WORK_FOLDER = re.compile(r"\.[^/\\]+\.partial[/\\]")
 HIDDEN = re.compile(r"\.([^/\\]+?)(?:\.\d+)?\.partial\b")
 """The name of a file or folder while it is written; users know it by the name it will have."""
 
+BEGINNING, END = 1200, 600
+"""Letters that are kept of an endless line, which quotes a damaged file: its path first, the way out last."""
+
 
 def one_line(error: BaseException | str) -> str:
-    """The message of an error, without line breaks and without error numbers."""
+    """The message of an error, without line breaks and error numbers; of an endless one not the middle."""
     if isinstance(error, OSError) and error.strerror:
         named = KEPT.sub(r"\1", os.fsdecode(error.filename or ""))
         place = HIDDEN.sub(r"\1", WORK_FOLDER.sub("", named))
@@ -25,4 +28,5 @@ def one_line(error: BaseException | str) -> str:
         text = f"not enough memory: {error}" if str(error) else "not enough memory"
     else:
         text = str(error)
-    return " ".join(text.split()) or type(error).__name__
+    line = " ".join(text.split()) or type(error).__name__
+    return line if len(line) <= BEGINNING + END else f"{line[:BEGINNING]} ... {line[-END:]}"

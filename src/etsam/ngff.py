@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import os
-import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,15 +27,21 @@ from etsam.storage import (
     remove,
     scratch_file,
 )
-from etsam.zarr_arrays import CHUNK, create_array, failed, open_array, read
+from etsam.zarr_arrays import (
+    CHUNK,
+    create_array,
+    failed,
+    grid_of,
+    missing_chunks,
+    open_array,
+    read,
+)
 
 if TYPE_CHECKING:
     import tensorstore
 
 OPEN_SLABS = 4  # unfinished layers of chunks kept in memory when slices come out of order
 CHUNK_LIMIT = 4 << 30  # bytes; one decoded chunk must fit in memory
-CHUNK_NAME = re.compile(r"(c[./\\])?\d+([./\\]\d+)*")
-"""Path of a chunk in its array, of either version of Zarr."""
 
 
 class NgffSource:
@@ -59,7 +64,7 @@ class NgffSource:
         array = open_array(image)
         self._store = _volume_view(array, image, path)
         depth, height, width = (int(side) for side in self._store.shape)
-        self._chunk = _grid(self._store.chunk_layout.read_chunk, self._store)
+        self._chunk = grid_of(self._store.chunk_layout.read_chunk, self._store)
         self._dtype = _checked_dtype(self._store, path)
         _check_chunk(array, path)
         self.info = VolumeInfo(
@@ -68,7 +73,7 @@ class NgffSource:
             voxel_spacing=image.spacing,
             origin=image.origin,
             ngff_version="0.5" if image.zarr_format == 3 else "0.4",
-            notes=image.notes + _missing_chunks(image, self._store, path),
+            notes=image.notes + missing_chunks(image, array, path),
         )
         self._lock = threading.Lock()
         self._layer: int | None = None
@@ -251,12 +256,6 @@ def _volume_view(
     return store.transpose([*extra, *order])[(0,) * len(extra)]
 
 
-def _grid(grid: tensorstore.ChunkLayout.Grid, store: tensorstore.TensorStore) -> tuple[int, ...]:
-    """Return the sides of a chunk; an axis without a grid is one chunk."""
-    sides = grid.shape or (None,) * store.rank
-    return tuple(side or size for side, size in zip(sides, store.shape, strict=True))
-
-
 def _checked_dtype(store: tensorstore.TensorStore, path: Path) -> np.dtype:
     dtype = np.dtype(store.dtype.numpy_dtype)
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
@@ -269,35 +268,9 @@ def _checked_dtype(store: tensorstore.TensorStore, path: Path) -> np.dtype:
 
 def _check_chunk(array: tensorstore.TensorStore, path: Path) -> None:
     """Refuse chunks that do not fit in memory; they are decoded whole, beyond the array's end too."""
-    chunk = _grid(array.chunk_layout.read_chunk, array)
+    chunk = grid_of(array.chunk_layout.read_chunk, array)
     if math.prod(chunk) * np.dtype(array.dtype.numpy_dtype).itemsize > CHUNK_LIMIT:
         raise ValueError(f"{path} has chunks of {chunk}: too large to decode, store smaller ones")
-
-
-def _missing_chunks(
-    image: NgffImage, store: tensorstore.TensorStore, path: Path
-) -> tuple[str, ...]:
-    """Note the chunks that are not stored; Zarr reads them as the fill value.
-
-    Raises
-    ------
-    ValueError
-        If not one is stored, or one is a pipe, which would be waited for.
-    """
-    stored = 0
-    for folder, _, names in os.walk(image.array):
-        for chunk in (os.path.join(folder, name) for name in names):
-            if CHUNK_NAME.fullmatch(chunk, len(str(image.array)) + 1):
-                if Path(chunk).is_fifo():
-                    raise ValueError(f"{chunk} is a pipe: expected a chunk of voxels")
-                stored += 1
-    if not stored:
-        raise ValueError(f"{path} has no voxels: {image.array} holds no chunk")
-    grid = zip(store.shape, _grid(store.chunk_layout.write_chunk, store), strict=True)
-    expected = math.prod(-(-size // side) for size, side in grid)
-    if stored >= expected:
-        return ()
-    return (f"{expected - stored} of {expected} chunks are not stored and read as the fill value",)
 
 
 def _write_group(folder: Path, attributes: dict[str, Any], version: str | None) -> None:

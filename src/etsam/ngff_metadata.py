@@ -206,7 +206,7 @@ def _level(group: Path, node: _Node, image: dict[str, Any], dataset: dict[str, A
     array = group / inside
     axes, units = _axes(image, where)
     notes: list[str] = []
-    scale, translation = _transform(image, dataset, len(axes), where)
+    scale, translation = _transform(image, dataset, len(axes), where, notes)
     spacing: Zyx | None = None
     origin: Zyx = (0.0, 0.0, 0.0)
     if scale:
@@ -234,9 +234,9 @@ def _axes(image: dict[str, Any], where: str) -> tuple[tuple[str, ...], dict[str,
 
 
 def _transform(
-    image: dict[str, Any], dataset: dict[str, Any], rank: int, where: str
+    image: dict[str, Any], dataset: dict[str, Any], rank: int, where: str, notes: list[str]
 ) -> tuple[list[float], list[float]]:
-    """Return scale and translation of a level, the image's own applied after the level's."""
+    """Return scale and translation of a level, the image's own applied after the level's; note others."""
     scale, translation = [1.0] * rank, [0.0] * rank
     found = False
     for holder in (dataset, image):
@@ -253,6 +253,11 @@ def _transform(
             elif entry.get("type") == "translation":
                 shift = _numbers(entry.get("translation"), rank, f"translation in {where}")
                 translation = [a + b for a, b in zip(translation, shift, strict=True)]
+            elif entry.get("type") != "identity":
+                kind = f"{entry.get('type')!r:.60}"
+                notes.append(
+                    f"a coordinate transformation of type {kind} is not known here and left out"
+                )
     return (scale, translation) if found else ([], [])
 
 

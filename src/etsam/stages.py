@@ -166,7 +166,8 @@ def load_stage(
     Raises
     ------
     FileNotFoundError, ValueError
-        There is no such file, it is no checkpoint, or it is one of another stage.
+        There is no such file, it is no checkpoint, or it is one of another stage or with frames that
+        the network does not take.
     """
     model, metadata = load_checkpoint(path, device=device)
     model.compute_in(choose_dtype(dtype, device, is_own="frame_spec" in metadata))
@@ -174,17 +175,33 @@ def load_stage(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     keep_rearranged(model)
     give_back_freed()
-    stage = Stage(model, stage_spec(model, metadata), sha256 or checksum(path), path)
+    stage = Stage(model, stage_spec(model, metadata, path), sha256 or checksum(path), path)
     check_channels(stage, number)
     return stage
 
 
-def stage_spec(model: SAM2, metadata: dict[str, object]) -> FrameSpec:
-    """Frame settings a checkpoint carries (``frame_spec``), or those of the published models."""
+def stage_spec(model: SAM2, metadata: dict[str, object], path: Path) -> FrameSpec:
+    """Frame settings the checkpoint at `path` carries (``frame_spec``), or those of the published models.
+
+    Raises
+    ------
+    ValueError
+        They make no sense, or the network does not take sides of such frames.
+    """
     saved = metadata.get("frame_spec")
-    if isinstance(saved, dict):
-        return FrameSpec.from_dict(saved)
-    return replace(REFERENCE_SPEC, image_size=model.config.image_size)
+    if not isinstance(saved, dict):
+        return replace(REFERENCE_SPEC, image_size=model.config.image_size)
+    try:
+        spec = FrameSpec.from_dict(saved)
+    except ValueError as wrong:
+        raise ValueError(f"{path}: {wrong}") from None
+    name = "image_size" if spec.size == "square" else "multiple"
+    side, pieces = getattr(spec, name), 8 * model.config.patch_stride
+    if side % pieces:
+        raise ValueError(
+            f"{path}: {name} is {side}: expected a multiple of 8 * patch_stride, {pieces}"
+        )
+    return spec
 
 
 def check_channels(stage: Stage, number: int) -> None:

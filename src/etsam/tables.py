@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from etsam.options import quoted
 from etsam.predictions import CONVENTIONS
 from etsam.storage import refuse_taken, write_text
 
@@ -291,7 +292,7 @@ def read_choices(path: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]
         if "name" not in record or not {"keep", "drop"} & set(record):
             raise ValueError(f"{path}, row {number}: {wanted}")
         if unknown := sorted(set(record) - {"name", "keep", "drop", ""}):
-            raise ValueError(f"{path} has a column {unknown[0]!r}: {wanted}")
+            raise ValueError(f"{path} has a column {quoted(unknown[0])}: {wanted}")
         try:
             lists = [
                 tuple(int(word) for word in (record.get(column) or "").split())
@@ -332,7 +333,7 @@ def _number(text: str, place: str) -> float | None:
     try:
         number = float(text)
     except ValueError:
-        raise ValueError(f"{place}: {text!r} is not a number") from None
+        raise ValueError(f"{place}: {quoted(text)} is not a number") from None
     return None if math.isnan(number) else number
 
 

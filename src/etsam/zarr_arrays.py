@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 from pathlib import Path
@@ -26,6 +27,8 @@ ENDING = re.compile(r" \[\w+( \w+)*='.*")
 """What follows tensorstore's messages: specifications, places in its source."""
 OF_FILE = re.compile(r'.*(\.zarray|zarr\.json)": ')
 REASON_LENGTH = 200
+CHUNK_LIKE = re.compile(r"(c[./])?[0-9]+([./][0-9]+)*")
+"""Path of a chunk in its array, in any of the ways of either version of Zarr."""
 
 
 def open_array(image: NgffImage) -> tensorstore.TensorStore:
@@ -70,6 +73,65 @@ def _files_of(folder: Path) -> dict[str, str]:
             f"{folder} has a name that is no Unicode, which Zarr cannot have: rename it"
         ) from None
     return {"driver": "file", "path": f"{path}/"}
+
+
+def grid_of(grid: tensorstore.ChunkLayout.Grid, store: tensorstore.TensorStore) -> tuple[int, ...]:
+    """Return the sides of a chunk; an axis without a grid is one chunk."""
+    sides = grid.shape or (None,) * store.rank
+    return tuple(side or size for side, size in zip(sides, store.shape, strict=True))
+
+
+def missing_chunks(image: NgffImage, array: tensorstore.TensorStore, path: Path) -> tuple[str, ...]:
+    """Note the chunks of the array of `image` that are not stored; Zarr reads them as the fill value.
+
+    Raises
+    ------
+    ValueError
+        If not one is stored under a name that the metadata give it, or one is a pipe, which would
+        be waited for.
+    """
+    grid = zip(array.shape, grid_of(array.chunk_layout.write_chunk, array), strict=True)
+    counts = [-(-size // side) for size, side in grid]
+    prefix, separator = _form_of_keys(array)
+    number = re.escape(separator).join(["(0|[1-9][0-9]*)"] * len(counts))
+    chunk = re.compile(re.escape(prefix) + number)
+    stored, other = 0, ""
+    for folder, _, names in os.walk(image.array):
+        inside = folder[len(str(image.array)) + 1 :].replace(os.sep, "/")
+        for key in (f"{inside}/{name}" if inside else name for name in names):
+            found = chunk.fullmatch(key)
+            if found and all(int(n) < m for n, m in zip(found.groups(), counts, strict=True)):
+                if (image.array / key).is_fifo():
+                    raise ValueError(f"{image.array / key} is a pipe: expected a chunk of voxels")
+                stored += 1
+            elif not other and CHUNK_LIKE.fullmatch(key):
+                other = key
+    if not stored and other:
+        first, last = (
+            prefix + separator.join(map(str, place))
+            for place in ([0] * len(counts), [count - 1 for count in counts])
+        )
+        raise ValueError(
+            f"{path} has no voxels: {image.array} holds chunks such as {other}, expected {first} to "
+            f"{last} by its metadata (separator {separator!r}): correct these"
+        )
+    if not stored:
+        raise ValueError(f"{path} has no voxels: {image.array} holds no chunk")
+    expected = math.prod(counts)
+    if stored == expected:
+        return ()
+    return (f"{expected - stored} of {expected} chunks are not stored and read as the fill value",)
+
+
+def _form_of_keys(array: tensorstore.TensorStore) -> tuple[str, str]:
+    """Return what the names of an array's chunks begin with, and what stands between their numbers."""
+    metadata = array.spec().to_json()["metadata"]
+    if metadata.get("zarr_format") == 2:
+        return "", metadata.get("dimension_separator", ".")
+    encoding = metadata["chunk_key_encoding"]
+    is_v2 = encoding["name"] == "v2"
+    separator = encoding.get("configuration", {}).get("separator", "." if is_v2 else "/")
+    return "" if is_v2 else f"c{separator}", separator
 
 
 def read(view: tensorstore.TensorStore, path: Path) -> np.ndarray:

@@ -260,7 +260,7 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any] | None]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             is_ours = header.get("format") == FORMAT
-            metadata = dict(json.loads(header["etsam"])) if is_ours else None
+            metadata = _said(header["etsam"], path) if is_ours else None
             names = list(file.keys())
             of_sam2 = any(name.endswith((ANCHOR, OF_TRANSFORMERS)) for name in names)
             if not is_ours and ("etsam" in header or not of_sam2):
@@ -270,10 +270,23 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any] | None]:
                 )
             state = {name: file.get_tensor(name) for name in names}
             return (state if is_ours else plain_names(state, path)), metadata
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as wrong:
+    except (SafetensorError, KeyError, TypeError) as wrong:
         kind = kind_of(path)
         why = f"it is {kind}" if kind else wrong
         raise ValueError(f"{path} is not a valid safetensors file: {why}") from None
+
+
+def _said(text: str, path: Path) -> dict[str, Any]:
+    """What a file of ours says of itself."""
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError) as wrong:  # also a number of thousands of digits
+        raise ValueError(f"{path} is not a valid safetensors file: {wrong}") from None
+    if not isinstance(said, dict):
+        raise ValueError(
+            f"{path} is not a valid safetensors file: of itself it says {said!r:.60}, expected a JSON object"
+        )
+    return said
 
 
 def _check_plain(state: State, path: Path) -> None:

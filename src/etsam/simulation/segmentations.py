@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ from etsam.simulation.scene import CLEARANCE, COARSE, Scene
 from etsam.storage import check_spacing
 from etsam.volume import open_tomogram
 
-DAMAGES = (EOFError, LookupError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
+DAMAGES = (
+    *(EOFError, LookupError, RuntimeError, TypeError, ValueError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 """What `numpy.load` raises where a file is not what its name says."""
 
 
@@ -60,7 +64,9 @@ def _read_npz(path: Path) -> np.ndarray:
     try:
         with np.load(path) as stored:
             return np.asarray(stored["labels"])
-    except DAMAGES:
+    except (OSError, *DAMAGES) as wrong:
+        if isinstance(wrong, OSError) and wrong.errno != errno.EINVAL:  # of a place that is nowhere
+            raise
         raise ValueError(
             f"{path} is no segmentation: expected a NumPy .npz file with an array `labels`"
         ) from None

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from etsam.dataset import Pair
+from etsam.frame_spec import IMAGENET_MEAN, IMAGENET_STD
 from etsam.frames import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     FrameGeometry,
     FrameSpec,
     fuse,

@@ -218,7 +218,7 @@ def from_checkpoint(options: TrainOptions, start: Path) -> TrainOptions:
     1 that stage 2 starts from has much to learn, and is trained as one that starts from nothing.
     """
     model, metadata = load_checkpoint(start)
-    spec = stage_spec(model, metadata)
+    spec = stage_spec(model, metadata, start)
     options = replace(options, start=start, config=model.config, spec=spec)
     if not spec.imagenet:
         goes_on = model.config.in_channels == spec.channels(feedback=options.stage == 2)

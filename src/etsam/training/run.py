@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from etsam.sam2 import SAM2, save_checkpoint
+from etsam.sam2 import SAM2, SAM2Config, save_checkpoint
 from etsam.sam2.checkpoint import written_whole
-from etsam.sam2.unreadable import UNREADABLE, refuse_cut, why_unreadable
+from etsam.sam2.unreadable import UNREADABLE, check_archive, refuse_cut, why_unreadable
 from etsam.training.journal import LOG_NAME
 from etsam.training.optimiser import make_optimiser
 from etsam.training.options import TrainOptions
@@ -60,8 +60,7 @@ class Run:
 
 def start_run(options: TrainOptions, device: torch.device) -> Run:
     """Networks and optimiser as the schedule begins, or as they were saved."""
-    channels = options.spec.channels(feedback=options.stage == 2)
-    config = replace(options.config, in_channels=channels)
+    config = _config(options)
     model = _laid_out(SAM2(config).to(device))
     initialise(model)
     average = _laid_out(SAM2(config).to(device))
@@ -75,6 +74,12 @@ def start_run(options: TrainOptions, device: torch.device) -> Run:
         _tell_changes(state.get("choices", {}) | state.get("circumstances", {}), options)
         run.restore(state)
     return run
+
+
+def _config(options: TrainOptions) -> SAM2Config:
+    """Sizes of the network that takes the frames of the stage."""
+    channels = options.spec.channels(feedback=options.stage == 2)
+    return replace(options.config, in_channels=channels)
 
 
 def _laid_out(model: SAM2) -> SAM2:
@@ -108,17 +113,16 @@ def read_state(options: TrainOptions) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        It cannot be read, or is that of a run of another network, stage, seed or start.
+        It cannot be read, is damaged, lacks something, holds weights that are not finite, or is that of
+        a run of another network, stage, seed or start.
     """
     try:
         refuse_cut(options.state)
+        check_archive(options.state)
         state: dict[str, Any] = torch.load(options.state, map_location="cpu", weights_only=True)
         made_with = state["made_with"]
     except UNREADABLE as wrong:
-        reason = why_unreadable(options.state, wrong)
-        raise ValueError(
-            f"{options.state} cannot be read ({reason}): remove it to begin anew"
-        ) from None
+        raise ValueError(_no_state(options, why_unreadable(options.state, wrong))) from None
     if made_with != options.identity:
         raise ValueError(
             f"{options.output} holds a run of another network, stage or seed: choose another "
@@ -129,7 +133,43 @@ def read_state(options: TrainOptions) -> dict[str, Any]:
             f"{options.output} holds a run that began from other weights than {options.start}: choose "
             "another --output, or remove its state.pt"
         )
+    if fault := _fault(state, options):
+        raise ValueError(_no_state(options, fault))
     return state
+
+
+def _no_state(options: TrainOptions, why: str) -> str:
+    """The line that refuses a state."""
+    return f"{options.state} cannot be read ({why}): remove it to begin anew"
+
+
+def _fault(state: dict[str, Any], options: TrainOptions) -> str:
+    """In a few words what keeps a state from being taken up; empty: nothing.
+
+    It is tried on networks without storage, so that no device can be what fails.
+    """
+    with torch.device("meta"):
+        model = SAM2(_config(options))
+    try:
+        for part in (state["average"], state["model"]):
+            # a plain dict: to one of torch's it would note that whoever loads it later shares it too
+            model.load_state_dict(dict(part), assign=True)
+            if not all(torch.isfinite(tensor).all() for tensor in part.values()):
+                return "its weights are NaN or infinite"
+        make_optimiser(model, options.schedule).load_state_dict(state["optimiser"])
+        torch.Generator().set_state(state["random"])
+        losses = state["losses"]
+        fits = (
+            isinstance(state["step"], int)
+            and state["step"] >= 0
+            and isinstance(losses, list)
+            and all(isinstance(loss, float) for loss in losses)
+            and isinstance(state["random_cuda"], torch.Tensor | None)
+            and all(isinstance(state.get(of, {}), dict) for of in ("choices", "circumstances"))
+        )
+    except UNREADABLE:
+        fits = False
+    return "" if fits else "an entry is missing, or not that of such a run"
 
 
 def _tell_changes(before: dict[str, Any], options: TrainOptions) -> None:

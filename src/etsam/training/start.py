@@ -41,7 +41,7 @@ def start_from(model: SAM2, path: Path, spec: FrameSpec) -> None:
     """
     loaded, metadata = load_checkpoint(path)
     other = loaded.state_dict()
-    seen = stage_spec(loaded, metadata).offsets
+    seen = stage_spec(loaded, metadata, path).offsets
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             given = other.get(name)
