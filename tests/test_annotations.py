@@ -137,13 +137,42 @@ def test_the_lumen_of_a_vesicle_is_larger_than_a_hole() -> None:
 @pytest.mark.parametrize("sigma", [0.6, 1.0, 2.3])
 def test_smoothing_is_that_of_a_whole_array_method(labels: Labels, sigma: float) -> None:
     mask = labels == 1
-    blurred = ndimage.gaussian_filter(
-        mask.astype(np.float64), sigma, mode="nearest", radius=int(np.ceil(3 * sigma))
-    )
-    smooth, changed = smooth_mask(packed(mask), sigma)
-    unclear = abs(blurred - 0.5) < 0.01
-    np.testing.assert_array_equal(unpacked(smooth)[~unclear], (blurred > 0.5)[~unclear])
-    assert changed == (unpacked(smooth) != mask).sum()
+    unknown = np.zeros_like(mask)
+    unknown[:, 20:, :9] = True
+    for ignored in (np.zeros_like(mask), unknown):
+        blurred, known = (
+            ndimage.gaussian_filter(
+                part.astype(np.float64), sigma, mode="nearest", radius=int(np.ceil(3 * sigma))
+            )
+            for part in (mask & ~ignored, ~ignored)
+        )
+        smooth, changed = smooth_mask(packed(mask & ~ignored), packed(ignored), sigma)
+        unclear = ~ignored & (abs(blurred - 0.5 * known) < 0.01)
+        expected = (blurred > 0.5 * known) & ~ignored
+        np.testing.assert_array_equal(unpacked(smooth)[~unclear], expected[~unclear])
+        assert changed == (unpacked(smooth) != mask & ~ignored).sum()
+
+
+def test_smoothing_keeps_membranes_beside_what_is_not_annotated() -> None:
+    sheet = np.zeros((20, 20, 20), np.int8)
+    sheet[:, 9:12] = 1
+    inside = (slice(None), slice(None), slice(6, 14))
+    np.testing.assert_array_equal(clean(sheet, smooth=1.5), sheet)
+    alone = np.full_like(sheet, -1)
+    alone[inside] = sheet[inside]
+    np.testing.assert_array_equal(clean(alone, smooth=1.5), alone)
+    np.testing.assert_array_equal(clean(sheet, smooth=1.5, box=inside, outside="ignore"), alone)
+
+
+def test_smoothed_components_have_the_voxels_that_are_written(labels: Labels) -> None:
+    for least in (0, 10):
+        options = CleaningOptions(smooth=0.8, min_voxels=least)
+        done = clean_annotation([tomogram_from_array(labels)], options)
+        written = np.stack([plane for _, plane in done.slices()])
+        numbers = np.stack([plane for _, plane in done.numbers()])
+        sizes = [component.voxels for component in done.components]
+        assert np.bincount(numbers[labels >= 0], minlength=len(sizes) + 1).tolist()[1:] == sizes
+        assert done.voxels_after == (written == 1).sum() > 0
 
 
 def test_smoothing_keeps_a_thick_flat_sheet_and_evens_a_rough_one() -> None:
