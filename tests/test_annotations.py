@@ -64,7 +64,7 @@ def test_annotations_are_joined_and_unknown_gives_way_to_membrane() -> None:
 @pytest.mark.parametrize("outside", ["background", "ignore"])
 def test_region_and_box(labels: Labels, outside: str) -> None:
     limit = np.zeros_like(labels)
-    limit[3:, 5:20] = 7
+    limit[:2], limit[3:, 5:20] = -1, 7
     box = (slice(0, 15), slice(None), slice(4, None))
     inside = limit > 0
     inside[15:], inside[:, :, :4] = False, False
@@ -108,7 +108,7 @@ def test_background_beside_what_is_not_annotated_is_no_hole() -> None:
     far = np.maximum(abs(z), np.maximum(abs(y), abs(x)))
     shell = (far == 3).astype(np.int8)  # 6-connected background of 125 voxels inside
     np.testing.assert_array_equal(clean(shell, fill=200), far <= 3)
-    for place in ((3, 4, 4), (4, 4, 3), (4, 5, 4)):
+    for place in ((3, 4, 4), (4, 4, 3), (4, 5, 4), (slice(2, 7), 4, 4)):
         known = shell.copy()
         known[place] = -1
         np.testing.assert_array_equal(clean(known, fill=200), known)
@@ -216,6 +216,17 @@ def test_components_are_numbered_by_size_and_kept_or_dropped(
     np.testing.assert_array_equal(clean(three, keep=(2,)) == 1, numbers == 2)
     np.testing.assert_array_equal(clean(three, drop=(1, 3)) == 1, numbers == 2)
     assert clean(three, keep=(3,), min_voxels=10).sum() == 0
+    assert [clean(three, min_voxels=least).sum() for least in (24, 25)] == [84, 60]
+
+
+def test_components_found_in_any_order_are_numbered_by_size() -> None:
+    labels = np.zeros((4, 14, 10), np.int8)
+    for row, width in ((2, 2), (6, 8), (10, 4)):
+        labels[1:3, row, :width] = 1
+    done = clean_annotation([tomogram_from_array(labels)], CleaningOptions())
+    numbers = np.stack([plane for _, plane in done.numbers()])
+    assert numbers[1, (2, 6, 10), 0].tolist() == [3, 1, 2]
+    np.testing.assert_array_equal(clean(labels, keep=(1,)) == 1, numbers == 1)
 
 
 def test_an_empty_annotation_stays_empty() -> None:
