@@ -22,13 +22,7 @@ from etsam.metrics import Confusion, PrecisionRecall, ScoreHistogram, Truth, con
 from etsam.options import LARGEST
 from etsam.overlay import other_origins
 from etsam.pairing import Pairing
-from etsam.predictions import (
-    TYPICAL_THRESHOLD,
-    Prediction,
-    ScoreKind,
-    check_scores,
-    score_kind,
-)
+from etsam.predictions import TYPICAL_THRESHOLD, Prediction, ScoreKind, check_scores, score_kind
 from etsam.provenance import refuse_changed, states_of
 from etsam.resample import resampled
 from etsam.storage import Zyx, check_spacing, same_spacing
