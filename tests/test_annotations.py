@@ -64,7 +64,7 @@ def test_annotations_are_joined_and_unknown_gives_way_to_membrane() -> None:
 @pytest.mark.parametrize("outside", ["background", "ignore"])
 def test_region_and_box(labels: Labels, outside: str) -> None:
     limit = np.zeros_like(labels)
-    limit[3:, 5:20] = 7
+    limit[:2], limit[3:, 5:20] = -1, 7
     box = (slice(0, 15), slice(None), slice(4, None))
     inside = limit > 0
     inside[15:], inside[:, :, :4] = False, False
@@ -108,7 +108,7 @@ def test_background_beside_what_is_not_annotated_is_no_hole() -> None:
     far = np.maximum(abs(z), np.maximum(abs(y), abs(x)))
     shell = (far == 3).astype(np.int8)  # 6-connected background of 125 voxels inside
     np.testing.assert_array_equal(clean(shell, fill=200), far <= 3)
-    for place in ((3, 4, 4), (4, 4, 3), (4, 5, 4)):
+    for place in ((3, 4, 4), (4, 4, 3), (4, 5, 4), (slice(2, 7), 4, 4)):
         known = shell.copy()
         known[place] = -1
         np.testing.assert_array_equal(clean(known, fill=200), known)
@@ -137,13 +137,42 @@ def test_the_lumen_of_a_vesicle_is_larger_than_a_hole() -> None:
 @pytest.mark.parametrize("sigma", [0.6, 1.0, 2.3])
 def test_smoothing_is_that_of_a_whole_array_method(labels: Labels, sigma: float) -> None:
     mask = labels == 1
-    blurred = ndimage.gaussian_filter(
-        mask.astype(np.float64), sigma, mode="nearest", radius=int(np.ceil(3 * sigma))
-    )
-    smooth, changed = smooth_mask(packed(mask), sigma)
-    unclear = abs(blurred - 0.5) < 0.01
-    np.testing.assert_array_equal(unpacked(smooth)[~unclear], (blurred > 0.5)[~unclear])
-    assert changed == (unpacked(smooth) != mask).sum()
+    unknown = np.zeros_like(mask)
+    unknown[:, 20:, :9] = True
+    for ignored in (np.zeros_like(mask), unknown):
+        blurred, known = (
+            ndimage.gaussian_filter(
+                part.astype(np.float64), sigma, mode="nearest", radius=int(np.ceil(3 * sigma))
+            )
+            for part in (mask & ~ignored, ~ignored)
+        )
+        smooth, changed = smooth_mask(packed(mask & ~ignored), packed(ignored), sigma)
+        unclear = ~ignored & (abs(blurred - 0.5 * known) < 0.01)
+        expected = (blurred > 0.5 * known) & ~ignored
+        np.testing.assert_array_equal(unpacked(smooth)[~unclear], expected[~unclear])
+        assert changed == (unpacked(smooth) != mask & ~ignored).sum()
+
+
+def test_smoothing_keeps_membranes_beside_what_is_not_annotated() -> None:
+    sheet = np.zeros((20, 20, 20), np.int8)
+    sheet[:, 9:12] = 1
+    inside = (slice(None), slice(None), slice(6, 14))
+    np.testing.assert_array_equal(clean(sheet, smooth=1.5), sheet)
+    alone = np.full_like(sheet, -1)
+    alone[inside] = sheet[inside]
+    np.testing.assert_array_equal(clean(alone, smooth=1.5), alone)
+    np.testing.assert_array_equal(clean(sheet, smooth=1.5, box=inside, outside="ignore"), alone)
+
+
+def test_smoothed_components_have_the_voxels_that_are_written(labels: Labels) -> None:
+    for least in (0, 10):
+        options = CleaningOptions(smooth=0.8, min_voxels=least)
+        done = clean_annotation([tomogram_from_array(labels)], options)
+        written = np.stack([plane for _, plane in done.slices()])
+        numbers = np.stack([plane for _, plane in done.numbers()])
+        sizes = [component.voxels for component in done.components]
+        assert np.bincount(numbers[labels >= 0], minlength=len(sizes) + 1).tolist()[1:] == sizes
+        assert done.voxels_after == (written == 1).sum() > 0
 
 
 def test_smoothing_keeps_a_thick_flat_sheet_and_evens_a_rough_one() -> None:
@@ -187,6 +216,17 @@ def test_components_are_numbered_by_size_and_kept_or_dropped(
     np.testing.assert_array_equal(clean(three, keep=(2,)) == 1, numbers == 2)
     np.testing.assert_array_equal(clean(three, drop=(1, 3)) == 1, numbers == 2)
     assert clean(three, keep=(3,), min_voxels=10).sum() == 0
+    assert [clean(three, min_voxels=least).sum() for least in (24, 25)] == [84, 60]
+
+
+def test_components_found_in_any_order_are_numbered_by_size() -> None:
+    labels = np.zeros((4, 14, 10), np.int8)
+    for row, width in ((2, 2), (6, 8), (10, 4)):
+        labels[1:3, row, :width] = 1
+    done = clean_annotation([tomogram_from_array(labels)], CleaningOptions())
+    numbers = np.stack([plane for _, plane in done.numbers()])
+    assert numbers[1, (2, 6, 10), 0].tolist() == [3, 1, 2]
+    np.testing.assert_array_equal(clean(labels, keep=(1,)) == 1, numbers == 1)
 
 
 def test_an_empty_annotation_stays_empty() -> None:

@@ -55,10 +55,10 @@ def test_ties_are_ties_whatever_was_rounded(seed: int) -> None:
     """Scores of two digits, whose differences are equal but for the last bit."""
     random = np.random.default_rng(seed)
     size = int(random.integers(6, 12))
-    first = random.integers(50, 90, size) / 100
+    hundredths = random.integers(50, 90, size)
     whole = random.integers(-3, 4, size)
     whole[0] = 20  # far from normal
-    found = paired_test(first, first - whole / 100)
+    found = paired_test(hundredths / 100, (hundredths - whole) / 100)
     expected = stats.wilcoxon(whole.astype(float))
     assert found.test == "Wilcoxon"
     assert found.p == pytest.approx(float(expected.pvalue), abs=1e-12)

@@ -111,6 +111,20 @@ def test_differences_that_only_rounding_tells_apart_are_held_against_their_sign(
     assert summarise([0.5, math.inf, 0.7]).mean == pytest.approx(0.6)
 
 
+def test_summaries_and_effects_follow_their_definitions() -> None:
+    skewed = np.array([0.1, 0.11, 0.12, 0.13, 0.9, 0.14])
+    found = summarise(skewed)
+    expected = stats.bootstrap(
+        (skewed,), np.mean, n_resamples=9999, method="BCa", rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert (found.low, found.high) == (expected.low, expected.high)
+    assert found.sd == pytest.approx(np.std(skewed, ddof=1))
+    first, second = np.array([0.8, 0.7, 0.9, 0.65]), np.array([0.6, 0.65, 0.7, 0.62])
+    difference = first - second
+    effect = paired_test(first, second).effect
+    assert effect == pytest.approx(difference.mean() / difference.std(ddof=1))
+
+
 def test_a_bootstrap_interval_covers_the_mean() -> None:
     random = np.random.default_rng(0)
     hits = [
@@ -135,6 +149,20 @@ def test_only_shared_tomograms_are_compared() -> None:
     with pytest.warns(UserWarning, match="dice none of 8, so each has its own|not tested"):
         found = compare(apart, skip_few=True)
     assert found.summaries["b", "dice"].n == 4
+
+
+def test_each_metric_is_held_to_the_level_of_its_own_pairs() -> None:
+    both = {"a": [0.1, 0.3, 0.2, 0.9], "b": [0.2, 0.35, 0.6, 0.8]}
+    rows = table({**both, "c": [0.3, 0.3, 0.65, 0.85]}) + table(both, "iou")
+    with pytest.warns(UserWarning, match="c has no 'iou'"):
+        found = compare(rows, skip_few=True)
+    levels = {test.metric: test.test.alpha for test in found.tests}
+    assert levels == {"dice": bonferroni(3), "iou": bonferroni(1)}
+    for record, item in zip(found.test_records(), found.tests, strict=True):
+        test = item.test
+        assert (record["low"], record["high"]) == (test.difference.low, test.difference.high)
+        assert (record["cohen_d"], record["rank_biserial"]) == (test.effect, test.rank_effect)
+        assert record["low"] < record["difference"] < record["high"]
 
 
 @pytest.mark.filterwarnings("default:means are over|not tested")
@@ -175,6 +203,13 @@ def test_tables_come_back_as_they_were(tmp_path: Path) -> None:
 def test_stages_become_methods() -> None:
     rows = [Score("d", "r", "E", stage, None, "dice", 0.5) for stage in ("stage1", "stage2")]
     assert list(variants(rows)) == ["E stage1", "E stage2"]
+
+
+def test_a_programs_own_threshold_is_for_its_own_rows() -> None:
+    levels = ((-0.25, 0.1), (0.0, 0.2), (0.5, 0.3))
+    for method, dice in (("ridge", 0.2), ("ETSAM", 0.1)):
+        rows = [Score("d", "r", method, "final", level, "dice", value) for level, value in levels]
+        assert variants(rows)[method]["dice"] == {("d", "r"): dice}
 
 
 def test_bad_tables_are_refused_in_one_line(tmp_path: Path, run: Run) -> None:

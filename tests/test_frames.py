@@ -86,6 +86,22 @@ def test_robust_scaling_ignores_outliers_units_and_offset() -> None:
     assert torch.quantile((again - scaled).abs(), 0.99) < 0.02
 
 
+def test_robust_scaling_is_that_of_evenly_spaced_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = noise(200, 4, 25)
+    taken: list[int] = []
+    found = measure_intensity(Slices(volume), "robust", tick=taken.append)
+    assert len(taken) == 64 and set(np.diff(taken)) == {3, 4}
+    assert taken[0] == 199 - taken[-1] == 1
+    assert (found.low, found.high) == pytest.approx(
+        tuple(np.percentile(volume[taken], [0.1, 99.9]))
+    )
+    rows = np.arange(1000, dtype=np.float32).reshape(1, 100, 10)  # each lighter than the one above
+    monkeypatch.setattr("etsam.intensity.SAMPLE_VALUES", 500)
+    part = measure_intensity(Slices(rows), "robust")
+    assert part.offset == pytest.approx(500, abs=40)
+    assert part.low < 20 and part.high > 980
+
+
 @pytest.mark.parametrize("method", ["min_max", "robust"])
 def test_inverting_equals_segmenting_the_negative(method: str) -> None:
     volume = noise(5, 30, 30)
@@ -151,6 +167,11 @@ def test_native_frames_have_the_promised_spacing_and_come_back(
     quarter = (geometry.frame_shape[0] // 4, geometry.frame_shape[1] // 4)
     back = to_slice(torch.full(quarter, 3.0), geometry)
     assert back.shape == (height, width) and torch.allclose(back, torch.tensor(3.0))
+
+
+def test_each_axis_is_scaled_by_its_own_spacing() -> None:
+    geometry = frame_geometry(FrameSpec(offsets=(0,)), (100, 100), (10.0, 4.0, 8.0))
+    assert geometry.scaled_shape == (50, 100)
 
 
 def test_logits_return_to_the_pixels_they_came_from() -> None:

@@ -147,6 +147,20 @@ def test_mid_surface_normals_and_thickness_of_a_shell(kind: str) -> None:
     assert np.nanstd(local) < (4.0 if kind == "mask" else 0.5)
 
 
+def test_a_mid_surface_found_slab_by_slab_is_that_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frame = Frame((40, 40, 40), (10.0,) * 3)
+    mask = np.abs(away((19.5, 19.5, 19.5), frame) - 120) <= 20
+    membrane = Membrane(mask, None, frame)
+    whole = mid_surface(membrane)
+    monkeypatch.setattr("etsam.midsurface.SLAB_VOXELS", 1)  # slabs of 8 slices
+    slabs = mid_surface(membrane)
+    np.testing.assert_array_equal(slabs.voxels, whole.voxels)
+    np.testing.assert_allclose(slabs.points, whole.points, atol=1e-4)
+    np.testing.assert_allclose(slabs.strength, whole.strength, rtol=1e-3)
+
+
 def test_quantised_logits_keep_their_side() -> None:
     logits = np.array([-100.0, -0.25, 0.0, 3.0, 100.0])
     levels = quantised(logits, -0.25)

@@ -37,10 +37,13 @@ def test_focal_loss_without_focus_is_half_the_cross_entropy() -> None:
     torch.testing.assert_close(found, 0.5 * cross)
 
 
-def test_focal_loss_at_zero_logits_is_its_closed_form() -> None:
-    target = torch.ones(1, 1, 4, 4)
-    found = focal_loss(torch.zeros_like(target), target, target, alpha=0.25, gamma=2.0)
-    assert found.item() == pytest.approx(0.25 * 0.25 * math.log(2), rel=1e-6)
+@pytest.mark.parametrize(("membrane", "share"), [(1.0, 0.25), (0.0, 0.75)])
+def test_focal_loss_at_zero_logits_is_its_closed_form(membrane: float, share: float) -> None:
+    target = torch.full((1, 1, 4, 4), membrane)
+    valid = torch.ones_like(target)
+    valid[..., :2] = 0  # averaged over the others
+    found = focal_loss(torch.zeros_like(target), target, valid, alpha=0.25, gamma=2.0)
+    assert found.item() == pytest.approx(share * 0.25 * math.log(2), rel=1e-6)
 
 
 def test_perfect_and_opposite_masks_bound_the_dice_loss() -> None:
@@ -50,6 +53,17 @@ def test_perfect_and_opposite_masks_bound_the_dice_loss() -> None:
     sure = (target * 2 - 1) * 50
     assert dice_loss(sure, target, valid).item() == pytest.approx(0, abs=1e-3)
     assert dice_loss(-sure, target, valid).item() == pytest.approx(1, abs=1e-2)
+
+
+def test_dice_loss_leaves_out_what_is_not_valid() -> None:
+    target = torch.zeros(1, 1, 8, 8)
+    target[..., :4] = 1
+    valid = torch.ones_like(target)
+    valid[..., :2] = 0
+    logits = torch.linspace(-3, 3, 64).reshape(1, 1, 8, 8)
+    elsewhere = target.clone()
+    elsewhere[..., :2] = 0
+    assert dice_loss(logits, target, valid) == dice_loss(logits, elsewhere, valid)
 
 
 def test_an_empty_frame_costs_what_is_claimed_on_it() -> None:
@@ -86,6 +100,22 @@ def test_candidate_iou_counts_by_hand() -> None:
     logits = torch.tensor([[[[1.0, 1.0], [-1.0, -1.0]]]])
     target = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
     assert candidate_iou(logits, target, torch.ones_like(target)).item() == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_the_loss_of_a_frame_is_the_weighted_sum_of_its_terms(present: bool) -> None:
+    labels = torch.zeros(1, 8, 8, dtype=torch.int8)
+    labels[:, 2:5] = int(present)
+    masks = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    weights = LossWeights(2.0, 3.0, 0.7, 0.3, spread=0.4, absent=0.6, focal_alpha=0.4, smooth=50.0)
+    target = labels[:, None].float().expand_as(masks)
+    valid = torch.ones_like(masks)
+    mask = 2 * focal_loss(masks, target, valid, 0.4, 2.0) + 3 * dice_loss(masks, target, valid, 50)
+    quality = (0.5 - candidate_iou(masks, target, valid)).abs().mean()
+    shown = 1.0 if present else 0.6
+    score = math.log1p(math.exp(-3.0 if present else 3.0))  # of an object score of 3
+    wanted = shown * (0.6 * mask.min() + 0.4 * mask.mean() + 0.7 * quality) + 0.3 * score
+    torch.testing.assert_close(frame_loss(decoded(masks), labels, weights), wanted)
 
 
 def test_only_the_best_candidate_is_taught_without_spread() -> None:

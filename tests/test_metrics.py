@@ -152,6 +152,18 @@ def test_parts_in_any_order_and_merged_give_one_histogram(step: float, close: fl
     assert whole.curve().average_precision == pytest.approx(wanted, abs=close)
 
 
+def test_merged_histograms_are_clipped_at_the_largest_score_of_all() -> None:
+    low, high, whole = ScoreHistogram(), ScoreHistogram(), ScoreHistogram()
+    scores, labels = np.array([-5.0, -4.0, 1.0, -3.0, 3.0], np.float32), np.array([1, 0, 1, 0, 1])
+    low.add(scores[:3], labels[:3])
+    high.add(scores[3:], labels[3:])
+    whole.add(scores, labels)
+    low.merge(high)
+    assert low.maximum == 3
+    wanted = whole.curve(clip=True).average_precision
+    assert low.curve(clip=True).average_precision == wanted
+
+
 def test_saturated_probabilities_are_told_apart() -> None:
     """Most of a sure network's probabilities lie within 1e-4 of 0 or 1, and many are just 1."""
     random = np.random.default_rng(9)

@@ -20,6 +20,8 @@ from etsam.volume import create_volume, open_tomogram, tomogram_from_array
 
 SHAPE = (37, 40, 300)
 UNITS = {"axes": [{"name": axis, "type": "space", "unit": "angstrom"} for axis in "zyx"]}
+FACTORS = {"picometer": 0.01, "angstrom": 1, "nanometer": 10, "micrometer": 1e4}
+FACTORS |= {"millimeter": 1e7, "meter": 1e10, "ANGSTROM": 1}
 
 
 def voxels(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
@@ -192,11 +194,13 @@ def test_sharded_fortran_and_big_endian_arrays(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("unit", "factor"), [("angstrom", 1), ("nanometer", 10), ("micrometer", 1e4), ("ANGSTROM", 1)]
+    "units", [*([unit] * 3 for unit in FACTORS), ["nanometer", "angstrom", "picometer"]]
 )
-def test_units_become_angstrom(tmp_path, unit, factor):
-    axes = [{"name": axis, "type": "space", "unit": unit} for axis in "zyx"]
-    scale, shift = ([value / factor for value in row] for row in ((2, 3, 4), (5, 6, -7)))
+def test_units_become_angstrom(tmp_path, units):
+    pairs = list(zip("zyx", units, strict=True))
+    axes = [{"name": axis, "type": "space", "unit": unit} for axis, unit in pairs]
+    factors = np.array([FACTORS[unit] for unit in units])
+    scale, shift = ((np.array(row) / factors).tolist() for row in ((2, 3, 4), (5, 6, -7)))
     content = {"axes": axes, "datasets": level(scale, shift)}
     with open_tomogram(image(tmp_path / "a", voxels(), content)) as tomogram:
         assert tomogram.voxel_spacing == pytest.approx((2, 3, 4))
@@ -209,6 +213,7 @@ def test_units_become_angstrom(tmp_path, unit, factor):
         {"axes": list("zyx"), "version": "0.3"},
         {"axes": UNITS["axes"], "datasets": [{"path": "0"}]},
         {"axes": [{"name": axis, "type": "space"} for axis in "zyx"], "datasets": level([8.0] * 3)},
+        {"axes": [*UNITS["axes"][:2], {"name": "x"}], "datasets": level([8.0] * 3)},
         {"axes": UNITS["axes"], "datasets": level([1.0] * 3)},
         {"axes": UNITS["axes"], "datasets": level([0.0] * 3)},
         {"axes": UNITS["axes"], "datasets": level([8.0, -8.0, 8.0])},

@@ -185,6 +185,15 @@ def test_two_processes_may_write_one_result(
     assert left == {"mask.mrc", "other.mrc", name}
 
 
+def test_refuses_two_labels_that_never_meet_in_a_batch(
+    membranes: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("etsam.postprocess.BATCH", 4)
+    membranes[12:] *= 3
+    with pytest.raises(ValueError, match="not a mask.*1 and 3"):
+        clean_mask(membranes)
+
+
 def test_refuses_what_is_not_a_mask(tmp_path: Path, membranes: np.ndarray) -> None:
     logits = write(tmp_path / "logits.mrc", membranes.astype(np.float32) * 9 - 4, "float32")
     labels = membranes.astype(np.int16)

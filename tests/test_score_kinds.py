@@ -56,6 +56,29 @@ def test_fractions_are_no_mask(tmp_path: Path, run: Run) -> None:
     assert run("evaluate", path, "-t", truth)[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "factor", "told"),
+    [
+        ("mask", -1.0, "holds -1 to 0, not a mask: expected 0 and other labels above it; bytes of"),
+        ("mask", 0.7, "holds fractions (0.7), not a mask: give --scores probability"),
+        ("probability", 3.0, "holds 0 to 3, not probabilities: give --scores logits"),
+    ],
+)
+def test_scores_on_another_grid_are_what_they_are_read_as(
+    tmp_path: Path, run: Run, kind: str, factor: float, told: str
+) -> None:
+    labels = labels_and_logits()[0]
+    truth = write(tmp_path / "truth" / "a_membrane.mrc", labels)
+    coarse = np.where(labels[::2, ::2, ::2], factor, 0).astype(np.float32)
+    path = write_new(tmp_path / "a_membrane.mrc", coarse, 20.0)
+    asked = ("--resample", "--scores", kind)
+    code, out, err = run("evaluate", path, "-t", truth, *asked)
+    assert (code, out) == (1, "")
+    assert f"{path} against {truth}: slice 0 {told}" in err
+    write(path, coarse.repeat(2, 0).repeat(2, 1).repeat(2, 2))  # on the grid of the truth: the same
+    assert told in run("evaluate", path, "-t", truth, *asked)[2]
+
+
 def test_masks_have_no_threshold_and_it_is_said(tmp_path: Path, run: Run) -> None:
     labels, logits = labels_and_logits()
     truth = write(tmp_path / "truth" / "a_membrane.mrc", labels)

@@ -56,6 +56,17 @@ def test_two_planes_are_their_distance_apart() -> None:
     assert (found.dice(6.4), found.dice(6.6)) == (0.0, 1.0)
 
 
+def test_points_looked_up_in_parts_are_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = np.random.default_rng(0).random((2, 6, 7, 8)) < 0.1
+    spacing = (13.0, 10.0, 8.0)
+    whole = distances(first, second, spacing)
+    monkeypatch.setattr("etsam.surfaces.QUERY", 10)
+    parts = distances(first, second, spacing)
+    assert whole.from_prediction.size > 20
+    np.testing.assert_array_equal(parts.from_prediction, whole.from_prediction)
+    np.testing.assert_array_equal(parts.from_truth, whole.from_truth)
+
+
 def test_a_solid_ball_has_only_its_shell() -> None:
     z, y, x = np.indices((21, 21, 21)) - 10
     ball = z**2 + y**2 + x**2 <= 64

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from etsam.tiling import (
     OVERLAP,
     RecentSlices,
+    Slab,
     blend_weights,
     mirror_images,
     quadrants,
@@ -58,6 +59,15 @@ def test_blending_is_a_partition_of_unity_without_jumps(shape: tuple[int, int]) 
         assert np.array_equal(weight, np.ones_like(weight))
 
 
+def test_tiles_fade_by_the_product_of_ramps_where_they_meet_alone() -> None:
+    falling = np.array([1, 0.75, 0.5, 0.25])  # to the border that meets another tile
+    rising = falling[::-1]
+    weights = blend_weights(tiles((5, 5), (4, 4), 3), (5, 5), 3)
+    ramps = product((falling, rising), repeat=2)
+    for weight, (rows, columns) in zip(weights, ramps, strict=True):
+        np.testing.assert_allclose(weight, np.outer(rows, columns), rtol=1e-6)
+
+
 def test_three_mirror_images_are_refused() -> None:
     with pytest.raises(ValueError, match="3 mirror images: expected one of 1, 2, 4"):
         mirror_images(whole((5, 5)), 3)
@@ -69,6 +79,8 @@ def test_mirror_images_are_in_order_however_narrow() -> None:
         mirrored = region.mirror(part)
         assert min(mirrored.strides) > 0
         assert np.array_equal(region.mirror(mirrored), part)
+    square = np.arange(4).reshape(2, 2)
+    assert len({region.mirror(square).tobytes() for region in mirror_images(whole((2, 2)), 4)}) == 4
 
 
 def test_too_small_for_a_split() -> None:
@@ -89,6 +101,12 @@ class Counted:
     def read_slice(self, z: int) -> np.ndarray:
         self.reads += 1
         return np.full((2, 2), z, np.float32)
+
+
+def test_a_slab_begins_where_it_was_cut() -> None:
+    slab = Slab(Counted(), 5, 3)
+    assert slab.shape == (3, 2, 2)
+    assert [slab.read_slice(z)[0, 0] for z in range(3)] == [5, 6, 7]
 
 
 def test_recent_slices_are_read_once_and_forgotten() -> None:

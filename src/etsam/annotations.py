@@ -150,7 +150,7 @@ def clean_annotation(
     if options.fill:
         mask, filled = fill_holes(mask, ignored, options.fill)
     if options.smooth:
-        mask, smoothed = smooth_mask(mask, options.smooth)
+        mask, smoothed = smooth_mask(mask, ignored, options.smooth)
     blobs = find_blobs(mask)
     sizes, _ = blob_hits(mask, blobs, mask)
     order = _by_size(sizes)
@@ -215,9 +215,10 @@ def _beside(mask: PackedMask, z: int) -> NDArray[np.bool_]:
     return near
 
 
-def smooth_mask(mask: PackedMask, sigma: float) -> tuple[PackedMask, int]:
+def smooth_mask(mask: PackedMask, ignored: PackedMask, sigma: float) -> tuple[PackedMask, int]:
     """Smooth a mask with a Gaussian (voxels), cut off at 3 sigma, and cut it at one half.
 
+    What is not annotated counts neither as membrane nor as background, and is no part of the result.
     Sheets thinner than about 1.35 sigma vanish.
 
     Returns
@@ -225,12 +226,23 @@ def smooth_mask(mask: PackedMask, sigma: float) -> tuple[PackedMask, int]:
     tuple
         The smooth mask, and how many voxels changed.
     """
+    result, changed = PackedMask(mask.slice_shape), 0
+    both = zip(_blurred(mask, sigma), _blurred(ignored, sigma), strict=True)
+    for z, (member, hidden) in enumerate(both):
+        known = (1 - hidden).clip(0)  # exactly 1 far from what is not annotated
+        smooth = (member > HALF * known) & ~ignored.read(z, z + 1)[0]
+        changed += int(np.count_nonzero(smooth != mask.read(z, z + 1)[0]))
+        result.append(smooth)
+    return result, changed
+
+
+def _blurred(mask: PackedMask, sigma: float) -> Iterator[NDArray[np.float32]]:
+    """Yield each slice of a mask under a Gaussian, the volume continued by its outer voxels."""
     reach = math.ceil(REACH * sigma)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     weights /= weights.sum()
     depth = len(mask)
     blurred: dict[int, NDArray[np.float32] | None] = {}  # None: an empty slice
-    result, changed = PackedMask(mask.slice_shape), 0
     for z in range(depth):
         blurred.pop(z - reach - 1, None)
         total = np.zeros(mask.slice_shape, np.float32)
@@ -241,10 +253,7 @@ def smooth_mask(mask: PackedMask, sigma: float) -> tuple[PackedMask, int]:
             plane = blurred[near]
             if plane is not None:
                 total += np.float32(weight) * plane
-        smooth = total > HALF
-        changed += int(np.count_nonzero(smooth != mask.read(z, z + 1)[0]))
-        result.append(smooth)
-    return result, changed
+        yield total
 
 
 def _blur(plane: NDArray[np.bool_], sigma: float) -> NDArray[np.float32] | None:

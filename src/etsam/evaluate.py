@@ -19,10 +19,10 @@ from scipy.special import expit
 from etsam.components import PackedMask, blob_hits, find_blobs
 from etsam.directions import LEANS, PlaneDice, recall_by_lean
 from etsam.metrics import Confusion, PrecisionRecall, ScoreHistogram, Truth, confusion, read_labels
-from etsam.options import LARGEST, SIGNED_BYTES
+from etsam.options import LARGEST
 from etsam.overlay import other_origins
 from etsam.pairing import Pairing
-from etsam.predictions import TYPICAL_THRESHOLD, Prediction, ScoreKind, score_kind
+from etsam.predictions import TYPICAL_THRESHOLD, Prediction, ScoreKind, check_scores, score_kind
 from etsam.provenance import refuse_changed, states_of
 from etsam.resample import resampled
 from etsam.storage import Zyx, check_spacing, same_spacing
@@ -223,7 +223,7 @@ class _Scorer:
             annotated, plane = truth.read_slice(z), prediction.read_slice(z)
             for volume in (truth, prediction):
                 volume.require_finite()
-            self._check(plane, z)
+            check_scores(plane, self.kind, z)
             labels = read_labels(annotated)
             masks = [plane > threshold for threshold in self.thresholds]
             for place, mask in enumerate(masks):
@@ -276,23 +276,6 @@ class _Scorer:
             self.planes.add(mask if annotated is None else mask & annotated, true)
             self.true.append(true)
             self.hits.append(mask & true)
-
-    def _check(self, plane: NDArray[np.float32], z: int) -> None:
-        if self.kind == "probability" and not 0 <= plane.min() <= plane.max() <= 1:
-            raise ValueError(
-                f"slice {z} holds {plane.min():g} to {plane.max():g}, not probabilities: "
-                "give --scores logits"
-            )
-        if self.kind == "mask" and plane.min() < 0:
-            raise ValueError(
-                f"slice {z} holds {plane.min():g} to {plane.max():g}, not a mask: expected 0 and other "
-                f"labels above it; {SIGNED_BYTES}"
-            )
-        if self.kind == "mask" and (fractions := plane[plane != np.rint(plane)]).size:
-            raise ValueError(
-                f"slice {z} holds fractions ({fractions[0]:g}), not a mask: give --scores probability "
-                "or --scores logits"
-            )
 
 
 def _other_grid(prediction: Tomogram, truth: Tomogram, options: EvaluateOptions) -> bool:

@@ -69,10 +69,10 @@ def surface_mesh(membrane: Membrane, *, max_faces: int = MAX_FACES) -> Mesh:
     start = np.array([part.start for part in box])
     binning = binning_for([part.stop - part.start for part in box])
     if membrane.field is None:
-        cells, level = _binned(membrane.mask[box], binning, 1.0), 0.5
+        cells, level = _binned(membrane.mask[box], binning), 0.5
     else:
         limit = round(LOGIT_CLIP / LOGIT_STEP)
-        cells, level = _binned(membrane.field[box].clip(-limit, limit), binning, LOGIT_STEP), 0.0
+        cells, level = _binned(membrane.field[box].clip(-limit, limit), binning), 0.0
     spacing = np.array(membrane.frame.spacing)
     cells = gaussian_filter(cells, SMOOTHING * spacing.min() / spacing, mode="nearest")
     if min(cells.shape) < 2 or not cells.min() < level < cells.max():
@@ -113,10 +113,10 @@ def binning_for(shape: list[int]) -> int:
     return binning
 
 
-def _binned(data: np.ndarray, binning: int, scale: float) -> NDArray[np.float32]:
-    """Return means over cubes of voxels, times `scale`; the last cubes repeat the last voxels."""
+def _binned(data: np.ndarray, binning: int) -> NDArray[np.float32]:
+    """Return means over cubes of voxels; the last cubes repeat the last voxels."""
     if binning == 1:
-        return np.asarray(data, np.float32) * np.float32(scale)
+        return np.asarray(data, np.float32)
     sides = [-(-size // binning) for size in data.shape]
     result = np.empty(sides, np.float32)
     for z in range(sides[0]):
@@ -127,7 +127,7 @@ def _binned(data: np.ndarray, binning: int, scale: float) -> NDArray[np.float32]
         ]
         slab = np.pad(np.asarray(slab, np.float32), padding, mode="edge")
         blocks = slab.reshape(binning, sides[1], binning, sides[2], binning)
-        result[z] = blocks.mean(axis=(0, 2, 4)) * scale
+        result[z] = blocks.mean(axis=(0, 2, 4))
     return result
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from etsam.options import LOGIT_THRESHOLD
+from etsam.options import LOGIT_THRESHOLD, SIGNED_BYTES
 from etsam.provenance import earlier_record, is_as_written, record_path
 from etsam.volume import (
     TIFF_SUFFIXES,
@@ -181,3 +182,28 @@ def score_kind(volume: Tomogram) -> ScoreKind:
     planes = (volume.read_slice(int(z)) for z in np.linspace(0, depth - 1, min(depth, PEEKED)))
     inside = all(plane.min() >= 0 and plane.max() <= 1 for plane in planes)
     return "probability" if inside else "logits"
+
+
+def check_scores(plane: NDArray[np.float32], kind: ScoreKind, z: int) -> None:
+    """Refuse slice z (Y, X) where its numbers are not what they are read as.
+
+    Raises
+    ------
+    ValueError
+        Probabilities beyond 0 to 1; a mask with negative numbers or fractions.
+    """
+    if kind == "probability" and not 0 <= plane.min() <= plane.max() <= 1:
+        raise ValueError(
+            f"slice {z} holds {plane.min():g} to {plane.max():g}, not probabilities: "
+            "give --scores logits"
+        )
+    if kind == "mask" and plane.min() < 0:
+        raise ValueError(
+            f"slice {z} holds {plane.min():g} to {plane.max():g}, not a mask: expected 0 and other "
+            f"labels above it; {SIGNED_BYTES}"
+        )
+    if kind == "mask" and (fractions := plane[plane != np.rint(plane)]).size:
+        raise ValueError(
+            f"slice {z} holds fractions ({fractions[0]:g}), not a mask: give --scores probability "
+            "or --scores logits"
+        )

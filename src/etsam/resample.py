@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.special import expit, logit
 
-from etsam.predictions import ScoreKind
+from etsam.predictions import ScoreKind, check_scores
 from etsam.storage import VolumeInfo, Zyx
 from etsam.volume import Tomogram
 
@@ -73,6 +73,7 @@ class ResampledSource:
         """Return a slice of the prediction as shares of membrane, 0 to 1."""
         plane = self._volume.read_slice(z)
         self._volume.require_finite()
+        check_scores(plane, self._kind, z)
         if self._kind == "mask":
             return (plane > 0).astype(np.float64)
         values = plane.astype(np.float64)
