@@ -88,7 +88,8 @@ def report_file(
         membrane = replace(loaded, frame=frame)
         if loaded.field is None and options.threshold is not None:
             warnings.warn(f"{source_path} is a mask: --logit-threshold is for logits", stacklevel=2)
-        measured = measure(membrane, tomogram)
+        parameters = recorded_parameters(recorded) | {"logit_threshold": threshold}
+        measured = measure(membrane, tomogram, parameters)
         _say(progress, 1)
         volume = pack_volume(tomogram, membrane)
         mesh = None
