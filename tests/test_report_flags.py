@@ -1,4 +1,4 @@
-"""What a report advises: nothing that was done already, and nothing that does not help."""
+"""What a report says: advises nothing that was done already or does not help, counts slices as others do."""
 
 from __future__ import annotations
 
@@ -63,3 +63,10 @@ def test_specks_are_said_to_be_dropped_by_the_slices_they_span(tmp_path: Path) -
     assert text.endswith(
         "hold 100% of the mask: etsam postprocess drops those over fewer than 10 slices."
     )
+
+
+def test_slices_are_numbered_from_0_as_in_previews(tmp_path: Path) -> None:
+    flags(tmp_path, np.zeros(SHAPE, bool))
+    page = (tmp_path / "a_report.html").read_text("utf-8")
+    assert "`z = ${place.z * meta.binning[0]} (0 to ${meta.fullShape[0] - 1})`" in page
+    assert "} of ${" not in page
