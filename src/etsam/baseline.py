@@ -105,6 +105,9 @@ def baseline(
         staged = result_names(path, folder, options, store_scores)
         details = _segment(source, options, threshold, staged, progress)
         notes = [note for note in reading_notes(source) if not note.endswith(SPACING_UNKNOWN)]
+        if not details["results"]["membrane_voxels"]:
+            other = "leave out --invert" if options.invert else "--invert"
+            notes.append(f"no membrane found: try a lower --logit-threshold, or {other}")
         details["parameters"] |= {"threshold": threshold, "store_scores": store_scores}
         outputs = outputs_record(staged.volumes())
         details |= {"warnings": [*told, *notes], "outputs": outputs}
