@@ -65,12 +65,8 @@ def report_file(
 
     Raises
     ------
-    FileNotFoundError
-        If the tomogram or its segmentation is not there.
-    FileExistsError
-        If the page is there already.
-    OSError
-        If nothing can be written there.
+    FileNotFoundError, FileExistsError, OSError
+        If the tomogram or its segmentation is not there, or the page is, or cannot be written.
     ValueError
         If the shapes differ, the voxel spacing is unknown, or the JSON beside the mask is damaged.
     """
