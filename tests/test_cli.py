@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import mrcfile
 import numpy as np
@@ -249,11 +251,14 @@ def test_progress_tells_no_rate_of_what_was_there_before() -> None:
     assert stream.getvalue() == "fetch: 8 MB in 0.0 s\n"
 
 
-def test_progress_in_a_terminal_shows_rate_and_remaining_time() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    """What says that it is a terminal; its width is in COLUMNS."""
 
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_in_a_terminal_shows_rate_and_remaining_time() -> None:
     stream = Terminal()
     with progress.StageProgress(stream=stream) as bar:
         bar("stage 1", 1, 4)
@@ -261,6 +266,37 @@ def test_progress_in_a_terminal_shows_rate_and_remaining_time() -> None:
     assert "stage 1" in stream.getvalue()
     assert "slices/s" in stream.getvalue()
     assert "2/4" in stream.getvalue()
+
+
+def test_bars_of_stages_that_are_over_are_full() -> None:
+    stream = Terminal()
+    with progress.StageProgress(stream=stream) as bar:
+        bar.fraction(0, "dark or bright membranes?")
+        bar("stage 1", 1, 4)
+    dark, stage, _ = stream.getvalue().splitlines()[-3:]
+    assert "100/100" in dark and "1/4" in stage
+
+
+def test_a_narrow_terminal_keeps_count_and_remaining_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = Terminal()
+    with progress.StageProgress(stream=stream) as bar:
+        bar.fraction(0, "dark or bright membranes?")
+        bar("stage 1 of 2", 0, 1200)
+        bar("stage 1 of 2", 617, 1200)
+    shown = re.sub(r"\x1b\[\S*?[a-zA-Z]", "", stream.getvalue())
+    assert re.search(r"stage 1 of 2 +617/1200 left -:--:--", shown)
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= 40
+
+
+def test_slow_progress_is_in_seconds_a_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.0, 64.2])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    stream = io.StringIO()
+    with progress.StageProgress("tomograms", stream) as bar:
+        bar("batch", 0, 3)
+        bar("batch", 3, 3)
+    assert stream.getvalue() == "batch: 3 tomograms in 64.2 s, 21.4 s/tomogram\n"
 
 
 @pytest.mark.parametrize("verb", ["postprocess", "export", "report", "baseline"])

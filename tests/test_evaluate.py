@@ -368,7 +368,7 @@ def test_what_is_refused_in_one_line(tmp_path: Path, run: Run) -> None:
         (("--pairs", pairs, "--curves", pairs), 1, "pairs.csv is read as well"),
         ((signed, "-t", truth), 1, "holds -1 to 0, not a mask"),
         (("--pairs", tmp_path / "none.csv", "--method", "M"), 2, "make it a column"),
-        ((other, "-t", truth, "--voxel-spacing", 0), 1, "voxel spacing 0.0 is not plausible"),
+        ((other, "-t", truth, "--voxel-spacing", 0), 2, "voxel spacing 0.0 is not plausible"),
         ((other, "-t", truth, "--threshold", "nan"), 1, "expected finite numbers"),
         ((other, "-t", truth, "--tolerance", "nan"), 1, "expected finite numbers"),
         ((other, "-t", truth, "--tolerance", "1e300"), 1, "finite numbers up to 1e+09"),

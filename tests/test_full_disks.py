@@ -94,6 +94,7 @@ def test_stages_outlive_a_disk_that_fills_up(
     assert not list(small_disk.glob(".a_membrane*"))
 
 
+@pytest.mark.filterwarnings("ignore:.*no membrane found")
 @pytest.mark.parametrize("verb", ["postprocess", "baseline"])
 def test_older_results_outlive_a_full_disk(run: Run, tmp_path: Path, verb: str) -> None:
     """Mask and JSON are those of one run: the JSON does not fit any more, the mask before it does."""

@@ -91,14 +91,16 @@ def test_a_converted_table_is_taken_as_uploaded(server: DataServers, tmp_path: P
 
 HOSTILE = [
     "../evil", "a/../../evil", "/etc/evil", "a\\..\\evil", "C:/evil", "", ".", "a//b", "a/./b",
-    "a\nb", "x.mrc.partial", "x.partial/y",
+    "a\nb",
 ]  # fmt: skip
+LEADS_OUT, OURS = "could lead out", "named while they are fetched: leave it out with --match"
+REASONS = dict.fromkeys(HOSTILE, LEADS_OUT) | {"x.mrc.partial": OURS, "x.partial/y": OURS}
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", REASONS)
 def test_names_that_lead_out_are_refused(server: DataServers, tmp_path: Path, name: str) -> None:
     server.zenodo[RECORD] = {name: b"evil"}
-    with pytest.raises(ValueError, match="could lead out of the folder"):
+    with pytest.raises(ValueError, match=REASONS[name]):
         list(download([ZENODO_DOI], tmp_path / "out", options(server)))
     server.dataverse[0] |= {"directoryLabel": "..", "label": "evil"}
     with pytest.raises(ValueError, match="could lead out of the folder"):
@@ -106,5 +108,5 @@ def test_names_that_lead_out_are_refused(server: DataServers, tmp_path: Path, na
     assert [
         path for path in tmp_path.rglob("*") if path.is_file() and "lock" not in path.name
     ] == []
-    with pytest.raises(ValueError, match="could lead out"):
+    with pytest.raises(ValueError, match=REASONS[name]):
         check_names([Item("a.zarr", (RemoteFile("http://x", "ok"), RemoteFile("http://x", name)))])

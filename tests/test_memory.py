@@ -19,14 +19,14 @@ from torch import Tensor
 
 from etsam import evaluate, segmentation
 from etsam.batch import BatchPlan, run_batch
-from etsam.memory import _trimmer, give_back_freed, memory_errors, smaller_tile
+from etsam.memory import _trimmer, give_back_freed, less_memory, memory_errors, smaller_tile
 from etsam.options import SegmentOptions
 from etsam.results import how_far
 from etsam.sam2 import SAM2
 from etsam.segmentation import segment_array, segment_file
 from etsam.tables import read_table
 from test_cli import Run, assert_one_line, write_mrc
-from tiny_model import write_tiny_model
+from tiny_model import tiny_stages, write_tiny_model
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 
@@ -215,3 +215,16 @@ def test_the_processor_is_advised_only_to_those_who_use_a_card(said: str, advise
         raise RuntimeError(said)
     assert ("--device cpu" in str(caught.value)) == advised
     assert "--split-processing" in str(caught.value)
+
+
+@pytest.mark.parametrize("said", ["CUDA out of memory", "std::bad_alloc"])
+def test_bfloat16_is_advised_only_where_it_is_not_in_use(said: str) -> None:
+    stages = tiny_stages()
+    for dtype, advised in ((torch.float32, True), (torch.bfloat16, False)):
+        for stage in stages:
+            stage.model.to(dtype)
+        with pytest.raises(MemoryError) as caught, memory_errors(less_memory(stages)):
+            raise RuntimeError(said)
+        assert ("--dtype bfloat16" in str(caught.value)) == advised
+        assert ("--device cpu" in str(caught.value)) == ("CUDA" in said)
+        assert "--split-processing" in str(caught.value)

@@ -141,6 +141,28 @@ def test_features_come_in_units_of_their_upper_quartiles() -> None:
     assert np.isfinite(found.logits()).all()
 
 
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+def test_a_voxel_that_no_arithmetic_holds_spoils_its_surroundings_only() -> None:
+    volume = np.tile(vesicle()[0], (1, 2, 2))
+    before = logits(volume) > 0
+    volume[12, 16, 75] = 1e38  # where the noise is measured
+    after = logits(volume) > 0
+    far = np.s_[:, 40:]
+    assert (before[far] != after[far]).mean() < 0.02 < before[far].mean()
+
+
+@pytest.mark.filterwarnings("always:.*no membrane found")
+def test_an_empty_mask_is_told_with_what_to_try(tmp_path: Path, run: Run) -> None:
+    with mrcfile.new(tmp_path / "a.mrc", data=vesicle()[0]) as mrc:
+        mrc.voxel_size = 10.0
+    asked = ["baseline", tmp_path / "a.mrc", "--logit-threshold", 1000]
+    for given, other in (([], "--invert"), (["--invert", "--overwrite"], "leave out --invert")):
+        code, _, err = run(*asked, *given)
+        said = f"no membrane found: try a lower --logit-threshold, or {other}"
+        assert code == 0 and f"etsam: warning: {tmp_path / 'a.mrc'}: {said}\n" in err
+        assert json.loads((tmp_path / "a_ridge.json").read_text())["warnings"] == [said]
+
+
 def test_odd_input_is_refused() -> None:
     flat = tomogram_from_array(np.ones((6, 12, 12), np.float32), voxel_spacing=10.0)
     with pytest.raises(ValueError, match="nearly constant"):

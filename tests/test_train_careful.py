@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import stat
 from dataclasses import replace
@@ -245,3 +247,23 @@ def test_a_folder_that_is_named_twice_is_prepared_once(
     code, out, err = run("prepare", folder, folder, "-o", tmp_path / "p")
     assert code == 0, err
     assert len(set(out.splitlines())) == len(out.splitlines()) == 2 * len(find_pairs(folder))
+
+
+def test_a_folder_that_cannot_take_logits_is_told_why_and_what_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As shared data of a group."""
+    data = write_pairs(tmp_path / "rod", 1)
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(data / LOCK))
+
+    monkeypatch.setattr("etsam.feedback.held_lock", refuse)
+    stage1 = write_tiny_model(tmp_path / "tiny") / "stage1.safetensors"
+    said = (
+        f"{data} cannot be written (Permission denied), and stage-1 logits go beside the tomograms"
+    )
+    with pytest.raises(
+        OSError, match=f"{re.escape(said)}: `etsam prepare {data} -o mine/ --link` makes"
+    ):
+        write_stage1_logits(data, stage1, device="cpu")

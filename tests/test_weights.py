@@ -153,6 +153,20 @@ def test_a_failed_download_says_where_to_get_and_put_the_files(
     assert fetch_model(model)[1].path.read_bytes() == STAGE2
 
 
+def test_train_is_advised_a_file(
+    run: Run, tmp_path: Path, zenodo: FakeZenodo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zenodo.fault = "no record"
+    model = model_at(zenodo)
+    monkeypatch.setitem(weights.MODELS, model.name, model)
+    asked = ("train", tmp_path, "-o", tmp_path / "run", "--start", "etsam-v1")
+    code, _, err = run(*asked)
+    assert code == 1
+    advised = f"put it into {model.folder}, or name it with --start FILE"
+    assert_one_line(err, f"get {model.stage1} from {model.page} and {advised}")
+    assert "--model" not in err
+
+
 def test_an_altered_download_is_refused_and_removed(zenodo: FakeZenodo) -> None:
     zenodo.fault = "altered"
     with pytest.raises(ValueError, match="does not have the checksum md5:"):

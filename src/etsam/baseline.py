@@ -104,7 +104,7 @@ def baseline(
         folder = stack.enter_context(hidden_folder(home, stem_of(result.mask)))
         staged = result_names(path, folder, options, store_scores)
         details = _segment(source, options, threshold, staged, progress)
-        notes = [note for note in reading_notes(source) if not note.endswith(SPACING_UNKNOWN)]
+        notes = _notes(source, options, details["results"]["membrane_voxels"])
         details["parameters"] |= {"threshold": threshold, "store_scores": store_scores}
         outputs = outputs_record(staged.volumes())
         details |= {"warnings": [*told, *notes], "outputs": outputs}
@@ -114,6 +114,15 @@ def baseline(
         for note in notes:
             warnings.warn(note, stacklevel=2)
     return result
+
+
+def _notes(tomogram: Tomogram, options: RidgeOptions | ProgramOptions, voxels: int) -> list[str]:
+    """What the user should know of a tomogram that has been segmented, with so many voxels of membrane."""
+    notes = [note for note in reading_notes(tomogram) if not note.endswith(SPACING_UNKNOWN)]
+    if not voxels:
+        other = "leave out --invert" if options.invert else "--invert"
+        notes.append(f"no membrane found: try a lower --logit-threshold, or {other}")
+    return notes
 
 
 def _usual_threshold(options: RidgeOptions | ProgramOptions) -> float:

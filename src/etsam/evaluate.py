@@ -27,7 +27,7 @@ from etsam.provenance import refuse_changed, states_of
 from etsam.resample import resampled
 from etsam.storage import Zyx, check_spacing, same_spacing
 from etsam.surfaces import SurfaceCollector, surface_distances
-from etsam.tables import Score
+from etsam.tables import CURVE, Score
 from etsam.volume import Tomogram, open_tomogram
 
 TOLERANCE = 2.0
@@ -149,7 +149,7 @@ def curve_rows(evaluation: Evaluation) -> list[Score]:
     precision = curve.precision[places]
     name = pairing.prediction.method, pairing.prediction.stage
     return [
-        Score(pairing.dataset, pairing.run, *name, float(recall), "precision_at_recall", float(p))
+        Score(pairing.dataset, pairing.run, *name, float(recall), CURVE, float(p))
         for recall, p in zip(RECALLS, precision, strict=True)
     ]
 

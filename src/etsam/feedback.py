@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import warnings
-from collections.abc import Callable
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ NOTE = "stage1_logits.json"
 """In a folder of pairs: which stage 1 made the logits there."""
 LOCK = ".stage1_logits.lock"
 """Held beside it while logits are made."""
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def write_stage1_logits(
@@ -51,14 +53,13 @@ def write_stage1_logits(
     ValueError
         The checkpoint is not one of stage 1, a pair does not fit, or the logits there are another's.
     OSError
-        Another process is making logits there.
+        Another process is making logits there, or nothing can be written there.
     """
     stage = load_stage(checkpoint, 0, choose_device(device))
     found = find_pairs(folder)
     maker = {"stage1": stage.sha256, "step": step}
     missing = [pair for pair in found if not has_logits(pair[0])]
-    taken = f"another process is making stage-1 logits in {folder}: wait for it"
-    with held_lock(folder / LOCK, taken) if missing else nullcontext():
+    with _lock(folder) if missing else nullcontext():
         missing = [pair for pair in missing if not has_logits(pair[0])]  # some were made meanwhile
         pairs = [Pair(*files, stage.spec, SliceStore(0)) for files in missing]
         _claim(folder, maker, kept=len(found) - len(missing))
@@ -67,6 +68,23 @@ def write_stage1_logits(
             if progress is not None:
                 progress(done + 1, len(missing))
     return len(missing)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keep other processes from making logits in a folder."""
+    taken = f"another process is making stage-1 logits in {folder}: wait for it"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held_lock(folder / LOCK, taken))
+        except OSError as wrong:
+            if wrong.errno not in READ_ONLY:
+                raise
+            raise OSError(
+                f"{folder} cannot be written ({wrong.strerror}), and stage-1 logits go beside the tomograms: "
+                f"`etsam prepare {folder} -o mine/ --link` makes a folder that can"
+            ) from None
+        yield
 
 
 def has_logits(tomogram: Path) -> bool:

@@ -16,7 +16,6 @@ from etsam.drawing import USUAL, Saving, figure_file, mean_of, save
 from etsam.overlay import Reference
 from etsam.panels import CLEANED, slice_panels
 from etsam.plots import (
-    CURVE,
     box_plots,
     precision_recall,
     threshold_sweep,
@@ -25,7 +24,16 @@ from etsam.plots import (
 from etsam.predictions import TYPICAL_THRESHOLD, recognise, score_kind
 from etsam.scenes import View, surface_panels
 from etsam.storage import write_text
-from etsam.tables import Score, Series, columns_of, evened, variant_names, variants, warn_of_uneven
+from etsam.tables import (
+    CURVE,
+    Score,
+    Series,
+    columns_of,
+    evened,
+    variant_names,
+    variants,
+    warn_of_uneven,
+)
 from etsam.volume import Tomogram, open_tomogram
 
 if TYPE_CHECKING:

@@ -18,7 +18,9 @@ from etsam.repositories import DATAVERSE, ETSAM_DATA, ZENODO, doi_of, record_fil
 Masks = Literal["auto", "portal", "dataverse", "none"]
 
 ASKED_AT_ONCE = 8
-UNSAFE = re.compile(r"[\\\x00-\x1f\x7f]|^[A-Za-z]:|^/|(^|/)(\.{0,2})(/|$)|\.partial(/|$)")
+UNSAFE = re.compile(r"[\\\x00-\x1f\x7f]|^[A-Za-z]:|^/|(^|/)(\.{0,2})(/|$)")
+PARTIAL = re.compile(r"\.partial(/|$)")
+"""How files and folders are called while they are fetched."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,11 @@ def check_names(items: Sequence[Item]) -> None:
             if UNSAFE.search(name) or not name:
                 raise ValueError(
                     f"a server names a file {name!r}, which could lead out of the folder: refused"
+                )
+            if PARTIAL.search(name):
+                raise ValueError(
+                    f"a server names a file {name!r}, as files are named while they are fetched: leave it "
+                    "out with --match"
                 )
     name, count = Counter(item.name for item in items).most_common(1)[0]
     if count > 1:

@@ -10,20 +10,24 @@ import gc
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from etsam.options import MIN_TILE, SegmentOptions
+
+if TYPE_CHECKING:
+    from etsam.stages import Stage
 
 OUT_OF_MEMORY = (  # as torch, oneDNN, CUDA and the C++ library say it
     *("out of memory", "can't allocate memory", "not enough memory", "bad_alloc"),
     *("could not create a primitive", "could not create a memory", "ALLOC_FAILED"),
 )
-LESS_MEMORY = "try --split-processing, --dtype bfloat16, or a larger machine"
-LESS_OF_A_CARD = LESS_MEMORY.replace("or a", "--device cpu, or a")
+TRY = "try --split-processing"
+LESS_MEMORY = f"{TRY}, --dtype bfloat16, or a larger machine"
+LESS_IN_BFLOAT16 = LESS_MEMORY.replace(" --dtype bfloat16,", "")
 NOT_FOR_USERS = re.compile(r"\[enforce fail[^\]]*\]\s*(err == 0\.)?\s*|\s*Error code \d.*")
 REASON_LENGTH = 160
 
@@ -62,13 +66,22 @@ def memory_errors(advice: str = LESS_MEMORY) -> Iterator[None]:
         if not any(words in text for words in OUT_OF_MEMORY):
             raise
         reason = NOT_FOR_USERS.sub("", text.splitlines()[0])[:REASON_LENGTH].rstrip(" .")
-        if advice == LESS_MEMORY and "CUDA" in text:
-            advice = LESS_OF_A_CARD
+        if advice in (LESS_MEMORY, LESS_IN_BFLOAT16) and "CUDA" in text:
+            advice = advice.replace("or a", "--device cpu, or a")
         raise MemoryError(f"{reason}: {advice}") from error
 
 
+def less_memory(stages: Sequence[Stage]) -> str:
+    """What to try in less memory, of that which was not tried."""
+    lower = all(str(stage.dtype) == "torch.bfloat16" for stage in stages)
+    return LESS_IN_BFLOAT16 if lower else LESS_MEMORY
+
+
 def with_smaller_tiles(
-    attempt: Callable[[SegmentOptions], Result], options: SegmentOptions, frame: int
+    attempt: Callable[[SegmentOptions], Result],
+    options: SegmentOptions,
+    frame: int,
+    advice: str = LESS_MEMORY,
 ) -> Result:
     """Return what `attempt` returns; where it runs out of memory call it again with half the tile.
 
@@ -78,6 +91,8 @@ def with_smaller_tiles(
         Does the work from its beginning, with the options it is given.
     frame
         Longest side of the network's frames in pixels; 0 where they are not tiled.
+    advice
+        As of `memory_errors`, from `less_memory`.
 
     Raises
     ------
@@ -86,13 +101,13 @@ def with_smaller_tiles(
     """
     while True:
         try:
-            with memory_errors():
+            with memory_errors(advice):
                 return attempt(options)
         except MemoryError as error:
             tile = smaller_tile(options.tile, frame)
             if tile is None:
                 raise
-            reason = str(error).removesuffix(f": {LESS_MEMORY}").removesuffix(f": {LESS_OF_A_CARD}")
+            reason = str(error).partition(f": {TRY}")[0]
         warnings.warn(
             f"not enough memory ({reason}): beginning again with tiles of {tile} pixels",
             stacklevel=3,

@@ -31,15 +31,12 @@ from etsam.drawing import (
     text_width,
 )
 from etsam.statistics import NOT_SIGNIFICANT
-from etsam.tables import Score, Series, columns_of, evened, variant_names, warn_of_uneven
+from etsam.tables import CURVE, Score, Series, columns_of, evened, variant_names, warn_of_uneven
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
-
-CURVE = "precision_at_recall"
-"""Metric of the rows that make up curves; their threshold is the recall."""
 
 BOXES, BARS = 1.75, 1.45  # inches from the least to the greatest score, whatever stands around
 BRACKET = 9 / 72  # inches from one row of brackets to the next

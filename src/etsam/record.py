@@ -134,13 +134,21 @@ def notes_on(
 
 def _nothing_found(stages: Sequence[Stage], options: SegmentOptions) -> str:
     """What to try, of that which was not tried and can change something."""
-    is_low = options.logit_threshold <= LOW_THRESHOLD
-    tries = ["a lower --logit-threshold" if is_low else f"--logit-threshold {LOW_THRESHOLD:g}"]
-    tries.append(f"--polarity {'dark' if options.polarity == 'bright' else 'bright'}")
-    if options.voxel_spacing is None and any(stage.spec.size != "square" for stage in stages):
-        tries.append("--voxel-spacing")
+    scaled = any(stage.spec.size != "square" for stage in stages)
     look = "look at the preview; " if options.preview else ""
-    return f"no membrane found: {look}try {', '.join(tries[:-1])}, or {tries[-1]}"
+    spacing = options.voxel_spacing is None and scaled
+    tries = what_to_try(options.logit_threshold, options.polarity, spacing=spacing)
+    return f"no membrane found: {look}{tries}"
+
+
+def what_to_try(threshold: float, polarity: str | None, *, spacing: bool) -> str:
+    """Name the options that may find membrane where these found none; `spacing`: the voxels' size too."""
+    is_low = threshold <= LOW_THRESHOLD
+    tries = ["a lower --logit-threshold" if is_low else f"--logit-threshold {LOW_THRESHOLD:g}"]
+    tries.append(f"--polarity {'dark' if polarity == 'bright' else 'bright'}")
+    if spacing:
+        tries.append("--voxel-spacing")
+    return f"try {', '.join(tries[:-1])}, or {tries[-1]}"
 
 
 def segmentation_label(options: SegmentOptions) -> str:

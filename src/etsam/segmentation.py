@@ -22,7 +22,7 @@ from etsam import __version__
 from etsam.arrays import file_of
 from etsam.frame import frame_of
 from etsam.logits import NpyWriter, check_npy
-from etsam.memory import memory_errors, with_smaller_tiles
+from etsam.memory import less_memory, memory_errors, with_smaller_tiles
 from etsam.options import Normalisation, PromptKind, SegmentOptions, given_options
 from etsam.postprocess import CleaningOptions, postprocess
 from etsam.preview import save_preview
@@ -170,7 +170,7 @@ def _logits(
                 for z, plane in enumerate(slices):
                     write(z, plane)
 
-        with_smaller_tiles(attempt, options, _frame(tomogram, stages, options))
+        with_smaller_tiles(attempt, options, *_room(tomogram, stages, options))
         notes = [*array_notes(tomogram, stages), *reading_notes(tomogram)]
     return logits if output_path is None else np.load(output_path, mmap_mode="r"), notes
 
@@ -229,8 +229,8 @@ def segment_file(
                 work = partial(_attempt, tomogram, stages, progress, unfinished, staged)
                 kept = replace(options, tile=unfinished.settled.get("tile", options.tile))
                 with clock.stage("segment"):
-                    options, voxels = with_smaller_tiles(work, kept, _frame(tomogram, stages, kept))
-                with clock.stage("finish"), memory_errors():
+                    options, voxels = with_smaller_tiles(work, kept, *_room(tomogram, stages, kept))
+                with clock.stage("finish"), memory_errors(less_memory(stages)):
                     cleaning = _finish(tomogram, options, staged)
             refuse_changed(before)
             notes = [*notes_on(tomogram, stages, options, voxels), *outdated(result)]
@@ -279,11 +279,12 @@ def _with_polarity(
     return settle_polarity(Volume(tomogram, tomogram.voxel_spacing), stages[0], options, progress)
 
 
-def _frame(tomogram: Tomogram, stages: list[Stage], options: SegmentOptions) -> int:
-    """Longest side of what the networks see at once; 0 where it cannot be tiled."""
+def _room(tomogram: Tomogram, stages: list[Stage], options: SegmentOptions) -> tuple[int, str]:
+    """Longest side of what the networks see at once, 0 where it cannot be tiled; what needs less memory."""
     from etsam.pipeline import Volume, largest_frame
 
-    return largest_frame(Volume(tomogram, tomogram.voxel_spacing), stages, options)
+    frame = largest_frame(Volume(tomogram, tomogram.voxel_spacing), stages, options)
+    return frame, less_memory(stages)
 
 
 def _attempt(

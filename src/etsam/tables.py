@@ -14,8 +14,11 @@ from typing import Any, TypeVar
 
 from etsam.options import quoted
 from etsam.predictions import CONVENTIONS
+from etsam.staging import hidden_folder
 from etsam.storage import refuse_taken, write_text
 
+CURVE = "precision_at_recall"
+"""Metric of the rows that make up curves; their threshold is the recall."""
 OTHER_NAMES = {"dataset_id": "dataset", "run_id": "run"}
 """Column names that other tables use, the paper's among them."""
 
@@ -67,6 +70,23 @@ def read_table(path: Path | str) -> list[Score]:
     return rows
 
 
+def read_scores(path: Path | str) -> list[Score]:
+    """Read a table as `read_table` does, but not one of curves.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `read_table`, or the table holds curves.
+    """
+    rows = read_table(path)
+    if all(row.metric == CURVE for row in rows):
+        raise ValueError(
+            f"{path} holds curves: give it to `etsam figures scores --curves`, and here the table of "
+            "`etsam evaluate --output`"
+        )
+    return rows
+
+
 def check_table_path(
     path: Path | str | None, inputs: Iterable[Path | None] = (), *, overwrite: bool = False
 ) -> None:
@@ -78,6 +98,8 @@ def check_table_path(
         If the name ends in neither .csv nor .json, its folder does not exist, or it is an input.
     FileExistsError
         If something is there already, without `overwrite`.
+    OSError
+        If nothing can be written into its folder.
     """
     if path is None:
         return
@@ -85,11 +107,15 @@ def check_table_path(
     if path.suffix.lower() not in (".csv", ".json"):
         raise ValueError(f"{path} is no name for a table: expected one that ends in .csv or .json")
     if not path.parent.is_dir():
+        if path.parent.exists():
+            raise ValueError(f"{path.parent} is a file, not a folder: give the table another name")
         raise ValueError(f"{path.parent} does not exist: make the folder first")
     if path.exists() and any(other and other.exists() and path.samefile(other) for other in inputs):
         raise ValueError(f"{path} is read as well: give the new table another name")
     if not overwrite:
         refuse_taken(path, "--overwrite or another name")
+    with hidden_folder(path.parent, path.name):
+        pass  # it can be made, so files can
 
 
 def write_table(path: Path | str, rows: Iterable[Score]) -> None:

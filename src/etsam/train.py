@@ -35,6 +35,7 @@ from etsam.training.options import (
 from etsam.training.parallel import Team, join, said_once
 from etsam.training.run import Run, refuse_foreign, save_run, start_run
 from etsam.training.start import initialise, start_from
+from etsam.training.stopping import Stops
 from etsam.training.tasks import Sampler, Task, held_out, make_sampler, open_groups, tasks
 from etsam.training.validation import clips_picture, validate
 
@@ -65,7 +66,7 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
     Clips come from ``options.data`` and ``options.fresh`` unless a sampler is given. Writes
     ``log.jsonl``, ``state.pt``, pictures, curves for TensorBoard and the averaged weights
     ``stage{n}.safetensors`` into ``options.output``; files are replaced atomically. Started by
-    torchrun, several processes share each batch.
+    torchrun, several processes share each batch. Asked to stop, it finishes and saves the step.
 
     Returns
     -------
@@ -209,24 +210,41 @@ def _loop(run: Run, drawn: Iterator[Task], setting: _Setting) -> None:
     )
     shared = setting.team.wrap(module)
     began = time.perf_counter()
-    for task in drawn:
-        if scribe is not None and run.step == 0:
-            scribe.begin(run, task.clips)
-            began = time.perf_counter()
-        run.losses.append(_step(run, shared, task, setting))
-        run.step += 1
-        ends = run.step == options.schedule.steps
-        saves = run.step % options.every == 0 or ends
-        entry: dict[str, Any] = {}
-        if run.step % LOG_EVERY == 0 or ends:
-            seconds = time.perf_counter() - began
-            rate = options.schedule.rate(run.step - 1)
-            entry = {"loss": float(np.mean(run.losses)), "rate": rate, "seconds": seconds}
-            run.losses, began = [], began + seconds
-        if scribe is not None and (entry or saves):
-            paused = time.perf_counter()
-            scribe.write(run, entry, saves=saves)
-            began += time.perf_counter() - paused
+    with _saved_when_stopped(run, setting) as stops:
+        for task in drawn:
+            stops.begin()
+            if scribe is not None and run.step == 0:
+                scribe.begin(run, task.clips)
+                began = time.perf_counter()
+            run.losses.append(_step(run, shared, task, setting))
+            run.step += 1
+            ends = run.step == options.schedule.steps
+            saves = run.step % options.every == 0 or ends
+            entry: dict[str, Any] = {}
+            if run.step % LOG_EVERY == 0 or ends:
+                seconds = time.perf_counter() - began
+                rate = options.schedule.rate(run.step - 1)
+                entry = {"loss": float(np.mean(run.losses)), "rate": rate, "seconds": seconds}
+                run.losses, began = [], began + seconds
+            if scribe is not None and (entry or saves):
+                paused = time.perf_counter()
+                scribe.write(run, entry, saves=saves)
+                began += time.perf_counter() - paused
+            stops.end()
+
+
+@contextmanager
+def _saved_when_stopped(run: Run, setting: _Setting) -> Iterator[Stops]:
+    """Save the run where a signal stops it between two steps, and let the error say so."""
+    with Stops(setting.team) as stops:
+        try:
+            yield stops
+        except KeyboardInterrupt as stop:
+            if setting.scribe is not None and stops.whole and run.step > run.saved:
+                save_run(run, setting.options)
+            if setting.scribe is not None and run.saved:
+                stop.args = (f"interrupted: step {run.saved} is saved, the same command goes on",)
+            raise
 
 
 def _step(run: Run, shared: torch.nn.Module, task: Task, setting: _Setting) -> float:

@@ -22,6 +22,7 @@ CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth")
 STAGES = (1, 2)
 LOCK_NAME = ".lock"
 PATIENCE = Patience(attempts=4)
+ANY_FOLDER = "into any folder named with --model FOLDER"
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,11 @@ def resolve_model(model: str | Path, *, progress: Progress | None = None) -> Mod
 
 
 def resolve_checkpoints(
-    model: str | Path, stages: Sequence[int] = STAGES, *, progress: Progress | None = None
+    model: str | Path,
+    stages: Sequence[int] = STAGES,
+    *,
+    progress: Progress | None = None,
+    way: str = ANY_FOLDER,
 ) -> list[Checkpoint]:
     """Find the checkpoints of some stages of a model, fetching them if need be.
 
@@ -164,6 +169,8 @@ def resolve_checkpoints(
         1, 2 or both; the others need not be there.
     progress
         Called with (fraction in 0..1, message) while a file is being fetched.
+    way
+        What else an error advises who has got the files by other means.
 
     Raises
     ------
@@ -178,7 +185,7 @@ def resolve_checkpoints(
     if isinstance(record, BundledModel):
         return _bundled(record, stages)
     if isinstance(record, ZenodoModel):
-        return fetch_model(record, stages, progress=progress)
+        return fetch_model(record, stages, progress=progress, way=way)
     folder = Path(model).expanduser()
     if model != "" and folder.is_dir():  # an empty name is not the current folder
         paths = [_only_checkpoint(folder, f"stage{stage}") for stage in stages]
@@ -190,12 +197,17 @@ def resolve_checkpoints(
 
 
 def fetch_model(
-    model: ZenodoModel, stages: Sequence[int] = STAGES, *, progress: Progress | None = None
+    model: ZenodoModel,
+    stages: Sequence[int] = STAGES,
+    *,
+    progress: Progress | None = None,
+    way: str = ANY_FOLDER,
 ) -> list[Checkpoint]:
     """Fetch a published model's stages into the cache unless they are there, and check their sums.
 
     A download is checked against Zenodo's MD5 sum before it gets its name; its SHA-256 sum is then
-    kept beside it, so that a cached file is checked again without a network.
+    kept beside it, so that a cached file is checked again without a network. `way` as in
+    `resolve_checkpoints`.
 
     Raises
     ------
@@ -215,9 +227,8 @@ def fetch_model(
         except OSError as error:
             names = " and ".join(path.name for path in paths)
             raise OSError(
-                f"cannot fetch model {model.name!r} ({_reason(error)}): get {names} "
-                f"from {model.page} and put them into {model.folder}, or into any folder named "
-                "with --model FOLDER"
+                f"cannot fetch model {model.name!r} ({_reason(error)}): get {names} from {model.page} "
+                f"and put {'them' if len(paths) > 1 else 'it'} into {model.folder}, or {way}"
             ) from error
         for path in missing:
             _record_sum(path)

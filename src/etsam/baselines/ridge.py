@@ -217,13 +217,20 @@ def _units(found: list[Features]) -> tuple[float, float]:
     Raises
     ------
     ValueError
-        If one is 0: there is nothing to be told from nothing.
+        If one is 0, or none is a number: there is nothing to be told from nothing.
     """
-    ridge = float(np.quantile(np.concatenate([each.ridge.ravel() for each in found]), QUARTILE))
-    votes = float(np.quantile(np.concatenate([each.votes.ravel() for each in found]), QUARTILE))
+    ridge = _quartile([each.ridge for each in found])
+    votes = _quartile([each.votes for each in found])
     if not ridge or not votes:
         raise ValueError("the ridge filter finds no structure: the volume is nearly constant")
     return ridge, votes
+
+
+def _quartile(feature: list[Planes]) -> float:
+    """Return the upper quartile of what is a number; beside a voxel of 1e30 nothing is."""
+    values = np.concatenate([part.ravel() for part in feature])
+    values = values[~np.isnan(values)]
+    return float(np.quantile(values, QUARTILE)) if values.size else 0.0
 
 
 def _hessian(smooth: Planes, spacing: Zyx) -> Six:

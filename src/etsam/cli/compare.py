@@ -42,10 +42,10 @@ def compare(params: dict[str, Any]) -> None:
     """
     from etsam.compare import TEST_COLUMNS
     from etsam.compare import compare as run_comparison
-    from etsam.tables import check_table_path, read_table, write_records
+    from etsam.tables import check_table_path, read_scores, write_records
 
     check_table_path(params["output"], params["tables"], overwrite=params["overwrite"])
-    rows = [row for path in params["tables"] for row in read_table(path)]
+    rows = [row for path in params["tables"] for row in read_scores(path)]
     found = run_comparison(
         rows,
         metrics=params["metrics"],

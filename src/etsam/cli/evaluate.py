@@ -15,7 +15,7 @@ from etsam.cli.command import (
     report_error,
     report_warning,
 )
-from etsam.cli.options import finite, overwrite_option
+from etsam.cli.options import overwrite_option, plausible
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 
@@ -90,7 +90,7 @@ if TYPE_CHECKING:
     "--resample", is_flag=True, help="Bring predictions with other voxels onto the truth's grid."
 )
 @click.option(
-    "--voxel-spacing", type=float, callback=finite, metavar="Å", help="Instead of the headers'."
+    "--voxel-spacing", type=float, callback=plausible, metavar="Å", help="Instead of the headers'."
 )
 def evaluate(params: dict[str, Any]) -> int:
     """Score each PREDICTION (volume or folder; masks, logits, probabilities) against ground truth.

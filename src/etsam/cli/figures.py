@@ -11,7 +11,7 @@ import click
 
 from etsam.cli.command import VerbCommand
 from etsam.cli.compare import at_option, parse_thresholds
-from etsam.cli.options import finite, overwrite_option
+from etsam.cli.options import finite, overwrite_option, plausible
 from etsam.cli.paths import FilePath
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ format_option = click.option(
 )
 
 spacing_option = click.option(
-    "--voxel-spacing", type=float, callback=finite, metavar="Å", help="Instead of the headers'."
+    "--voxel-spacing", type=float, callback=plausible, metavar="Å", help="Instead of the headers'."
 )
 
 masks_option = click.option(
@@ -85,10 +85,10 @@ def scores(params: dict[str, Any]) -> None:
     _require_matplotlib()
     from etsam.drawing import Saving
     from etsam.figures import figures as draw
-    from etsam.tables import read_table
+    from etsam.tables import read_scores, read_table
 
     files = draw(
-        [row for path in params["tables"] for row in read_table(path)],
+        [row for path in params["tables"] for row in read_scores(path)],
         params["output"],
         curves=[row for path in params["curves"] for row in read_table(path)],
         metrics=params["metrics"],
@@ -207,11 +207,11 @@ def change(params: dict[str, Any]) -> None:
     """Draw the scores of a method before and after, as of post-processing, and the change."""
     _require_matplotlib()
     from etsam.figures import change_figure
-    from etsam.tables import read_table
+    from etsam.tables import read_scores
 
     output, saving = _output(params)
     names, metrics = (params["before"], params["after"]), params["metrics"]
-    rows = read_table(params["table"])
+    rows = read_scores(params["table"])
     _show(change_figure(rows, names, output, metrics=metrics, saving=saving))
 
 
@@ -225,10 +225,10 @@ def ablation(params: dict[str, Any]) -> None:
     """Draw a table of means: every method and stage of TABLE at every threshold; also as Markdown."""
     _require_matplotlib()
     from etsam.figures import ablation_figure
-    from etsam.tables import read_table
+    from etsam.tables import read_scores
 
     output, saving = _output(params)
-    rows = read_table(params["table"])
+    rows = read_scores(params["table"])
     _show(ablation_figure(rows, output, metrics=params["metrics"], saving=saving))
 
 

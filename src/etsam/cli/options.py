@@ -40,6 +40,20 @@ def finite(ctx: click.Context, param: click.Parameter, value: Numbers) -> Number
     return value
 
 
+def plausible(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Refuse a voxel spacing that no tomogram has, before anything is begun."""
+    if value is None:
+        return None
+
+    from etsam.storage import check_spacing
+
+    try:
+        check_spacing(finite(ctx, param, value))
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+    return value
+
+
 def _known_part(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Refuse a part that there is not, before anything is looked for."""
     if value is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self, TextIO
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+NARROW = 80  # columns; fewer hold no more than the stage, the count and the time left
 SHORTEST = 0.1  # s; a rate over less says nothing, as of files that were there already
 SLICE_MESSAGE = re.compile(r"(?P<stage>.+): slice (?P<done>\d+) of (?P<total>\d+)")
 
@@ -50,9 +51,11 @@ class StageProgress:
             self._started[stage] = time.perf_counter(), done
         start, before = self._started[stage]
         elapsed = time.perf_counter() - start
-        speed = f"{(done - before) / elapsed:.1f} {self._unit}/s" if done > before else ""
+        speed = _speed(done - before, elapsed, self._unit)
         if self._bars is not None:
             if stage not in self._tasks:
+                for earlier in self._bars.tasks:  # they are over, however far they said they were
+                    self._bars.update(earlier.id, completed=earlier.total)
                 self._tasks[stage] = self._bars.add_task(stage, rate="")
             self._bars.update(self._tasks[stage], completed=done, total=total, rate=speed)
         elif done == total:
@@ -76,6 +79,15 @@ class StageProgress:
         self(message, round(100 * fraction), 100)
 
 
+def _speed(done: int, seconds: float, unit: str) -> str:
+    """Units a second, or seconds a unit where that is the larger number; nothing of nothing."""
+    if done <= 0:
+        return ""
+    if done < seconds:
+        return f"{seconds / done:.1f} s/{unit.removesuffix('s')}"
+    return f"{done / seconds:.1f} {unit}/s"
+
+
 def _bars(stream: TextIO) -> Progress:
     from rich.console import Console
     from rich.progress import (
@@ -86,17 +98,18 @@ def _bars(stream: TextIO) -> Progress:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=Console(file=stream),
-    )
+    console = Console(file=stream)
+    is_narrow = console.width < NARROW
+    stage = TextColumn("{task.description}", table_column=Column(no_wrap=not is_narrow))
+    count = MofNCompleteColumn(table_column=Column(no_wrap=True))
+    left = [TextColumn("left"), TimeRemainingColumn(table_column=Column(no_wrap=True))]
+    if is_narrow:
+        return Progress(stage, count, *left, console=console)
+    spent = TimeElapsedColumn(table_column=Column(no_wrap=True))
+    rate = TextColumn("{task.fields[rate]}")
+    return Progress(stage, BarColumn(), count, rate, spent, *left, console=console)
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from etsam.cli.command import (
     refuse_same_targets,
     run_each,
 )
-from etsam.cli.options import finite, overwrite_option
+from etsam.cli.options import finite, overwrite_option, plausible
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 
@@ -42,7 +42,7 @@ from etsam.cli.progress import StageProgress
     help="For logits.  [default: the one recorded beside the mask, else -0.25]",
 )
 @click.option(
-    "--voxel-spacing", type=float, callback=finite, metavar="Å", help="Instead of the header's."
+    "--voxel-spacing", type=float, callback=plausible, metavar="Å", help="Instead of the header's."
 )
 @overwrite_option
 def report(params: dict[str, Any]) -> int:

@@ -221,7 +221,8 @@ def _start(params: dict[str, Any]) -> Path:
         return asked
     if params["start"] in START_WEIGHTS:
         return fetch_start_weights(params["start"])
-    (file,) = resolve_checkpoints(params["start"], [params["stage"]])
+    way = "name it with --start FILE"
+    (file,) = resolve_checkpoints(params["start"], [params["stage"]], way=way)
     return file.path
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from etsam.report.numbers import Flag, measure
 from etsam.report.pack import pack_mesh, pack_volume, thumbnail
 from etsam.report.page import INDEX_MARK, IndexRow, PageSource, index_html, page_html
 from etsam.report.recorded import read_recorded, recorded_parameters, recorded_threshold
+from etsam.staging import hidden_folder
 from etsam.storage import refuse_taken, same_spacing, write_text
 from etsam.volume import (
     Tomogram,
@@ -64,10 +65,8 @@ def report_file(
 
     Raises
     ------
-    FileNotFoundError
-        If the tomogram or its segmentation is not there.
-    FileExistsError
-        If the page is there already.
+    FileNotFoundError, FileExistsError, OSError
+        If the tomogram or its segmentation is not there, or the page is, or cannot be written.
     ValueError
         If the shapes differ, the voxel spacing is unknown, or the JSON beside the mask is damaged.
     """
@@ -77,18 +76,24 @@ def report_file(
     refuse_input([target], tomogram_path, "tomogram")
     if not options.overwrite:
         refuse_taken(target)
-    with closing(open_tomogram(tomogram_path, voxel_spacing=options.voxel_spacing)) as tomogram:
+    with ExitStack() as stack:
+        opened = open_tomogram(tomogram_path, voxel_spacing=options.voxel_spacing)
+        tomogram = stack.enter_context(closing(opened))
         frame = frame_of(tomogram)
         recorded = _recorded(tomogram_path, options)
         source_path = _segmentation(tomogram_path, options, recorded)
         threshold = _threshold(options, recorded)
         _check_grid(source_path, tomogram, options)
+        stack.enter_context(
+            hidden_folder(target.parent, target.name)
+        )  # or nothing could be written
         _say(progress, 0)
         loaded = load_membrane(source_path, threshold=threshold, voxel_spacing=frame.spacing[0])
         membrane = replace(loaded, frame=frame)
         if loaded.field is None and options.threshold is not None:
             warnings.warn(f"{source_path} is a mask: --logit-threshold is for logits", stacklevel=2)
-        measured = measure(membrane, tomogram)
+        parameters = recorded_parameters(recorded) | {"logit_threshold": threshold}
+        measured = measure(membrane, tomogram, parameters)
         _say(progress, 1)
         volume = pack_volume(tomogram, membrane)
         mesh = None
@@ -102,7 +107,6 @@ def report_file(
             recorded,
         )
         _say(progress, 2)
-        target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, page_html(source, measured, volume, mesh))
         picture = thumbnail(tomogram, membrane)
         _say(progress, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,8 @@ from etsam.instances import Instances, plain_components, separate_membranes
 from etsam.membrane import LOGIT_STEP, Membrane
 from etsam.meshes import Mesh, surface_mesh
 from etsam.midsurface import MidSurface, mid_surface, thickness
+from etsam.options import LOGIT_THRESHOLD, MIN_SLICES
+from etsam.record import what_to_try
 from etsam.volume import Tomogram
 
 PAGE_FACES = 120_000
@@ -43,10 +46,19 @@ class Measured:
     vertex_membranes: NDArray[np.int16] = field(default_factory=lambda: np.zeros(0, np.int16))
 
 
-def measure(membrane: Membrane, tomogram: Tomogram) -> Measured:
-    """Measure a segmentation; an empty one has a flag and no mesh."""
+def measure(
+    membrane: Membrane, tomogram: Tomogram, parameters: Mapping[str, Any] | None = None
+) -> Measured:
+    """Measure a segmentation; an empty one has a flag and no mesh.
+
+    `parameters` are those it was made with, as far as they are known; what was tried is not advised.
+    """
+    known = parameters or {}
+    polarity, level = known.get("polarity"), known.get("logit_threshold")
     if not membrane.mask.any():
-        text = "No voxel is above the threshold. Lower it, check --voxel-spacing, try --polarity bright."
+        level = LOGIT_THRESHOLD if level is None else level
+        tries = what_to_try(level, polarity, spacing=known.get("voxel_spacing") is None)
+        text = f"No voxel is above the threshold: {tries}."
         none = Instances(np.zeros(membrane.mask.shape, np.int16), np.zeros(0, np.int64))
         return Measured({"membrane_volume_um3": 0.0}, [], [Flag("empty", "warn", text)], None, none)
     surface = mid_surface(membrane)
@@ -58,17 +70,18 @@ def measure(membrane: Membrane, tomogram: Tomogram) -> Measured:
     voxels = int(np.count_nonzero(membrane.mask))
     volume = voxels * membrane.frame.voxel_volume
     area = None if mesh is None else mesh.area / 2
-    known = local[np.isfinite(local)]
+    found = local[np.isfinite(local)]
     rows: dict[str, Any] = {
         "membrane_volume_um3": volume / 1e12,
         "membrane_area_um2": None if area is None else area / 1e8,
         "share_of_volume": voxels / membrane.mask.size,
         "membranes": int(np.count_nonzero(instances.voxels >= SMALL_VOXELS)),
         "connected_components": len(plain),
-        "thickness_nm": float(np.median(known)) if known.size else None,
-        "thickness_p5_p95_nm": np.percentile(known, [5, 95]).tolist() if known.size else None,
+        "thickness_nm": float(np.median(found)) if found.size else None,
+        "thickness_p5_p95_nm": np.percentile(found, [5, 95]).tolist() if found.size else None,
     }
-    flags = _flags(membrane, plain, local, greys)
+    flags = _flags(membrane, plain, local)
+    flags += _grey_flags(greys, is_bright=polarity == "bright")
     if mesh is None:
         flags.append(Flag("no surface", "info", f"No 3-D view, and no area: {reason}."))
     return Measured(
@@ -129,20 +142,16 @@ def _grey_levels(tomogram: Tomogram, instances: Instances) -> tuple[np.ndarray, 
     return total, number, spread
 
 
-def _flags(
-    membrane: Membrane,
-    plain: Instances,
-    local: np.ndarray,
-    greys: tuple[np.ndarray, np.ndarray, float],
-) -> list[Flag]:
-    """Collect what a reader should look at."""
-    found = [*_place_flags(membrane, plain), *_grey_flags(greys)]
+def _flags(membrane: Membrane, plain: Instances, local: np.ndarray) -> list[Flag]:
+    """Collect what a reader should look at, but for grey values."""
+    found = _place_flags(membrane, plain)
     voxels = int(plain.voxels.sum())
     small = plain.voxels[plain.voxels < SMALL_VOXELS]
     if len(small) > 50 or small.sum() > 0.1 * voxels:
+        least = min(MIN_SLICES, len(membrane.mask))
         text = (
             f"{len(small)} specks of fewer than {SMALL_VOXELS} voxels hold {small.sum() / voxels:.0%} "
-            "of the mask: etsam postprocess drops them."
+            f"of the mask: etsam postprocess drops those over fewer than {least} slices."
         )
         found.append(Flag("noisy", "warn", text))
     if voxels < 1e-4 * membrane.mask.size:
@@ -189,15 +198,15 @@ def _place_flags(membrane: Membrane, plain: Instances) -> list[Flag]:
     return found
 
 
-def _grey_flags(greys: tuple[np.ndarray, np.ndarray, float]) -> list[Flag]:
-    """Flag bright membranes, and single ones much darker than the rest."""
+def _grey_flags(greys: tuple[np.ndarray, np.ndarray, float], *, is_bright: bool) -> list[Flag]:
+    """Flag bright membranes, unless such were looked for, and single ones much darker than the rest."""
     total, number, spread = greys
     if number[0] == 0 or number[1:].sum() == 0 or spread == 0:
         return []
     outside = total[0] / number[0]
     contrast = (total[1:].sum() / number[1:].sum() - outside) / spread
     found = []
-    if contrast > 0.05:
+    if contrast > 0.05 and not is_bright:
         text = (
             "Membranes are brighter than what surrounds them: try etsam segment --polarity bright."
         )

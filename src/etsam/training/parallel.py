@@ -44,6 +44,12 @@ class Team:
             distributed.all_reduce(value)
         return value.item() / self.size
 
+    def any(self, asked: bool) -> bool:
+        """Whether it is so in any of the processes."""
+        if self.size == 1:
+            return asked
+        return self.mean(torch.tensor(float(asked), device=self.device)) > 0
+
     def wait(self) -> None:
         """Wait for all processes."""
         if self.size > 1:

@@ -28,6 +28,7 @@ class Run:
     start: str | None = None  # SHA-256 of the weights it began from
     step: int = 0
     losses: list[float] = field(default_factory=list)
+    saved: int = 0  # the last step that was
 
     def state(self) -> dict[str, Any]:
         """All state, as plain types and tensors that ``weights_only`` loading accepts.
@@ -49,6 +50,7 @@ class Run:
     def restore(self, state: dict[str, Any]) -> None:
         """Take up the state of `state`."""
         self.step, self.losses = state["step"], state["losses"]
+        self.saved = self.step
         self.start = state.get("start", self.start)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
@@ -206,3 +208,4 @@ def save_run(run: Run, options: TrainOptions) -> None:
     }
     with written_whole(options.state) as partial, partial.open("wb") as file:
         torch.save(state, file)
+    run.saved = run.step

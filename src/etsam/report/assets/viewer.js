@@ -129,7 +129,8 @@
   function report() {
     const cut = +$("threshold").value, value = meta.threshold + (cut - saved) * meta.levelStep;
     $("threshold-out").value = meta.logits ? value.toFixed(2) : "mask";
-    $("z-out").value = `${place.z * meta.binning[0]} of ${meta.fullShape[0]}`;
+    const slice = `z = ${place.z * meta.binning[0]} (0 to ${meta.fullShape[0] - 1})`;
+    $("z-out").value = slice;
     const voxels = meta.above[cut], volume = meta.voxelVolume ? voxels * meta.voxelVolume / 1e12 : null;
     const loaded = ready.reduce((sum, one) => sum + one, 0);
     const text = `${volume === null ? "" : volume.toPrecision(3) + " µm³, "}${voxels.toLocaleString("en")} voxels above the threshold`;
@@ -137,7 +138,7 @@
     $("loading").textContent = loaded < Z ? `; reading slices, ${Math.round(100 * loaded / Z)} %` : "";
     $("xz").setAttribute("aria-label", `Section along x and z at y ${place.y * meta.binning[1]}`);
     $("yz").setAttribute("aria-label", `Section along y and z at x ${place.x * meta.binning[2]}`);
-    $("xy").setAttribute("aria-label", `Slice ${place.z * meta.binning[0]} of ${meta.fullShape[0]} across z, membrane ${$("overlay").value}`);
+    $("xy").setAttribute("aria-label", `Slice ${slice}, membrane ${$("overlay").value}`);
   }
 
   function draw() {
