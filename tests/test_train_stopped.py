@@ -28,6 +28,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
+@pytest.fixture(autouse=True)
+def usual_way_with_ctrl_c() -> Iterator[None]:
+    """As in a fresh process; libraries that other tests import have ways of their own."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def signals(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let these signals come in the middle of a step with this number; steps consume random numbers."""

@@ -109,9 +109,11 @@ def find_lamella(textures: Sequence[float], places: Sequence[int], depth: int) -
     edges = [0, *((np.asarray(places[:-1]) + np.asarray(places[1:]) + 1) // 2).tolist(), depth]
     likely = rest <= ALSO_LIKELY * rest[best]
     spans = np.asarray(edges)[stop[likely]] - np.asarray(edges)[start[likely]]
-    return Lamella(
-        int(edges[start[best]]), int(edges[stop[best]]), int(spans.min()), int(spans.max())
-    )
+    apart = int(
+        np.diff(places).max()
+    )  # a face lies anywhere between two slices that were looked at
+    least, most = max(1, int(spans.min()) - apart), min(depth, int(spans.max()) + apart)
+    return Lamella(int(edges[start[best]]), int(edges[stop[best]]), least, most)
 
 
 def _rest_of_a_line(profile: np.ndarray) -> float:
