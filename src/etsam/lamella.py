@@ -111,7 +111,7 @@ def find_lamella(textures: Sequence[float], places: Sequence[int], depth: int) -
     spans = np.asarray(edges)[stop[likely]] - np.asarray(edges)[start[likely]]
     apart = int(
         np.diff(places).max()
-    )  # a face lies anywhere between two slices that were looked at
+    )  # between two slices that were looked at a face lies anywhere
     least, most = max(1, int(spans.min()) - apart), min(depth, int(spans.max()) + apart)
     return Lamella(int(edges[start[best]]), int(edges[stop[best]]), least, most)
 

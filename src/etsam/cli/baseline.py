@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etsam.cli.command import VerbCommand, check_output, refuse_same_targets, run_each
-from etsam.cli.options import finite, overwrite_option, plausible
+from etsam.cli.options import finite, overwrite_option, spacing_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 
@@ -54,9 +54,7 @@ METHODS = ("ridge", "membrain-seg", "tardis")
     help="Larger scores are membrane.  [default: 0; TARDIS 0.25]",
 )
 @click.option("--invert", is_flag=True, help="Membranes are bright in this tomogram.")
-@click.option(
-    "--voxel-spacing", type=float, callback=plausible, metavar="Å", help="Instead of the header's."
-)
+@spacing_option()
 def baseline(params: dict[str, Any]) -> int:
     """Find membranes with another method: a ridge filter, or MemBrain-seg or TARDIS if installed.
 

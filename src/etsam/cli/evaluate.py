@@ -15,7 +15,7 @@ from etsam.cli.command import (
     report_error,
     report_warning,
 )
-from etsam.cli.options import overwrite_option, plausible
+from etsam.cli.options import overwrite_option, spacing_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 
@@ -89,9 +89,7 @@ if TYPE_CHECKING:
 @click.option(
     "--resample", is_flag=True, help="Bring predictions with other voxels onto the truth's grid."
 )
-@click.option(
-    "--voxel-spacing", type=float, callback=plausible, metavar="Å", help="Instead of the headers'."
-)
+@spacing_option("Instead of the headers'.")
 def evaluate(params: dict[str, Any]) -> int:
     """Score each PREDICTION (volume or folder; masks, logits, probabilities) against ground truth.
 

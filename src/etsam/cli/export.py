@@ -15,7 +15,7 @@ from etsam.cli.command import (
     report_warning,
     run_each,
 )
-from etsam.cli.options import finite, overwrite_option, plausible
+from etsam.cli.options import finite, overwrite_option, spacing_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 from etsam.options import LOGIT_THRESHOLD
@@ -92,9 +92,7 @@ USED_BY = {
     type=FilePath(exists=True),
     help="The tomogram itself, for the ChimeraX script and surface_morphometrics.",
 )
-@click.option(
-    "--voxel-spacing", type=float, callback=plausible, metavar="Å", help="Instead of the header's."
-)
+@spacing_option()
 @overwrite_option
 def export(params: dict[str, Any]) -> int:
     """Write meshes, labels, points or other programs' folders for each MASK (or logits).

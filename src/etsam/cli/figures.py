@@ -11,7 +11,7 @@ import click
 
 from etsam.cli.command import VerbCommand
 from etsam.cli.compare import at_option, parse_thresholds
-from etsam.cli.options import finite, overwrite_option, plausible
+from etsam.cli.options import finite, overwrite_option, spacing_option
 from etsam.cli.paths import FilePath
 
 if TYPE_CHECKING:
@@ -27,10 +27,6 @@ format_option = click.option(
     type=click.Choice(FORMATS),
     multiple=True,
     help="[default: pdf and png, or what the output's name ends with]",
-)
-
-spacing_option = click.option(
-    "--voxel-spacing", type=float, callback=plausible, metavar="Å", help="Instead of the headers'."
 )
 
 masks_option = click.option(
@@ -104,7 +100,7 @@ def scores(params: dict[str, Any]) -> None:
 @click.option("-t", "--truth", type=FilePath())
 @masks_option
 @slices_option
-@spacing_option
+@spacing_option("Instead of the headers'.")
 @output_option("slices")
 @format_option
 @overwrite_option
@@ -131,7 +127,7 @@ def slices(params: dict[str, Any]) -> None:
 @click.argument("before", type=FilePath())
 @click.argument("after", type=FilePath())
 @slices_option
-@spacing_option
+@spacing_option("Instead of the headers'.")
 @output_option("cleaning")
 @format_option
 @overwrite_option
@@ -158,7 +154,7 @@ def cleaning(params: dict[str, Any]) -> None:
 @click.option("--elevation", type=float, default=30.0, show_default=True, callback=finite)
 @click.option("--azimuth", type=float, default=-60.0, show_default=True, callback=finite)
 @click.option("--cutaway", is_flag=True, help="Leave out what lies in front of the middle.")
-@spacing_option
+@spacing_option("Instead of the headers'.")
 @output_option("surfaces")
 @format_option
 @overwrite_option

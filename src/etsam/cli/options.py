@@ -54,6 +54,11 @@ def plausible(ctx: click.Context, param: click.Parameter, value: float | None) -
     return value
 
 
+def spacing_option(told: str = "Instead of the header's.") -> Callable[[Command], Command]:
+    """A voxel size in Å, with what its help says."""
+    return click.option("--voxel-spacing", type=float, callback=plausible, metavar="Å", help=told)
+
+
 def _known_part(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Refuse a part that there is not, before anything is looked for."""
     if value is not None:

@@ -14,7 +14,7 @@ from etsam.cli.command import (
     refuse_same_targets,
     run_each,
 )
-from etsam.cli.options import finite, overwrite_option, plausible
+from etsam.cli.options import finite, overwrite_option, spacing_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 
@@ -41,9 +41,7 @@ from etsam.cli.progress import StageProgress
     callback=finite,
     help="For logits.  [default: the one recorded beside the mask, else -0.25]",
 )
-@click.option(
-    "--voxel-spacing", type=float, callback=plausible, metavar="Å", help="Instead of the header's."
-)
+@spacing_option()
 @overwrite_option
 def report(params: dict[str, Any]) -> int:
     """Write TS_001_report.html for each segmented TOMOGRAM, and index.html for several.

@@ -17,7 +17,13 @@ from etsam.cli.command import (
     is_chosen,
     report_warning,
 )
-from etsam.cli.options import batch_options, finite, min_slices_option, overwrite_option, plausible
+from etsam.cli.options import (
+    batch_options,
+    finite,
+    min_slices_option,
+    overwrite_option,
+    spacing_option,
+)
 from etsam.cli.paths import FilePath
 from etsam.options import LOGIT_THRESHOLD, MAX_TILE, MIN_TILE, Normalisation, PromptKind
 
@@ -69,9 +75,7 @@ PROMPTS = get_args(PromptKind)[:4]  # the last one, none, is only a network's ow
     callback=finite,
     help="A voxel with a larger logit is membrane; lower finds more, higher is stricter.",
 )
-@click.option(
-    "--voxel-spacing", type=float, callback=plausible, metavar="Å", help="Instead of the header's."
-)
+@spacing_option()
 @click.option(
     "--polarity",
     type=click.Choice(["auto", "dark", "bright"]),

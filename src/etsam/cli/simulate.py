@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from etsam.cli.command import VerbCommand
-from etsam.cli.options import finite, overwrite_option, parse_triple, plausible
+from etsam.cli.options import finite, overwrite_option, parse_triple, spacing_option
 from etsam.cli.paths import FilePath
 from etsam.options import is_whole, quoted
 
@@ -21,9 +21,7 @@ PRESETS = ["any", "vesicles", "organelle", "cell", "virus", "polnet", "empty"]
 @click.option("--seeds", default="0", show_default=True, help="One, or FIRST:LAST without LAST.")
 @click.option("--shape", default="64,256,256", show_default=True, help="Z,Y,X in voxels.")
 @click.option("--preset", type=click.Choice(PRESETS), default="any", show_default=True)
-@click.option(
-    "--voxel-spacing", type=float, callback=plausible, metavar="Å", help="[default: drawn]"
-)
+@spacing_option("[default: drawn]")
 @click.option(
     "--contrast-to-noise",
     type=float,

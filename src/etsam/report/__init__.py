@@ -84,9 +84,8 @@ def report_file(
         source_path = _segmentation(tomogram_path, options, recorded)
         threshold = _threshold(options, recorded)
         _check_grid(source_path, tomogram, options)
-        stack.enter_context(
-            hidden_folder(target.parent, target.name)
-        )  # or nothing could be written
+        # it can be made, so the page can be written
+        stack.enter_context(hidden_folder(target.parent, target.name))
         _say(progress, 0)
         loaded = load_membrane(source_path, threshold=threshold, voxel_spacing=frame.spacing[0])
         membrane = replace(loaded, frame=frame)
