@@ -1,14 +1,16 @@
 """Last steps of both stages on the CPU.
 
-    python experiments/finetune.py runs/finetune --stage1 S1 --stage2 S2 --shapes SEGMENTATIONS/ --prepare
-    torchrun --standalone --nproc-per-node 2 experiments/finetune.py runs/finetune --stage1 S1 --stage2 S2
+    python experiments/finetune.py runs/finetune --shapes SEGMENTATIONS/ --prepare
     torchrun --standalone --nproc-per-node 2 experiments/finetune.py runs/finetune --stage1 S1 --stage 1
+    python experiments/finetune.py runs/finetune --stage1 S1 --track
+    torchrun --standalone --nproc-per-node 2 experiments/finetune.py runs/finetune --stage2 S2
 
 Tomograms are those of `train_resident.py` for stage 2, of other seeds; preparing twice adds to what is there.
-**Stage 2** is the default. Slabs of one to four slices are volumes of their own, and stage 1 tracks them as
-such. What is packed (``compact_stage1.safetensors``, ``compact_stage2.safetensors``) lies ``--part`` of the
-way from ``--before`` to the averaged weights of the run. ``experiments/LOG.md`` tells which rounds made the
-bundled weights.
+**Stage 2** is the default, and learns from what the stage 1 given to `--track` says. Slabs of one to four
+slices are volumes of their own, and stage 1 tracks them as such. What is packed
+(``compact_stage1.safetensors``, ``compact_stage2.safetensors``) lies ``--part`` of the way from
+``--before`` to the averaged weights of the run. ``experiments/LOG.md`` tells which rounds made the bundled
+weights.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tomograms import SPEC, Job, cut, jobs, make, softened
+from tomograms import KINDS, SPEC, Job, cut, jobs, make, softened
 from train_compact import FLAT, print_entry
 from train_resident import SLAB_WEIGHT, SLABS, THIN, pack
 
@@ -45,24 +47,37 @@ WEIGHTS = "weights.json"
 
 
 def prepare(given: argparse.Namespace) -> None:
-    """Simulate, cut slabs, run stage 1 over all of it."""
+    """Simulate and cut slabs."""
     folder, work = given.folder, listed(given)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / WEIGHTS, json.dumps({**read_weights(folder), **{w[1]: w[4] for w in work}}))
     with ProcessPoolExecutor(given.workers, initializer=limit_threads) as pool:
         for number, (path, _) in enumerate(pool.map(make, work)):
             cut(path, folder / f"slabs{number % PARTS}", SLABS if work[number][3] == FLAT else 0)
-        track = partial(write_stage1_logits, checkpoint=given.stage1, device="cpu")
-        folders = [folder / f"{name}{i}" for name in ("pairs", "slabs") for i in range(PARTS)]
-        list(pool.map(partial(track, step=SPEC.feedback_step), filter(Path.is_dir, folders)))
+
+
+def track(given: argparse.Namespace) -> None:
+    """Run stage 1 over what was prepared."""
+    folders = [given.folder / f"{name}{i}" for name in ("pairs", "slabs") for i in range(PARTS)]
+    options = {"checkpoint": given.stage1, "device": "cpu", "step": SPEC.feedback_step}
+    with ProcessPoolExecutor(given.workers, initializer=limit_threads) as pool:
+        list(pool.map(partial(write_stage1_logits, **options), filter(Path.is_dir, folders)))
 
 
 def listed(given: argparse.Namespace) -> list[Job]:
     """What to simulate: tomograms as the resident recipe has them for stage 2, of other seeds."""
-    work = jobs(given.folder, 2, given.shapes, given.unseen + given.count, given.sparse)
+    work = jobs(given.folder, 2, given.shapes, given.unseen + given.count, dict(given.share))
     return [
         (given.folder / f"pairs{i % PARTS}", *job[1:]) for i, job in enumerate(work[given.unseen :])
     ]
+
+
+def share(text: str) -> tuple[str, float]:
+    """A kind of tomograms and its part, from KIND=PART."""
+    kind, _, part = text.partition("=")
+    if kind not in KINDS:
+        raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(KINDS)}")
+    return kind, float(part)
 
 
 def read_weights(folder: Path) -> dict[int, float]:
@@ -115,24 +130,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--stage", type=int, choices=(1, 2), default=2)
-    parser.add_argument("--stage1", type=Path, required=True)
+    parser.add_argument("--stage1", type=Path, help="checkpoint to go on from, or to track with")
     parser.add_argument("--stage2", type=Path, help="checkpoint to go on from")
     parser.add_argument("--shapes", type=Path, help="folder of the real segmentations")
-    parser.add_argument("--prepare", action="store_true")
+    parser.add_argument("--prepare", action="store_true", help="simulate")
+    parser.add_argument("--track", action="store_true", help="run stage 1 over it, for stage 2")
     parser.add_argument("--count", type=int, default=300, help="tomograms")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--unseen", type=int, default=UNSEEN, help="first tomogram, of stage 2's")
-    parser.add_argument("--sparse", type=float, help="share of sparse scenes, if another")
+    told = "another part of a kind of tomograms, such as sparse=0.24; repeated for others"
+    parser.add_argument("--share", type=share, action="append", default=[], help=told)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=31)
     parser.add_argument("--before", type=Path, help="where the way begins [default: the start]")
     parser.add_argument("--part", type=float, default=0.5, help="of the way that is packed")
     given = parser.parse_args()
+    needed = "stage1" if given.track or given.stage == 1 else "stage2"
+    if (given.track or not given.prepare) and getattr(given, needed) is None:
+        parser.error(f"--{needed} is missing: the checkpoint to go on from, or to track with")
     if given.prepare:
         prepare(given)
+    if given.track:
+        track(given)
+    if given.prepare or given.track:
         return
-    if given.stage == 2 and given.stage2 is None:
-        parser.error("stage 2 goes on from --stage2")
     options = settings(given)
     store = load(given)
     sampler = ResidentSampler(

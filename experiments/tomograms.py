@@ -9,9 +9,11 @@ bytes, since their finest detail is noise in real tomograms and more than that i
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import mrcfile
 import numpy as np
@@ -43,8 +45,12 @@ KINDS = {
     "vesicles": (0.14, 1.1, 1.1),
     "whole": (0.24, 1.8, 2.2),
     "small": (0.12, 1.3, 1.4),
+    "spiked": (0.0, 1.5, 1.5),
 }
-"""Part of the tomograms that are of a kind, and how often clips come from one of them in each stage."""
+"""Part of the tomograms that are of a kind, and how often clips come from one of them in each stage.
+
+"spiked" ones came last, in rounds that ask for their part (`finetune.py --share spiked=0.9`).
+"""
 CLEAR = 0.4
 """Part of the tomograms left as their kind is, without more filaments, gold and carbon."""
 FIRST_SEEDS = {1: 3_000_000, 2: 3_100_000}
@@ -69,12 +75,14 @@ Soft = tuple[np.ndarray, np.ndarray, IntensityScaling]
 
 
 def jobs(
-    folder: Path, stage: int, shapes: Path | None, count: int, sparse: float | None = None
+    folder: Path,
+    stage: int,
+    shapes: Path | None,
+    count: int,
+    parts: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Job]:
-    """What to simulate for a stage; `sparse` is another share of such scenes than `KINDS` says."""
-    shares = np.array([share for share, *_ in KINDS.values()])
-    if sparse is not None:
-        shares[list(KINDS).index("sparse")] = sparse
+    """What to simulate for a stage; `parts` are those of kinds that have others than `KINDS` says."""
+    shares = np.array([parts.get(kind, share) for kind, (share, *_) in KINDS.items()])
     listed = []
     for number in range(count):
         seed = FIRST_SEEDS[stage] + number
@@ -118,6 +126,8 @@ def _draw(kind: str, shapes: Path | None, random: np.random.Generator) -> Simula
         )
     if kind == "small":
         return _small(random)
+    if kind == "spiked":
+        return _spiked(shapes, random)
     return _sparse(shapes, random)
 
 
@@ -140,9 +150,25 @@ def _sparse(shapes: Path | None, random: np.random.Generator) -> SimulationOptio
     empty = replace(options, blur=drawn_blur(random, 0, 14))
     if shapes is None or random.random() < 0.3:
         return empty
+    return replace(empty, shapes=_real_shape(shapes, random))
+
+
+def _real_shape(shapes: Path, random: np.random.Generator) -> tuple[RealShape]:
     name = str(random.choice(list(SHAPES)))
     labels, spacing = SHAPES[name]
-    return replace(empty, shapes=(RealShape(str(shapes / name), spacing, labels),))
+    return (RealShape(str(shapes / name), spacing, labels),)
+
+
+def _spiked(shapes: Path | None, random: np.random.Generator) -> SimulationOptions:
+    """Membranes under many ectodomains, which look dotted; real shapes in half, on both sides there."""
+    if shapes is not None and random.random() < 0.5:
+        options = drawn(random, "empty", (9, 14), (0.6, 2.5), (30, 62))
+        options = replace(options, shapes=_real_shape(shapes, random))
+    else:
+        preset = str(random.choice(["organelle", "organelle", "vesicles", "virus", "cell"]))
+        options = drawn(random, preset, (8, 14), (0.5, 2.0), (28, 62))
+    coverage = round(float(random.uniform(0.15, 1.0)), 2)
+    return replace(options, spikes=coverage, blur=drawn_blur(random, 0, 14))
 
 
 def _varied(

@@ -23,6 +23,8 @@ SPACINGS = (
 RADII = (50.0, 1e5)  # Å; tighter bilayers do not exist
 CONTRASTS = (0.001, 1000.0)  # membrane over noise; long before there is only one to be seen
 
+MOST_SPIKES = 10.0  # globules per cross-section of one; two are a closed layer already
+
 LEAN = math.degrees(math.asin(0.6))
 """Membranes in the missing wedge are not labelled from this lean on [degrees]."""
 
@@ -35,12 +37,13 @@ class SimulationOptions:
     ``ghosts`` how far [Å] beyond a cut face the smeared rest of cut membranes is not labelled either.
     ``fading`` is how much the sample's density falls where it is weakest, from 0 to 1, and
     ``depth_fading`` how much towards the bottom and top of the volume. ``whole`` closed organelles reach
-    from near its bottom to near its top.
+    from near its bottom to near its top. ``spikes`` is the mean number of ectodomains per cross-section of
+    one, outside of closed membranes and on both sides of given shapes.
 
     Raises
     ------
     ValueError
-        The voxel spacing, the contrast, the radii or a fading is out of range.
+        The voxel spacing, the contrast, the radii, the spikes or a fading is out of range.
     """
 
     preset: str = "any"
@@ -57,6 +60,7 @@ class SimulationOptions:
     whole: int | None = None  # organelles, closed
     vesicles: int | None = None  # tried to be placed
     radii: tuple[float, float] | None = None  # Å, of vesicles
+    spikes: float | None = None  # coverage of membranes by ectodomains
     lean: float = LEAN
     ghosts: float = math.inf
     fading: float = 0.0
@@ -86,6 +90,10 @@ class SimulationOptions:
         for amount in (self.fading, self.depth_fading):
             if not 0 <= amount <= 1:
                 raise ValueError(f"a fading of {amount} cannot be simulated: expected 0 to 1")
+        if self.spikes is not None and not 0 <= self.spikes <= MOST_SPIKES:
+            raise ValueError(
+                f"a coverage of {self.spikes} by spikes cannot be simulated: expected 0 to {MOST_SPIKES:g}"
+            )
         if not 0 <= self.lean <= 90:
             raise ValueError(f"a lean of {self.lean} is none: expected 0 to 90 degrees")
         counts = ("views", "actin", "microtubules", "gold", "whole", "vesicles")
@@ -264,7 +272,7 @@ def draw_contents(rng: np.random.Generator, preset: str) -> Contents:
 
 def _fixed(contents: Contents, options: SimulationOptions) -> Contents:
     """Contents with what the options fix of them."""
-    names = ("actin", "microtubules", "gold", "carbon", "whole", "vesicles", "radii")
+    names = ("actin", "microtubules", "gold", "carbon", "whole", "vesicles", "radii", "spikes")
     given = {name: getattr(options, name) for name in names}
     return replace(contents, **{name: n for name, n in given.items() if n is not None})
 
