@@ -29,6 +29,8 @@ def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, SimulationOpt
             for stage in (1, 2)
             for _, seed, options, *_ in tomograms.jobs(Path(), stage, Path("shapes"), 2500)
         ]
+        spiked = tomograms.jobs(Path(), 2, Path("shapes"), 2750, {"spiked": 0.9})[2500:]
+        listed += [(seed, options) for _, seed, options, *_ in spiked]
     finally:
         for name in ("train_compact", "tomograms"):
             sys.modules.pop(name, None)
@@ -49,7 +51,11 @@ def test_shapes_of_the_suite_are_not_trained_on(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_kinds_are_drawn_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = [o for seed, o in trained_on(monkeypatch) if seed >= 3_000_000]
+    every = [o for seed, o in trained_on(monkeypatch) if seed >= 3_000_000]
+    drawn, asked = every[:5000], every[5000:]
+    spiked = [o for o in asked if o.spikes is not None]
+    assert 0.3 < len(spiked) / len(asked) < 0.5 and not any(o.spikes for o in drawn)
+    assert 0.35 < sum(bool(o.shapes) for o in spiked) / len(spiked) < 0.65
     assert len(drawn) == 5000 and all(o.bright_membranes is False for o in drawn)
     assert all(8 <= (o.voxel_spacing or 0) <= 16 for o in drawn), "frames are slices"
     assert 0.2 < sum(o.gold is not None for o in drawn) / len(drawn) < 0.8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from etsam.simulation.density import Bilayer
 from etsam.simulation.geometry import ellipsoid
 from etsam.simulation.imaging import TiltSeries
 from etsam.simulation.labels import label_thickness, membrane_labels
-from etsam.simulation.recipe import LEAN, RealShape
+from etsam.simulation.recipe import LEAN, Contents, RealShape, SimulationOptions, draw
+from etsam.simulation.sample import build_sample
 from etsam.simulation.scene import CLEARANCE, FAR, Scene, Wall, empty_scene, place
 from etsam.simulation.segmentations import place_segmentation
 
@@ -52,6 +54,25 @@ def test_spikes_stand_on_membranes() -> None:
         assert float(added.sum()) > 0
         middle = float((added * exact).sum() / added.sum())
         assert middle == pytest.approx(outward, abs=6)
+
+
+def test_as_many_spikes_stand_as_are_asked_for() -> None:
+    """Outside of the walls, which are drawn as without; the preset's own number plays no role."""
+    added = []
+    for spikes in (0.0, 0.3, 1.0):
+        options = SimulationOptions("virus", 10.0, spikes=spikes, core=0.0)
+        recipe = draw(np.random.default_rng(3), options)
+        things = Contents(
+            vesicles=10, radii=(400.0, 500.0), embedded=0.0, spikes=recipe.contents.spikes
+        )
+        recipe = replace(recipe, contents=things)
+        scene = build_sample((64, 160, 160), recipe, options, np.random.default_rng(4))
+        added.append(float(scene.density[(scene.distance > 60) & (scene.distance < 110)].mean()))
+    assert added[0] < 0.1 * added[1] < 0.1 * added[2]
+    assert added[2] - added[0] == pytest.approx((added[1] - added[0]) / 0.3, rel=0.25)
+    for wrong in (-0.1, 11.0):
+        with pytest.raises(ValueError, match=f"coverage of {wrong} by spikes"):
+            SimulationOptions(spikes=wrong)
 
 
 @pytest.mark.parametrize("kind", ["ribosomes", "soluble"])
