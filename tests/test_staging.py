@@ -78,7 +78,9 @@ def test_no_folder_is_emptied_under_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mask = balls(tmp_path / "a_membrane.mrc")
-    options = ExportOptions(("membrain-pick",), instances=False, min_voxels=0, overwrite=True)
+    options = ExportOptions(
+        ("membrain-pick",), labelling="components", min_voxels=0, overwrite=True
+    )
     (made,) = export_file(mask, options)
     names = sorted(each.name for each in made.iterdir())
     usual = shutil.rmtree

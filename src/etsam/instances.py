@@ -13,12 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etsam.components import label_voxels
-from etsam.membrane import Membrane
+from etsam.membrane import MAX_LABEL, Membrane
 from etsam.midsurface import MidSurface, mid_surface, reaches
 from etsam.sheets import carry_on, link_sheets
-
-MAX_LABEL = 32_767
-"""Largest label an int16 volume holds."""
 
 MIN_VOXELS = 500
 """Smaller membranes get no label, unless something else is asked for."""
@@ -26,13 +23,22 @@ MIN_VOXELS = 500
 
 @dataclass(frozen=True)
 class Instances:
-    """Labels int16 (Z, Y, X), 0 outside and 1 for the largest membrane, and their sizes in voxels."""
+    """Labels int16 (Z, Y, X), 0 outside; their numbers, rising, and sizes in voxels.
+
+    Numbers begin at 1 for the largest membrane, unless a user's are kept.
+    """
 
     labels: NDArray[np.int16]
+    numbers: NDArray[np.int16]
     voxels: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.voxels)
+
+    def largest(self, count: int) -> list[int]:
+        """Numbers of the largest membranes, the largest first."""
+        order = np.argsort(-self.voxels, kind="stable")[:count]
+        return [int(number) for number in self.numbers[order]]
 
 
 def plain_components(membrane: Membrane, *, min_voxels: int = 0) -> Instances:
@@ -63,6 +69,25 @@ def separate_membranes(
     return _sorted_labels(blobs, min_voxels)
 
 
+def kept_labels(membrane: Membrane, *, min_voxels: int = 0) -> Instances:
+    """Take the numbers that a mask's file holds as they are.
+
+    Raises
+    ------
+    ValueError
+        The mask was read without them.
+    """
+    if membrane.numbers is None:
+        raise ValueError("the mask was read without its numbers: load_membrane(..., numbers=True)")
+    size = _sizes(membrane.numbers)
+    size[0] = 0
+    numbers = np.flatnonzero(size >= max(1, min_voxels))
+    labels = membrane.numbers
+    if len(numbers) < np.count_nonzero(size):
+        labels = np.where(np.isin(labels, numbers), labels, np.int16(0))
+    return Instances(labels, numbers.astype(np.int16), size[numbers])
+
+
 def _sorted_labels(labels: NDArray[np.uint32], min_voxels: int) -> Instances:
     """Number labels by size, at most as many as int16 holds."""
     size = _sizes(labels)
@@ -74,10 +99,10 @@ def _sorted_labels(labels: NDArray[np.uint32], min_voxels: int) -> Instances:
     result = np.empty(labels.shape, np.int16)
     for z, plane in enumerate(labels):
         result[z] = names[plane]
-    return Instances(result, size[order])
+    return Instances(result, np.arange(1, len(order) + 1, dtype=np.int16), size[order])
 
 
-def _sizes(labels: NDArray[np.uint32]) -> NDArray[np.int64]:
+def _sizes(labels: NDArray[np.integer]) -> NDArray[np.int64]:
     """Count the voxels of each label, slice by slice."""
     size = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
     for plane in labels:

@@ -17,40 +17,53 @@ LOGIT_STEP = 1 / 16
 
 SLAB = 16  # slices read at once
 
+MAX_LABEL = 32_767
+"""Largest label an int16 volume holds."""
+
 
 @dataclass(frozen=True)
 class Membrane:
     """A mask and, where it came from logits, how far they lie above the threshold.
 
     `mask` is bool (Z, Y, X); `field` is int8 (Z, Y, X) in `LOGIT_STEP`, positive inside, or None;
-    `numbered` says that a mask's file held several numbers above 0, which are not kept.
+    `numbered` says that a mask's file held several numbers above 0; `numbers` are these, int16 (Z, Y, X), where
+    they were asked for.
     """
 
     mask: NDArray[np.bool_]
     field: NDArray[np.int8] | None
     frame: Frame
     numbered: bool = False
+    numbers: NDArray[np.int16] | None = None
 
 
 def load_membrane(
-    path: Path | str, *, threshold: float = LOGIT_THRESHOLD, voxel_spacing: float | None = None
+    path: Path | str,
+    *,
+    threshold: float = LOGIT_THRESHOLD,
+    voxel_spacing: float | None = None,
+    numbers: bool = False,
 ) -> Membrane:
     """Read a mask (integers, or 0 and 1) or logits (other numbers) with a threshold.
 
-    Memory is one byte a voxel for a mask, two for logits.
+    Memory is one byte a voxel for a mask, two for logits, and two more for the `numbers` of a mask.
 
     Raises
     ------
     FileNotFoundError, ValueError
         If there is no such volume, it cannot be read, its voxel spacing is unknown, or it holds
-        numbers that are all above the threshold.
+        numbers that are all above the threshold; if `numbers` are asked for and it holds logits, or
+        larger ones than int16 does.
     """
     volume = open_tomogram(path, voxel_spacing=voxel_spacing)
     try:
         frame = frame_of(volume)
         logits = holds_logits(volume)
+        if numbers and logits:
+            raise ValueError(f"{path} holds logits: only masks have labels that can be kept")
         mask = np.empty(volume.shape, bool)
         field = np.empty(volume.shape, np.int8) if logits else None
+        kept = np.zeros(volume.shape, np.int16) if numbers else None
         lowest, first, last = np.inf, np.inf, -np.inf
         for start in range(0, volume.shape[0], SLAB):
             stop = min(start + SLAB, volume.shape[0])
@@ -63,6 +76,9 @@ def load_membrane(
             elif mask[start:stop].any():
                 last = max(last, float(data.max()))
                 first = min(first, float(data.min(initial=last, where=mask[start:stop])))
+                if kept is not None:
+                    _require_int16(path, last)
+                    np.copyto(kept[start:stop], data, "unsafe", where=mask[start:stop])
     finally:
         volume.close()
     if field is None and lowest < 0 and not mask.any():
@@ -74,7 +90,15 @@ def load_membrane(
             f"{path} holds {lowest:g} and more, all above the threshold {threshold:g}: give "
             "--logit-threshold, 0.5 for probabilities"
         )
-    return Membrane(mask, field, frame, first < last)
+    return Membrane(mask, field, frame, first < last, kept)
+
+
+def _require_int16(path: Path | str, largest: float) -> None:
+    """Refuse labels that would wrap."""
+    if largest > MAX_LABEL:
+        raise ValueError(
+            f"{path} holds label {largest:.0f}: labels up to {MAX_LABEL} can be kept; number them anew first"
+        )
 
 
 def holds_logits(volume: Tomogram) -> bool:

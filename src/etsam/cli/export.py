@@ -39,7 +39,7 @@ USED_BY = {
     "point_spacing": ("points",),
     "max_faces": ("ply", "stl", "obj", "glb", "vtp", "copick"),
     "min_voxels": LABELLED,
-    "instances": LABELLED,
+    "labelling": LABELLED,
 }
 """Formats for which an option plays a role."""
 
@@ -66,14 +66,25 @@ USED_BY = {
     help="For logits: a voxel above is membrane.",
 )
 @click.option(
-    "--separate/--components",
-    "instances",
-    default=True,
-    show_default=True,
-    help="Tell touching membranes apart, or take what hangs together as one.",
+    *("--separate", "labelling"),
+    flag_value="separate",
+    default="separate",
+    help="Tell touching membranes apart.  [default]",
 )
 @click.option(
-    "--min-voxels", type=click.IntRange(min=0), default=500, show_default=True, help="Of a label."
+    *("--components", "labelling"),
+    flag_value="components",
+    help="Take what hangs together as one membrane.",
+)
+@click.option(
+    *("--keep-labels", "labelling"),
+    flag_value="keep",
+    help="Take the numbers that the mask holds.",
+)
+@click.option(
+    "--min-voxels",
+    type=click.IntRange(min=0),
+    help="Of a label.  [default: 500, with --keep-labels 0]",
 )
 @click.option(
     "--max-faces", type=click.IntRange(min=100), default=500_000, show_default=True, help="A mesh."
@@ -127,5 +138,7 @@ def _tell_of_idle(formats: set[str]) -> None:
     """Say which options play no role for the formats that were chosen."""
     for name, users in USED_BY.items():
         if is_chosen(name) and not formats & set(users):
-            option = "components" if name == "instances" else name.replace("_", "-")
+            option = name.replace("_", "-")
+            if name == "labelling":
+                option = click.get_current_context().params[name].replace("keep", "keep-labels")
             report_warning(f"--{option} is for --as {', '.join(users)}")

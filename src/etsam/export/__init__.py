@@ -23,7 +23,13 @@ from etsam.export.points import (
     write_mid_surface,
     write_star,
 )
-from etsam.instances import MIN_VOXELS, Instances, plain_components, separate_membranes
+from etsam.instances import (
+    MIN_VOXELS,
+    Instances,
+    kept_labels,
+    plain_components,
+    separate_membranes,
+)
 from etsam.membrane import Membrane, load_membrane
 from etsam.meshes import MAX_FACES, Mesh, surface_mesh
 from etsam.midsurface import MidSurface, mid_surface, thickness
@@ -44,6 +50,7 @@ FORMATS = (
     "copick",
     "chimerax",
 )
+LABELLINGS = ("separate", "components", "keep")
 DEFAULT_FORMATS = ("ply", "labels", "chimerax")
 FOLDER_FORMATS = {
     "membrain-pick": ("mb*.mrc",),
@@ -57,12 +64,17 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to export: names of `FORMATS`; see docs/export.md."""
+    """What to export: names of `FORMATS`; see docs/export.md.
+
+    ``labelling`` tells touching membranes apart ("separate"), takes what hangs together as one
+    ("components") or keeps the numbers of the file ("keep"); of those below ``min_voxels`` there is no label
+    (None: 500, and 0 where numbers are kept).
+    """
 
     formats: tuple[str, ...] = DEFAULT_FORMATS
     threshold: float = LOGIT_THRESHOLD
-    instances: bool = True
-    min_voxels: int = MIN_VOXELS
+    labelling: str = "separate"
+    min_voxels: int | None = None
     max_faces: int = MAX_FACES
     point_spacing: float = SPACING
     voxel_spacing: float | None = None
@@ -81,7 +93,20 @@ class ExportOptions:
         unknown = sorted(set(self.formats) - set(FORMATS))
         if unknown or not self.formats:
             raise ValueError(f"formats {unknown}: expected some of {', '.join(FORMATS)}")
-        check_counts(self, {"min_voxels": 0, "max_faces": 1})
+        if self.labelling not in LABELLINGS:
+            raise ValueError(
+                f"labelling is {self.labelling!r}: expected one of {', '.join(LABELLINGS)}"
+            )
+        check_counts(self, {"max_faces": 1})
+        if self.min_voxels is not None:
+            check_counts(self, {"min_voxels": 0})
+
+    @property
+    def smallest(self) -> int:
+        """Voxels of the smallest membrane that gets a label."""
+        if self.min_voxels is not None:
+            return self.min_voxels
+        return 0 if self.labelling == "keep" else MIN_VOXELS
 
 
 @dataclass
@@ -107,12 +132,13 @@ class _Work:
 
     def instances(self) -> Instances:
         if "instances" not in self._made:
-            if self.options.instances:
-                made = separate_membranes(
-                    self.membrane, min_voxels=self.options.min_voxels, surface=self.surface()
-                )
+            least, how = self.options.smallest, self.options.labelling
+            if how == "separate":
+                made = separate_membranes(self.membrane, min_voxels=least, surface=self.surface())
+            elif how == "components":
+                made = plain_components(self.membrane, min_voxels=least)
             else:
-                made = plain_components(self.membrane, min_voxels=self.options.min_voxels)
+                made = kept_labels(self.membrane, min_voxels=least)
             self._made["instances"] = made
         made_before = self._made["instances"]
         assert isinstance(made_before, Instances)
@@ -123,7 +149,7 @@ class _Work:
         if "instances" in self._made and not len(self.instances()):
             warnings.warn(
                 f"every membrane of {self.source} is smaller than --min-voxels "
-                f"{self.options.min_voxels}: none gets a label",
+                f"{self.options.smallest}: none gets a label",
                 stacklevel=3,
             )
 
@@ -188,7 +214,10 @@ def export_file(
         if not options.overwrite:
             refuse_taken(target, "--overwrite or another -o")
     membrane = load_membrane(
-        source, threshold=options.threshold, voxel_spacing=options.voxel_spacing
+        source,
+        threshold=options.threshold,
+        voxel_spacing=options.voxel_spacing,
+        numbers=options.labelling == "keep",
     )
     if not membrane.mask.any():
         raise ValueError(f"{source} holds no membrane: there is nothing to export")
@@ -220,10 +249,10 @@ def _say_what_plays_no_role(source: Path, membrane: Membrane, options: ExportOpt
     """Warn of a threshold for a mask, and of numbers that are not kept."""
     if membrane.field is None and options.threshold != LOGIT_THRESHOLD:
         warnings.warn(f"{source} is a mask: --logit-threshold is for logits", stacklevel=3)
-    if membrane.numbered:
+    if membrane.numbered and membrane.numbers is None:
         warnings.warn(
             f"{source} holds several numbers above 0: they count as one mask, and membranes are numbered "
-            "anew; to keep them, take this file as the labels, or export a mask of each",
+            "anew; --keep-labels keeps them",
             stacklevel=3,
         )
 
@@ -283,9 +312,8 @@ def _export(kind: str, work: _Work, home: Path) -> None:
         write_mesh(target, work.mesh(), kind)
     elif kind == "labels":
         found = work.instances()
-        layouts.write_volume(
-            target, found.labels, work.like, dtype="int16", label=layouts.INSTANCES
-        )
+        label = layouts.INSTANCES if work.membrane.numbers is None else layouts.KEPT
+        layouts.write_volume(target, found.labels, work.like, dtype="int16", label=label)
         layouts.write_sizes(target.with_suffix(".csv"), found, work.membrane.frame)
     elif kind == "points":
         surface = work.surface()

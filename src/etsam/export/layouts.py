@@ -28,6 +28,7 @@ PALETTE = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#c
 """Colours that all kinds of colour vision tell apart (Okabe and Ito)."""
 
 INSTANCES = "etsam membranes, 1 the largest"
+KEPT = "etsam membranes, numbers kept"
 
 
 def write_volume(
@@ -68,25 +69,25 @@ def write_sizes(path: Path, instances: Instances, frame: Frame) -> None:
     ]
     boxes, centres = _extents(instances)
     places = frame.to_angstrom(centres) if len(instances) else np.zeros((0, 3))
-    for number, voxels in enumerate(instances.voxels.tolist()):
+    for row, (number, voxels) in enumerate(zip(instances.numbers, instances.voxels, strict=True)):
         volume = voxels * frame.voxel_volume / 1e3
-        box = ",".join(str(side) for side in boxes[number].ravel().tolist())
-        centre = ",".join(f"{value:.2f}" for value in places[number])
-        lines.append(f"{number + 1},{voxels},{volume:.1f},{box},{centre}")
+        box = ",".join(str(side) for side in boxes[row].ravel().tolist())
+        centre = ",".join(f"{value:.2f}" for value in places[row])
+        lines.append(f"{number},{voxels},{volume:.1f},{box},{centre}")
     path.write_text("\n".join(lines) + "\n", encoding="ascii")
 
 
 def write_membranes(folder: Path, instances: Instances, like: Tomogram) -> int:
     """Write mb1.mrc, mb2.mrc, ... with one membrane each, as MemBrain-pick reads them; returns how many."""
     folder.mkdir()
-    count = min(len(instances), MAX_MEMBRANES)
-    for number in range(1, count + 1):
+    chosen = instances.largest(MAX_MEMBRANES)
+    for number in chosen:
         one = (plane == number for plane in instances.labels)
         path = folder / f"mb{number}.mrc"
         with create_volume(path, like, dtype="int8", label="etsam export membrane") as writer:
             for z, plane in enumerate(one):
                 writer.write_slice(z, plane.view(np.int8))
-    return count
+    return len(chosen)
 
 
 def write_morphometrics(
@@ -94,30 +95,31 @@ def write_morphometrics(
 ) -> None:
     """Write a folder for surface_morphometrics: config.yml, segmentations/ and tomograms/.
 
-    `names` are the tomogram's stem and file. Each membrane is a feature (MEMBRANE1 is the largest), as
-    the program makes one surface per value. The tomogram is linked, or copied where links are not to be had.
+    `names` are the tomogram's stem and file. Each of the largest membranes is a feature (MEMBRANE and its
+    number), as the program makes one surface per value. The tomogram is linked, or copied where links are
+    not to be had.
     """
     stem, tomogram = names
     for name in ("segmentations", "tomograms", "morphometrics"):
         (folder / name).mkdir(parents=True)
     label = "etsam export labels"
+    chosen = instances.largest(MAX_MEMBRANES)
     write_volume(
         folder / "segmentations" / f"{stem}_labels.mrc",
-        np.where(instances.labels <= MAX_MEMBRANES, instances.labels, 0),
+        np.where(np.isin(instances.labels, chosen), instances.labels, 0),
         like,
         dtype="int16",
         label=label,
     )
     if tomogram is not None:
         link_or_copy(tomogram, folder / "tomograms" / tomogram.name)
-    features = [f"MEMBRANE{n + 1}" for n in range(min(len(instances), MAX_MEMBRANES))]
-    (folder / "config.yml").write_text(_morphometrics_config(stem, features), encoding="utf-8")
+    (folder / "config.yml").write_text(_morphometrics_config(stem, chosen), encoding="utf-8")
 
 
-def _morphometrics_config(stem: str, features: Sequence[str]) -> str:
+def _morphometrics_config(stem: str, numbers: Sequence[int]) -> str:
     """Return a config for surface_morphometrics; it keeps that program's defaults where it has them."""
-    values = "\n".join(f"  {name}: {n + 1}" for n, name in enumerate(features)) or "  {}"
-    listed = "\n".join(f"    - {name}" for name in features) or "    []"
+    values = "\n".join(f"  MEMBRANE{n}: {n}" for n in numbers) or "  {}"
+    listed = "\n".join(f"    - MEMBRANE{n}" for n in numbers) or "    []"
     return (
         "# surface_morphometrics: run from this folder, `morphometrics segmentation_to_meshes config.yml`\n"
         'seg_dir: "./segmentations/"\ntomo_dir: "./tomograms/"\nwork_dir: "./morphometrics/"\n'
@@ -261,7 +263,7 @@ def _extents(instances: Instances) -> tuple[NDArray[np.int64], NDArray[np.float6
     total = np.zeros((count, 3))
     for z, plane in enumerate(instances.labels):
         rows, columns = np.nonzero(plane)
-        names = plane[rows, columns].astype(np.int64) - 1
+        names = np.searchsorted(instances.numbers, plane[rows, columns])
         for axis, places in enumerate((np.full(len(rows), z), rows, columns)):
             np.minimum.at(boxes[:, axis, 0], names, places)
             np.maximum.at(boxes[:, axis, 1], names, places)

@@ -59,7 +59,8 @@ def measure(
         level = LOGIT_THRESHOLD if level is None else level
         tries = what_to_try(level, polarity, spacing=known.get("voxel_spacing") is None)
         text = f"No voxel is above the threshold: {tries}."
-        none = Instances(np.zeros(membrane.mask.shape, np.int16), np.zeros(0, np.int64))
+        nothing = np.zeros(0, np.int16)
+        none = Instances(np.zeros(membrane.mask.shape, np.int16), nothing, nothing.astype(np.int64))
         return Measured({"membrane_volume_um3": 0.0}, [], [Flag("empty", "warn", text)], None, none)
     surface = mid_surface(membrane)
     instances = separate_membranes(membrane, surface=surface)
