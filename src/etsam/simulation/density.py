@@ -30,6 +30,16 @@ class Bilayer:
     asymmetry: float = 0.0
 
 
+def profile_reach(spacing: float) -> float:
+    """How far [Å] off its mid-plane a wall in voxels of a spacing [Å] has density."""
+    return 45.0 + spacing
+
+
+def voxel_blur(spacing: float) -> float:
+    """Standard deviation [Å] of the blur that voxels of a spacing [Å] put on a profile."""
+    return 0.4 * spacing
+
+
 def bilayer_profile(distance: Tensor, bilayer: Bilayer, blur: float = 0.0) -> Tensor:
     """Density across a bilayer at distances [Å] from its mid-plane, blurred by `blur` [Å]."""
     head = float(np.hypot(HEAD_WIDTH, blur))

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from etsam.simulation.density import Bilayer, bilayer_profile, single_layer_profile
+from etsam.simulation.density import (
+    Bilayer,
+    bilayer_profile,
+    profile_reach,
+    single_layer_profile,
+    voxel_blur,
+)
 from etsam.simulation.geometry import Shape, normalised
 from etsam.simulation.imaging import TiltSeries, hidden_by_wedge
 
@@ -113,7 +119,7 @@ def _paint(scene: Scene, shape: Shape, wall: Wall, lower: list[int], upper: list
         n = wall.opening
         plane = n[0] * axes[0][:, None, None] + n[1] * axes[1][None, :, None] + n[2] * axes[2]
         distance = torch.where(plane < n[3], distance, torch.full_like(distance, FAR))
-    blur = 0.4 * scene.spacing
+    blur = voxel_blur(scene.spacing)
     for offset in wall.offsets:
         index = torch.nonzero(((distance - offset).abs() < CLEARANCE).view(-1)).squeeze(1)
         d = distance.view(-1)[index] - offset
@@ -121,7 +127,7 @@ def _paint(scene: Scene, shape: Shape, wall: Wall, lower: list[int], upper: list
         if wall.bilayer is not None:
             scene.instances += 1
             _keep_nearest(scene, where, d, normal.view(3, -1)[:, index])
-        dense = d.abs() < 45.0 + 2.5 * blur
+        dense = d.abs() < profile_reach(scene.spacing)
         d, where = d[dense], where[dense]
         if wall.bilayer is None:
             values = single_layer_profile(d, wall.layer_width, blur)

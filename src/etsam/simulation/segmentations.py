@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy.ndimage import affine_transform, distance_transform_edt, gaussian_filter
 
-from etsam.simulation.density import Bilayer, bilayer_profile
+from etsam.simulation.density import Bilayer, bilayer_profile, profile_reach, voxel_blur
 from etsam.simulation.imaging import hidden_by_wedge
 from etsam.simulation.scene import CLEARANCE, COARSE, Scene
 from etsam.storage import check_spacing
@@ -129,8 +129,8 @@ def place_segmentation(
     near = torch.as_tensor(distance * scene.spacing)
     index = torch.nonzero((near < CLEARANCE).view(-1)).squeeze(1)
     d = near.view(-1)[index]
-    dense = d < 45.0 + scene.spacing
-    values = bilayer_profile(d[dense], bilayer, 0.4 * scene.spacing)
+    dense = d < profile_reach(scene.spacing)
+    values = bilayer_profile(d[dense], bilayer, voxel_blur(scene.spacing))
     scene.density.view(-1)[index[dense]] += values
     scene.distance.view(-1)[index] = d
     normals = torch.as_tensor(normal.reshape(3, -1))[:, index]
