@@ -251,6 +251,11 @@ def test_a_full_disk_leaves_nothing_partial(tmp_path: Path, size: int) -> None:
         ("--suite", "--seeds", "0:3"),
         ("--suite", "--bright"),
         ("--suite", "--workers", "2"),
+        ("--suite", "--dtype", "float32"),
+        ("--spikes", "nan"),
+        ("--spikes", "-1"),
+        ("--segmentation-labels", "2"),
+        ("--proteins", "nowhere.mrc"),
     ],
 )
 def test_nonsense_is_one_line(

@@ -18,13 +18,14 @@ import torch
 
 from etsam import __version__
 from etsam.memory import memory_errors
+from etsam.simulation.maps import read_map
 from etsam.simulation.recipe import SimulationOptions, draw
 from etsam.simulation.render import render
 from etsam.simulation.segmentations import read_segmentation
 from etsam.simulation.suite import SUITE_SHAPE, held_out_suite
 from etsam.staging import hidden_folder
 from etsam.storage import MAX_SIDE, naming, place_files, write_text
-from etsam.volume import create_volume, tomogram_from_array
+from etsam.volume import OutputType, create_volume, tomogram_from_array
 
 ALL_DRAWN = SimulationOptions()
 MIN_SIDE = 16  # voxels
@@ -105,7 +106,8 @@ def quantised(tomogram: np.ndarray, percentiles: tuple[float, float]) -> np.ndar
 
 def _write_mrc(path: Path, data: np.ndarray, spacing: float) -> None:
     like = tomogram_from_array(data, voxel_spacing=spacing)
-    with create_volume(path, like, dtype="int8", label=f"etsam {__version__} simulate") as volume:
+    dtype: OutputType = "int8" if data.dtype == np.int8 else "float32"
+    with create_volume(path, like, dtype=dtype, label=f"etsam {__version__} simulate") as volume:
         for z, plane in enumerate(data):
             volume.write_slice(z, plane)
 
@@ -141,8 +143,9 @@ def simulate_one(
         return target
     with hidden_folder(folder, stem) as work:
         result = simulate(seed, shape, options)
-        clip = result.parameters["clip_percent"]
-        tomogram = quantised(result.tomogram, (clip, 100.0 - clip))
+        tomogram, clip = result.tomogram, result.parameters["clip_percent"]
+        if options.dtype == "int8":
+            tomogram = quantised(tomogram, (clip, 100.0 - clip))
         with naming(target):
             _write_mrc(work / target.name, tomogram, result.voxel_spacing)
             _write_mrc(work / mask.name, result.mask, result.voxel_spacing)
@@ -217,6 +220,8 @@ def simulate_many(
         See `simulate` and `simulate_one`.
     """
     check_shape(shape)  # before a folder is made for it
+    for place in (*options.proteins, *options.membrane_proteins):
+        read_map(place)
     jobs = [(Path(folder), seed, shape, options, None, overwrite) for seed in seeds]
     if workers == 1:
         with _one_thread():

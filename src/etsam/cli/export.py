@@ -66,18 +66,21 @@ USED_BY = {
     help="For logits: a voxel above is membrane.",
 )
 @click.option(
-    *("--separate", "labelling"),
+    "--separate",
+    "labelling",
     flag_value="separate",
     default="separate",
     help="Tell touching membranes apart.  [default]",
 )
 @click.option(
-    *("--components", "labelling"),
+    "--components",
+    "labelling",
     flag_value="components",
     help="Take what hangs together as one membrane.",
 )
 @click.option(
-    *("--keep-labels", "labelling"),
+    "--keep-labels",
+    "labelling",
     flag_value="keep",
     help="Take the numbers that the mask holds.",
 )

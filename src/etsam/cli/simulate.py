@@ -2,18 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from etsam.cli.command import VerbCommand
-from etsam.cli.options import finite, overwrite_option, parse_triple, spacing_option
+from etsam.cli.command import VerbCommand, is_chosen
+from etsam.cli.options import (
+    Command,
+    finite,
+    overwrite_option,
+    parse_triple,
+    plausible,
+    spacing_option,
+)
 from etsam.cli.paths import FilePath
 from etsam.options import is_whole, quoted
 
+if TYPE_CHECKING:
+    from etsam.simulation.segmentations import RealShape
+
 MAX_SEEDS = 1_000_000
 PRESETS = ["any", "vesicles", "organelle", "cell", "virus", "polnet", "empty"]
+
+
+def map_option(name: str, told: str) -> Callable[[Command], Command]:
+    """Density maps of proteins."""
+    kind = FilePath(exists=True, dir_okay=False)
+    return click.option(name, type=kind, multiple=True, metavar="MAP", help=told)
+
+
+def sample_options(command: Command) -> Command:
+    """Add what a user supplies to the sample."""
+    options = (
+        map_option("--proteins", "Density map (MRC) in place of made-up soluble proteins; repeat."),
+        map_option("--membrane-proteins", "Map along z, the membrane in its middle; repeat."),
+        click.option(
+            "--spikes",
+            type=float,
+            callback=finite,
+            help="Ectodomains on membranes, 0 none, 1 dense.  [default: drawn]",
+        ),
+        click.option(
+            "--segmentation",
+            type=FilePath(exists=True),
+            help="Its membranes too (MRC, or .npz with `labels`); --preset empty for no others.",
+        ),
+        click.option(
+            "--segmentation-spacing",
+            type=float,
+            callback=plausible,
+            metavar="Å",
+            help="Instead of the header's; .npz has none.",
+        ),
+        click.option(
+            "--segmentation-labels",
+            default="1",
+            show_default=True,
+            metavar="N,...",
+            help="Numbers that are membrane in it.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command(cls=VerbCommand, short_help="Make tomograms with exact masks.")
@@ -30,6 +83,8 @@ PRESETS = ["any", "vesicles", "organelle", "cell", "virus", "polnet", "empty"]
 )
 @click.option("--bright/--dark", "bright_membranes", default=None, help="[default: drawn]")
 @click.option("--views", type=click.IntRange(2, 1000), help="In the tilt series.  [default: drawn]")
+@sample_options
+@click.option("--dtype", type=click.Choice(["int8", "float32"]), default="int8", show_default=True)
 @click.option("--suite", is_flag=True, help="The held-out suite instead; never train on it.")
 @click.option(
     "--shapes",
@@ -59,16 +114,39 @@ def simulate(params: dict[str, Any]) -> None:
         for path in simulate_suite(params["folder"], params["shapes"], params["overwrite"]):
             click.echo(path)
         return
+    simple = ("preset", "voxel_spacing", "contrast_to_noise", "bright_membranes", "views")
+    given = {name: params[name] for name in (*simple, "spikes", "dtype")}
     options = SimulationOptions(
-        preset=params["preset"],
-        voxel_spacing=params["voxel_spacing"],
-        contrast_to_noise=params["contrast_to_noise"],
-        bright_membranes=params["bright_membranes"],
-        views=params["views"],
+        **given,
+        proteins=tuple(map(str, params["proteins"])),
+        membrane_proteins=tuple(map(str, params["membrane_proteins"])),
+        shapes=_shapes(params),
     )
     workers, overwrite = params["workers"], params["overwrite"]
     for path in simulate_many(params["folder"], seeds, shape, workers, options, overwrite):
         click.echo(path)
+
+
+def _shapes(params: dict[str, Any]) -> tuple[RealShape, ...]:
+    """The segmentation that is given, read once so that a bad one is refused early."""
+    if params["segmentation"] is None:
+        for name in ("segmentation_spacing", "segmentation_labels"):
+            if is_chosen(name):
+                raise click.UsageError(
+                    f"--{name.replace('_', '-')} is of a --segmentation: give it too"
+                )
+        return ()
+
+    from etsam.simulation.segmentations import real_shape
+
+    labels = params["segmentation_labels"].split(",")
+    if not all(is_whole(label) for label in labels):
+        raise ValueError(
+            f"--segmentation-labels is {quoted(params['segmentation_labels'])}: expected whole "
+            "numbers, such as 1 or 1,2"
+        )
+    numbers = tuple(int(label) for label in labels)
+    return (real_shape(params["segmentation"], params["segmentation_spacing"], numbers),)
 
 
 def _refuse_beside_suite(params: dict[str, Any]) -> None:

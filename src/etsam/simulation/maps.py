@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import mrcfile
 import numpy as np
 import torch
 from scipy.ndimage import affine_transform, center_of_mass
@@ -12,6 +11,9 @@ from torch import Tensor
 
 from etsam.simulation.density import PROTEIN_DENSITY
 from etsam.simulation.geometry import Vector, random_rotation
+from etsam.volume import open_tomogram
+
+MAX_MAP_SIDE = 512  # voxels
 
 
 @lru_cache(maxsize=64)
@@ -20,13 +22,25 @@ def read_map(path: str) -> tuple[np.ndarray, float]:
 
     Raises
     ------
-    ValueError
-        The header has no voxel spacing.
+    FileNotFoundError, ValueError
+        It is missing, no volume, too large, without a voxel spacing or of voxels that are no cubes, or nothing
+        in it is above 0.
     """
-    with mrcfile.open(path, permissive=True) as mrc:
-        data, spacing = np.asarray(mrc.data, np.float32), float(mrc.voxel_size.x)
-    if spacing <= 0:
-        raise ValueError(f"{path} has voxel spacing {spacing} Å; set it in the header")
+    with open_tomogram(path) as volume:
+        if max(volume.shape) > MAX_MAP_SIDE:
+            raise ValueError(
+                f"{path} has {' x '.join(map(str, volume.shape))} voxels: expected the map of a protein, of up "
+                f"to {MAX_MAP_SIDE} a side"
+            )
+        if volume.voxel_spacing is None:
+            raise ValueError(f"{path} has no voxel spacing: set it in the header")
+        low, spacing = min(volume.voxel_spacing), max(volume.voxel_spacing)
+        if spacing - low > 1e-3 * spacing:
+            raise ValueError(f"{path} has voxels of {low:g} to {spacing:g} Å: expected cubes")
+        data = volume.read_slices(0, volume.shape[0])
+        volume.require_finite()
+    if data.max() <= 0:
+        raise ValueError(f"{path} holds nothing above 0: expected the density of a protein")
     occupied = data[data > 0.05 * data.max()]
     scaled = np.clip(data / float(np.percentile(occupied, 75)), 0.0, 1.5)
     scaled[scaled < 0.1] = 0.0

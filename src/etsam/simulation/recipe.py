@@ -12,6 +12,7 @@ from etsam.options import check_counts
 from etsam.simulation.imaging import Reconstruction, TiltSeries
 from etsam.simulation.segmentations import RealShape
 
+DTYPES = ("int8", "float32")
 PRESETS = ("any", "vesicles", "organelle", "cell", "virus", "polnet", "empty")
 Number = TypeVar("Number", bool, float)
 _SHARES = (0.34, 0.22, 0.21, 0.08, 0.09, 0.06)  # of "any", in the order of PRESETS[1:]
@@ -38,12 +39,14 @@ class SimulationOptions:
     ``fading`` is how much the sample's density falls where it is weakest, from 0 to 1, and
     ``depth_fading`` how much towards the bottom and top of the volume. ``whole`` closed organelles reach
     from near its bottom to near its top. ``spikes`` is the mean number of ectodomains per cross-section of
-    one, outside of closed membranes and on both sides of given shapes.
+    one, outside of closed membranes and on both sides of given shapes. ``dtype`` is that of files: "int8",
+    between two percentiles, or "float32", of mean 0 and standard deviation 1.
 
     Raises
     ------
     ValueError
-        The voxel spacing, the contrast, the radii, the spikes or a fading is out of range.
+        The voxel spacing, the contrast, the radii, the spikes or a fading is out of range, or the dtype is
+        another.
     """
 
     preset: str = "any"
@@ -68,6 +71,7 @@ class SimulationOptions:
     proteins: tuple[str, ...] = ()  # density maps (MRC) used instead of pseudo-proteins
     membrane_proteins: tuple[str, ...] = ()  # maps aligned along z, membrane in the middle
     shapes: tuple[RealShape, ...] = ()  # segmentations used besides the preset's membranes
+    dtype: str = "int8"  # of the file
 
     def __post_init__(self) -> None:
         spacing, ratio = self.voxel_spacing, self.contrast_to_noise
@@ -87,6 +91,8 @@ class SimulationOptions:
                 f"vesicles of {low:g} to {high:g} Å cannot be simulated: expected a smallest and a largest "
                 f"radius within {RADII[0]:g} and {RADII[1]:g} Å"
             )
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}: expected one of {', '.join(DTYPES)}")
         for amount in (self.fading, self.depth_fading):
             if not 0 <= amount <= 1:
                 raise ValueError(f"a fading of {amount} cannot be simulated: expected 0 to 1")

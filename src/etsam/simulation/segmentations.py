@@ -37,6 +37,31 @@ class RealShape:
         check_spacing(self.voxel_spacing)
 
 
+def real_shape(
+    path: Path | str, voxel_spacing: float | None = None, labels: tuple[int, ...] = (1,)
+) -> RealShape:
+    """A segmentation with the spacing [Å] that its header has, where none is given.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        It is missing, cannot be read, says no spacing, or no voxel carries one of the labels.
+    """
+    if voxel_spacing is None:
+        wanted = f"{path} says no voxel spacing: give that of the segmentation"
+        if Path(path).suffix == ".npz":
+            raise ValueError(wanted)
+        with open_tomogram(path) as volume:
+            if volume.voxel_spacing is None:
+                raise ValueError(wanted)
+            voxel_spacing = max(volume.voxel_spacing)
+            if voxel_spacing - min(volume.voxel_spacing) > 1e-3 * voxel_spacing:
+                raise ValueError(f"{path} has voxels that are no cubes: resample it first")
+    shape = RealShape(str(path), voxel_spacing, labels)
+    read_segmentation(shape)
+    return shape
+
+
 def read_segmentation(shape: RealShape) -> np.ndarray:
     """Read the membrane of a segmentation as bool (Z, Y, X).
 

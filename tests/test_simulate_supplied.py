@@ -1,0 +1,147 @@
+"""Maps, segmentations and formats that a user asks `etsam simulate` for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+
+from etsam.simulate import quantised
+from test_cli import Run, assert_one_line
+
+SMALL = ("--shape", "16,64,64", "--voxel-spacing", 10, "--dark")
+
+
+def write(path: Path, data: np.ndarray, spacing: float | tuple[float, float, float] = 10.0) -> Path:
+    with mrcfile.new(path, overwrite=True) as mrc:
+        mrc.set_data(data)
+        mrc.voxel_size = spacing
+    return path
+
+
+def sheet() -> np.ndarray:
+    """Labels of a sheet along y and z, 5 voxels thick, and of something else."""
+    labels = np.zeros((24, 80, 80), np.int8)
+    labels[:, :, 38:43] = 2
+    labels[:, :, 60:70] = 1
+    return labels
+
+
+def protein() -> np.ndarray:
+    ball = np.square(np.indices((9, 9, 9)) - 4).sum(axis=0)
+    return np.exp(-ball / 6).astype(np.float32)
+
+
+def test_a_segmentation_becomes_the_membrane(run: Run, tmp_path: Path) -> None:
+    path = write(tmp_path / "labels.mrc", sheet())
+    given = ("--preset", "empty", "--segmentation", path, "--segmentation-labels", 2)
+    assert run("simulate", tmp_path / "a", *SMALL, *given)[0] == 0
+    mask = mrcfile.read(tmp_path / "a" / "sim_000000_membrane.mrc")
+    flat = mask.max(axis=0)
+    rows, columns = (np.flatnonzero((flat == 1).any(axis=axis)) for axis in (1, 0))
+    assert min(len(rows), len(columns)) <= 8 and max(len(rows), len(columns)) == 64
+    np.savez(tmp_path / "labels.npz", labels=sheet())
+    given = (*given[:3], tmp_path / "labels.npz", *given[4:])
+    code, _, err = run("simulate", tmp_path / "b", *SMALL, *given)
+    assert code == 1
+    assert_one_line(err, "labels.npz says no voxel spacing")
+    assert run("simulate", tmp_path / "b", *SMALL, *given, "--segmentation-spacing", 10)[0] == 0
+    assert np.array_equal(mrcfile.read(tmp_path / "b" / "sim_000000_membrane.mrc"), mask)
+
+
+def test_float_output_is_the_same_tomogram(run: Run, tmp_path: Path) -> None:
+    for dtype in ("int8", "float32"):
+        assert run("simulate", tmp_path / dtype, *SMALL, "--dtype", dtype)[0] == 0
+    exact = mrcfile.read(tmp_path / "float32" / "sim_000000.mrc")
+    clip = json.loads((tmp_path / "int8" / "sim_000000.json").read_text())["clip_percent"]
+    assert exact.dtype == np.float32
+    assert abs(exact.mean()) < 1e-3 and exact.std() == pytest.approx(1, abs=1e-3)
+    bytes_ = mrcfile.read(tmp_path / "int8" / "sim_000000.mrc")
+    assert np.array_equal(bytes_, quantised(exact, (clip, 100 - clip)))
+    masks = [mrcfile.read(tmp_path / d / "sim_000000_membrane.mrc") for d in ("int8", "float32")]
+    assert masks[0].dtype == masks[1].dtype == np.int8 and np.array_equal(*masks)
+    code, _, err = run("simulate", tmp_path / "int8", *SMALL, "--dtype", "float32")
+    assert code == 1
+    assert_one_line(err, "of other options")
+
+
+def test_maps_and_spikes_change_the_tomogram_and_not_the_mask(run: Run, tmp_path: Path) -> None:
+    path = write(tmp_path / "protein.mrc", protein())
+    asked = ("--preset", "vesicles", "--seeds", 5, *SMALL)
+    made = {}
+    for name, words in {
+        "plain": ("--spikes", 0),
+        "maps": ("--spikes", 0, "--proteins", path, "--proteins", path),
+        "set in": ("--spikes", 0, "--membrane-proteins", path),
+        "spikes": ("--spikes", 1),
+    }.items():
+        assert run("simulate", tmp_path / name, *asked, *words)[0] == 0
+        stem = tmp_path / name / "sim_000005"
+        made[name] = (mrcfile.read(f"{stem}.mrc"), mrcfile.read(f"{stem}_membrane.mrc"))
+        given = json.loads(stem.with_suffix(".json").read_text())["given"]
+        assert len(given["proteins"]) == 2 * (name == "maps")
+    for name in ("maps", "set in", "spikes"):
+        assert np.array_equal(made[name][1], made["plain"][1])
+        assert not np.array_equal(made[name][0], made["plain"][0])
+
+
+@pytest.mark.parametrize(
+    ("data", "spacing", "said"),
+    [
+        (np.zeros((8, 8, 8), np.float32), 10.0, "holds nothing above 0"),
+        (-protein(), 10.0, "holds nothing above 0"),
+        (np.full((8, 8, 8), np.nan, np.float32), 10.0, "finite"),
+        (np.where(protein() > 0.9, np.nan, protein()), 10.0, "1 voxels of slice 4 are NaN"),
+        (protein(), 0.0, "has no voxel spacing"),
+        (protein(), (10.0, 10.0, 12.0), "has voxels of 10 to 12 Å: expected cubes"),
+        (np.zeros((2, 2, 600), np.int8), 10.0, "2 x 2 x 600 voxels: expected the map of a protein"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--proteins", "--membrane-proteins"])
+@pytest.mark.filterwarnings("ignore:Data array contains NaN")
+def test_unfit_maps_are_refused_before_anything_is_made(
+    run: Run,
+    tmp_path: Path,
+    data: np.ndarray,
+    spacing: float | tuple[float, float, float],
+    said: str,
+    option: str,
+) -> None:
+    path = write(tmp_path / f"map{option}.mrc", data, spacing)
+    code, out, err = run("simulate", tmp_path / "out", *SMALL, option, path)
+    assert (code, out) == (1, "")
+    assert_one_line(err, str(path), said)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--segmentation-labels", "7"), "has no voxel labelled (7,)"),
+        (("--segmentation-labels", "1,b"), "expected whole numbers, such as 1 or 1,2"),
+        (("--segmentation-spacing", "0"), "is not plausible"),
+    ],
+)
+def test_unfit_segmentations_are_refused(
+    run: Run, tmp_path: Path, words: tuple[str, str], said: str
+) -> None:
+    path = write(tmp_path / "labels.mrc", sheet())
+    code, _, err = run("simulate", tmp_path / "out", *SMALL, "--segmentation", path, *words)
+    assert code in (1, 2)
+    assert_one_line(err, said)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("spacing", "said"), [(0.0, "says no voxel spacing"), ((10.0, 10.0, 12.0), "are no cubes")]
+)
+def test_segmentations_need_one_spacing(
+    run: Run, tmp_path: Path, spacing: float | tuple[float, float, float], said: str
+) -> None:
+    path = write(tmp_path / "labels.mrc", sheet(), spacing)
+    code, _, err = run("simulate", tmp_path / "out", *SMALL, "--segmentation", path)
+    assert code == 1
+    assert_one_line(err, str(path), said)
