@@ -58,10 +58,13 @@ def prepare(given: argparse.Namespace) -> None:
 
 def track(given: argparse.Namespace) -> None:
     """Run stage 1 over what was prepared."""
-    folders = [given.folder / f"{name}{i}" for name in ("pairs", "slabs") for i in range(PARTS)]
+    places = [given.folder / f"{name}{i}" for name in ("pairs", "slabs") for i in range(PARTS)]
+    folders = [place for place in places if place.is_dir()]
+    if not folders:
+        raise SystemExit(f"{given.folder} holds nothing that was prepared: --prepare comes first")
     options = {"checkpoint": given.stage1, "device": "cpu", "step": SPEC.feedback_step}
     with ProcessPoolExecutor(given.workers, initializer=limit_threads) as pool:
-        list(pool.map(partial(write_stage1_logits, **options), filter(Path.is_dir, folders)))
+        list(pool.map(partial(write_stage1_logits, **options), folders))
 
 
 def listed(given: argparse.Namespace) -> list[Job]:
@@ -73,11 +76,13 @@ def listed(given: argparse.Namespace) -> list[Job]:
 
 
 def share(text: str) -> tuple[str, float]:
-    """A kind of tomograms and its part, from KIND=PART."""
-    kind, _, part = text.partition("=")
+    """A kind of tomograms and its weight beside the parts in `KINDS`, from KIND=WEIGHT."""
+    kind, _, weight = text.partition("=")
     if kind not in KINDS:
         raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(KINDS)}")
-    return kind, float(part)
+    if not 0 <= float(weight) < np.inf:
+        raise argparse.ArgumentTypeError(f"{weight} is no weight: expected a number from 0 on")
+    return kind, float(weight)
 
 
 def read_weights(folder: Path) -> dict[int, float]:
@@ -138,7 +143,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300, help="tomograms")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--unseen", type=int, default=UNSEEN, help="first tomogram, of stage 2's")
-    told = "another part of a kind of tomograms, such as sparse=0.24; repeated for others"
+    told = "another weight of a kind of tomograms than in KINDS, such as sparse=0.24; repeat"
     parser.add_argument("--share", type=share, action="append", default=[], help=told)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=31)

@@ -81,7 +81,7 @@ def jobs(
     count: int,
     parts: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Job]:
-    """What to simulate for a stage; `parts` are those of kinds that have others than `KINDS` says."""
+    """What to simulate for a stage; `parts` of kinds take the place of those in `KINDS`, beside the others'."""
     shares = np.array([parts.get(kind, share) for kind, (share, *_) in KINDS.items()])
     listed = []
     for number in range(count):

@@ -9,6 +9,7 @@ import mrcfile
 import numpy as np
 import pytest
 
+from etsam.export import layouts
 from etsam.instances import kept_labels
 from etsam.membrane import load_membrane
 from test_cli import Run, write_mrc
@@ -29,9 +30,14 @@ def test_numbers_stay_in_every_format(run: Run, tmp_path: Path) -> None:
     starfile = pytest.importorskip("starfile")
     pytest.importorskip("trimesh")
     path = write_mrc(tmp_path / "by_hand.mrc", numbered())
-    kinds = ("labels", "membrain-pick", "morphometrics", "points", "copick")
+    kinds = ("labels", "midsurface", "membrain-pick", "morphometrics", "points", "copick")
     code, _, err = run("export", path, "--keep-labels", *(a for k in kinds for a in ("--as", k)))
-    assert (code, "anew" in err) == (0, False)
+    assert code == 0 and "warning" not in err
+    with mrcfile.open(tmp_path / "by_hand_labels.mrc") as written:
+        assert "numbers kept" in str(written.header.label)
+    with (tmp_path / "by_hand_midsurface.csv").open(encoding="ascii") as file:
+        local = [row for row in csv.DictReader(file) if row["label"] == "3"]
+    assert np.median([float(row["thickness_nm"]) for row in local]) == pytest.approx(5, abs=0.3)
     assert np.array_equal(mrcfile.read(tmp_path / "by_hand_labels.mrc"), numbered())
     with (tmp_path / "by_hand_labels.csv").open(encoding="ascii") as file:
         rows = {int(row["label"]): row for row in csv.DictReader(file)}
@@ -50,7 +56,12 @@ def test_numbers_stay_in_every_format(run: Run, tmp_path: Path) -> None:
     assert all(f"  MEMBRANE{number}: {number}\n" in config for number in LABELS)
     assert config.count("    - MEMBRANE") == 2 * len(LABELS)
     points = starfile.read(tmp_path / "by_hand_points.star")
-    assert {3, 40} <= set(points["rlnTomoManifoldIndex"]) <= set(LABELS)
+    assert set(points["rlnTomoManifoldIndex"]) == set(LABELS)
+    for number, columns in LABELS.items():
+        own = points[points["rlnTomoManifoldIndex"] == number]
+        own = own[own["rlnCoordinateZ"] < 15]  # away from the rim of one that ends
+        middle = (columns.start + columns.stop - 1) / 2
+        assert len(own) > 4 and np.allclose(own["rlnCoordinateX"], middle, atol=0.2)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "float32"])
@@ -78,8 +89,24 @@ def test_labels_that_cannot_be_kept_are_refused(run: Run, tmp_path: Path) -> Non
     code, _, err = run("export", logits, "--keep-labels", "--as", "labels")
     assert code == 1 and "holds logits: only masks have labels that can be kept" in err
     assert not list(tmp_path.glob("*_labels*"))
+    signed = numbered("int8")
+    signed[signed == 40] = -56  # 200 in signed bytes
+    code, _, err = run("export", write_mrc(tmp_path / "s.mrc", signed), "--keep-labels")
+    assert code == 1 and "s.mrc holds -56, no label" in err
     with pytest.raises(ValueError, match="read without its numbers"):
         kept_labels(load_membrane(path))
+
+
+def test_the_largest_membranes_get_files(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layouts, "MAX_MEMBRANES", 2)
+    path = write_mrc(tmp_path / "a.mrc", numbered())
+    kinds = ("--as", "membrain-pick", "--as", "morphometrics")
+    assert run("export", path, "--keep-labels", *kinds)[0] == 0
+    assert sorted(p.name for p in (tmp_path / "a_membranes").iterdir()) == ["mb3.mrc", "mb40.mrc"]
+    place = next((tmp_path / "a_morphometrics" / "segmentations").iterdir())
+    assert set(np.unique(mrcfile.read(place))) == {0, 3, 40}
 
 
 @pytest.mark.filterwarnings("always")

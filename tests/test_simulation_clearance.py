@@ -49,7 +49,7 @@ def test_spikes_stand_on_membranes() -> None:
     for outward in (40.0, 80.0, 115.0):
         scene, exact = sphere(10.0, 25.0)
         before = scene.density.clone()
-        add_membrane_proteins(scene, np.random.default_rng(1), 30.0, outward, 1.0)
+        add_membrane_proteins(scene, np.random.default_rng(1), (30.0, outward), 1.0)
         added = scene.density - before
         assert float(added.sum()) > 0
         middle = float((added * exact).sum() / added.sum())
@@ -70,6 +70,15 @@ def test_as_many_spikes_stand_as_are_asked_for() -> None:
         added.append(float(scene.density[(scene.distance > 60) & (scene.distance < 110)].mean()))
     assert added[0] < 0.1 * added[1] < 0.1 * added[2]
     assert added[2] - added[0] == pytest.approx((added[1] - added[0]) / 0.3, rel=0.25)
+    scene, _ = sphere(10.0, 25.0)
+    shell = float(4 * np.pi * (250 + 80) ** 2)
+    filled = []
+    for seed in range(6):
+        scene.density.zero_()
+        add_membrane_proteins(scene, np.random.default_rng(seed), (30.0, 80.0), 0.5, even=True)
+        one = float(scene.density.sum()) / (0.5 * shell / (np.pi * 30.0**2))
+        filled.append(one)
+    assert max(filled) < 1.5 * min(filled), "so many on each membrane, whatever is drawn"
     for wrong in (-0.1, 11.0):
         with pytest.raises(ValueError, match=f"coverage of {wrong} by spikes"):
             SimulationOptions(spikes=wrong)

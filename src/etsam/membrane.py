@@ -59,8 +59,6 @@ def load_membrane(
     try:
         frame = frame_of(volume)
         logits = holds_logits(volume)
-        if numbers and logits:
-            raise ValueError(f"{path} holds logits: only masks have labels that can be kept")
         mask = np.empty(volume.shape, bool)
         field = np.empty(volume.shape, np.int8) if logits else None
         kept = np.zeros(volume.shape, np.int16) if numbers else None
@@ -69,6 +67,8 @@ def load_membrane(
             stop = min(start + SLAB, volume.shape[0])
             data = volume.read_slices(start, stop)
             volume.require_finite()
+            if numbers and logits:
+                raise ValueError(f"{path} holds logits: only masks have labels that can be kept")
             mask[start:stop] = data > (threshold if logits else 0)
             lowest = min(lowest, float(data.min()))
             if field is not None:
@@ -81,6 +81,10 @@ def load_membrane(
                     np.copyto(kept[start:stop], data, "unsafe", where=mask[start:stop])
     finally:
         volume.close()
+    if kept is not None and lowest < -1:
+        raise ValueError(
+            f"{path} holds {lowest:g}, no label: {SIGNED_BYTES}; save labels as 16-bit numbers"
+        )
     if field is None and lowest < 0 and not mask.any():
         raise ValueError(
             f"{path} holds {lowest:g} and 0, not a mask: {SIGNED_BYTES}; save it as 0 and 1"

@@ -116,10 +116,11 @@ def mid_surface(membrane: Membrane, *, blur: float | None = None) -> MidSurface:
 
     with ThreadPoolExecutor(THREADS) as pool:  # scipy and numpy let go of the interpreter
         parts = [part for found in pool.map(ridges, range(0, depth, step)) for part in found]
-    return _without_faint(_without_faces(_joined(parts), membrane.mask.shape))
+    return _without_faint(_without_faces(joined(parts), membrane.mask.shape))
 
 
-def _joined(parts: list[MidSurface]) -> MidSurface:
+def joined(parts: list[MidSurface]) -> MidSurface:
+    """The points of several mid-surfaces as one."""
     empty = np.zeros((0, 3), np.float32)
     none = np.zeros(0, np.float32)
     nothing = MidSurface(empty.astype(np.int32), empty, empty, none, none)

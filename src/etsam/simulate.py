@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 
 from etsam import __version__
 from etsam.memory import memory_errors
+from etsam.provenance import State, sha256, size_and_time
 from etsam.simulation.maps import read_map
 from etsam.simulation.recipe import SimulationOptions, draw
 from etsam.simulation.render import render
@@ -25,7 +27,7 @@ from etsam.simulation.segmentations import read_segmentation
 from etsam.simulation.suite import SUITE_SHAPE, held_out_suite
 from etsam.staging import hidden_folder
 from etsam.storage import MAX_SIDE, naming, place_files, write_text
-from etsam.volume import OutputType, create_volume, tomogram_from_array
+from etsam.volume import OutputType, create_volume, refuse_input, tomogram_from_array
 
 ALL_DRAWN = SimulationOptions()
 MIN_SIDE = 16  # voxels
@@ -75,11 +77,25 @@ def simulate(
         **asked,
         **asdict(recipe),
         "contrast_to_noise_reached": reached,
+        "membrane_voxels": int((labels > 0).sum()),
         "given": asdict(options),
+        "sources": _sources(options),
     }
     return Simulation(
         tomogram.cpu().numpy(), labels.cpu().numpy(), recipe.voxel_spacing, parameters
     )
+
+
+def _sources(options: SimulationOptions) -> dict[str, str]:
+    """SHA-256 of each map and segmentation that a user supplies."""
+    supplied = (*options.proteins, *options.membrane_proteins, *(s.path for s in options.shapes))
+    return {path: _sum(path, size_and_time(Path(path))) for path in supplied}
+
+
+@lru_cache
+def _sum(path: str, _state: State) -> str:
+    """SHA-256 of a file, computed once for each state of it."""
+    return sha256(path)
 
 
 def check_shape(shape: tuple[int, int, int]) -> None:
@@ -130,8 +146,7 @@ def simulate_one(
         A file cannot be written; nothing partial is left.
     """
     stem = name or f"sim_{seed:06d}"
-    target = folder / f"{stem}.mrc"
-    mask, record = folder / f"{stem}_membrane.mrc", target.with_suffix(".json")
+    target, mask, record = _files(folder, stem)
 
     def is_there() -> bool:
         there = [path for path in (target, mask, record) if os.path.lexists(path)]
@@ -155,6 +170,11 @@ def simulate_one(
     return target
 
 
+def _files(folder: Path, stem: str) -> tuple[Path, Path, Path]:
+    """Tomogram, mask and record of a pair."""
+    return folder / f"{stem}.mrc", folder / f"{stem}_membrane.mrc", folder / f"{stem}.json"
+
+
 def _refuse_others(
     there: Path,
     record: Path,
@@ -164,6 +184,8 @@ def _refuse_others(
 ) -> None:
     """Refuse to keep or complete a pair that is not what is asked for, going by its JSON.
 
+    What is supplied counts by its place and its content.
+
     Warns where another version of this package made it.
     """
     asked, default = (json.loads(json.dumps(asdict(one))) for one in (options, ALL_DRAWN))
@@ -171,12 +193,14 @@ def _refuse_others(
         made = json.loads(record.read_text(encoding="utf-8"))
         given = default | made["given"]  # an option that came later was left to chance
         same = (made["seed"], made["shape"], given) == (seed, list(shape), asked)
+        sources = _sources(options)
+        same = same and made.get("sources", sources) == sources
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if not same:
         raise FileExistsError(
-            f"{there} is there, of another shape or of other options: give --overwrite, remove it "
-            "or choose another folder"
+            f"{there} is there, of another shape, of other options or of other maps or segmentations: "
+            "give --overwrite, remove it or choose another folder"
         )
     if made.get("etsam") != __version__:
         warnings.warn(
@@ -212,16 +236,17 @@ def simulate_many(
 ) -> list[Path]:
     """Write a pair per seed into `folder`, skipping those that exist; one torch thread a worker.
 
-    Warns where a contrast to noise was asked for that tomograms do not reach.
+    Warns where a contrast to noise was asked for that tomograms do not reach, and where nothing is seen of
+    a segmentation that was supplied.
 
     Raises
     ------
     FileExistsError, MemoryError, OSError, ValueError
-        See `simulate` and `simulate_one`.
+        See `simulate` and `simulate_one`; a map or segmentation lies where a result would.
     """
+    seeds = list(seeds)
     check_shape(shape)  # before a folder is made for it
-    for place in (*options.proteins, *options.membrane_proteins):
-        read_map(place)
+    _check_supplied(Path(folder), seeds, options)
     jobs = [(Path(folder), seed, shape, options, None, overwrite) for seed in seeds]
     if workers == 1:
         with _one_thread():
@@ -236,7 +261,30 @@ def simulate_many(
             ) from None
     if options.contrast_to_noise is not None:
         _warn_of_contrast(written, options.contrast_to_noise)
+    if options.shapes:
+        _warn_of_nothing(written)
     return written
+
+
+def _check_supplied(folder: Path, seeds: Sequence[int], options: SimulationOptions) -> None:
+    """Read maps, and keep what is supplied from being replaced."""
+    for path in (*options.proteins, *options.membrane_proteins):
+        read_map(path)
+    for path in _sources(options):
+        results = (file for seed in seeds for file in _files(folder, f"sim_{seed:06d}"))
+        refuse_input(results, Path(path), "map or segmentation", "folder")
+
+
+def _warn_of_nothing(written: list[Path]) -> None:
+    """Warn where a tomogram with a segmentation in it has no membrane at all."""
+    for path in written:
+        made = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if made.get("membrane_voxels") == 0:
+            warnings.warn(
+                f"{path} holds no membrane: nothing of the segmentation is seen in it; is its voxel spacing "
+                "right?",
+                stacklevel=3,
+            )
 
 
 def _warn_of_contrast(written: list[Path], asked: float) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from etsam.cli.command import VerbCommand, is_chosen
+from etsam.cli.command import VerbCommand, report_warning
 from etsam.cli.options import (
     Command,
     finite,
@@ -47,7 +47,7 @@ def sample_options(command: Command) -> Command:
         click.option(
             "--segmentation",
             type=FilePath(exists=True),
-            help="Its membranes too (MRC, or .npz with `labels`); --preset empty for no others.",
+            help="One whose membranes are added (MRC, or .npz with `labels`); see --preset empty.",
         ),
         click.option(
             "--segmentation-spacing",
@@ -118,10 +118,15 @@ def simulate(params: dict[str, Any]) -> None:
     given = {name: params[name] for name in (*simple, "spikes", "dtype")}
     options = SimulationOptions(
         **given,
-        proteins=tuple(map(str, params["proteins"])),
-        membrane_proteins=tuple(map(str, params["membrane_proteins"])),
+        proteins=tuple(str(path.resolve()) for path in params["proteins"]),
+        membrane_proteins=tuple(str(path.resolve()) for path in params["membrane_proteins"]),
         shapes=_shapes(params),
     )
+    if options.preset == "empty" and not options.shapes:
+        for name in ("spikes", "membrane_proteins"):
+            if getattr(options, name):
+                idle = f"--{name.replace('_', '-')}"
+                report_warning(f"{idle} plays no role: --preset empty has no membranes")
     workers, overwrite = params["workers"], params["overwrite"]
     for path in simulate_many(params["folder"], seeds, shape, workers, options, overwrite):
         click.echo(path)
@@ -130,8 +135,9 @@ def simulate(params: dict[str, Any]) -> None:
 def _shapes(params: dict[str, Any]) -> tuple[RealShape, ...]:
     """The segmentation that is given, read once so that a bad one is refused early."""
     if params["segmentation"] is None:
+        context = click.get_current_context()
         for name in ("segmentation_spacing", "segmentation_labels"):
-            if is_chosen(name):
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
                 raise click.UsageError(
                     f"--{name.replace('_', '-')} is of a --segmentation: give it too"
                 )

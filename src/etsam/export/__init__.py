@@ -30,6 +30,7 @@ from etsam.instances import (
     plain_components,
     separate_membranes,
 )
+from etsam.labelled import label_surface, label_thickness
 from etsam.membrane import Membrane, load_membrane
 from etsam.meshes import MAX_FACES, Mesh, surface_mesh
 from etsam.midsurface import MidSurface, mid_surface, thickness
@@ -173,10 +174,19 @@ class _Work:
 
     def surface(self) -> MidSurface:
         if "surface" not in self._made:
-            self._made["surface"] = mid_surface(self.membrane)
+            if self.options.labelling == "keep":
+                self._made["surface"] = label_surface(self.instances(), self.membrane.frame)
+            else:
+                self._made["surface"] = mid_surface(self.membrane)
         made = self._made["surface"]
         assert isinstance(made, MidSurface)
         return made
+
+    def thickness(self) -> NDArray[np.float32]:
+        """Local thickness [Å] at the points of the mid-surface, of the label where these are kept."""
+        if self.options.labelling == "keep":
+            return label_thickness(self.instances(), self.membrane.frame, self.surface())
+        return thickness(self.membrane, self.surface())
 
     def mesh(self) -> Mesh:
         if "mesh" not in self._made:
@@ -323,8 +333,7 @@ def _export(kind: str, work: _Work, home: Path) -> None:
     elif kind == "midsurface":
         surface = work.surface()
         named = work.point_labels()
-        local = thickness(work.membrane, surface)
-        write_mid_surface(target, surface, named, local, work.membrane.frame)
+        write_mid_surface(target, surface, named, work.thickness(), work.membrane.frame)
     elif kind == "membrain-pick":
         layouts.write_membranes(target, work.instances(), work.like)
     elif kind == "morphometrics":

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from etsam.simulation.density import (
     GOLD_DENSITY,
+    PROTEIN_DENSITY,
     pseudo_protein,
     scatter,
 )
@@ -49,26 +50,58 @@ def add_soluble(
     `crowding` (regions + 1,) is their volume fraction by region, `contrast` scales their density.
     """
     volume = float(scene.density.numel()) * scene.spacing**3
+    if maps:
+        _add_mapped(scene, rng, crowding, contrast, maps)
+        return
     kinds = [(14.0, 32.0), (28.0, 52.0), (45.0, 75.0)]
     shares = rng.dirichlet(np.ones(3))
     for radius, share in zip(kinds, shares, strict=True):
         each = 4.19 * (float(np.mean(radius)) ** 3)
         count = int(min(30_000, float(crowding.max()) * float(share) * volume / each))
         where = torch.as_tensor(rng.integers(0, scene.shape, (count, 3)))
-        z, y, x = where.unbind(1)
-        chance = crowding[scene.region[z, y, x].long()] / crowding.max()
-        clear = scene.distance[z, y, x].abs() > radius[1] + 22.0
-        drawn = torch.as_tensor(rng.random(count).astype(np.float32))
-        where = where[clear & (drawn < chance)]
+        where = where[_clear(scene, rng, where, crowding, radius[1])]
         if len(where) == 0:
             continue
-        library = (
-            map_library(maps, scene.spacing, rng, 16)
-            if maps
-            else _library(rng, radius, 16, scene.spacing)
-        )
+        library = _library(rng, radius, 16, scene.spacing)
         which = torch.as_tensor(rng.integers(0, len(library), len(where)))
         scatter(scene.density, library, where, which, _gains(rng, len(where)) * contrast)
+
+
+def _clear(
+    scene: Scene,
+    rng: np.random.Generator,
+    where: Tensor,
+    crowding: Tensor,
+    radius: float | Tensor,
+) -> Tensor:
+    """Which of the places (n, 3) a protein of a radius [Å] may take: clear of membranes, as crowded as drawn."""
+    z, y, x = where.unbind(1)
+    chance = crowding[scene.region[z, y, x].long()] / crowding.max()
+    clear = scene.distance[z, y, x].abs() > radius + 22.0
+    drawn = torch.as_tensor(rng.random(len(where)).astype(np.float32))
+    return clear & (drawn < chance)
+
+
+def _add_mapped(
+    scene: Scene,
+    rng: np.random.Generator,
+    crowding: Tensor,
+    contrast: float,
+    maps: tuple[str, ...],
+) -> None:
+    """Scatter proteins of given maps, counted and kept clear of membranes by their own volume and radius."""
+    library = map_library(maps, scene.spacing, rng, 16)
+    solid = library > 0.5 * PROTEIN_DENSITY
+    owner, *voxels = solid.nonzero().unbind(1)
+    away = (torch.stack(voxels).float() - (library.shape[1] - 1) / 2).norm(dim=0)
+    radii = torch.zeros(len(library)).scatter_reduce(0, owner, away, "amax") * scene.spacing
+    each = max(1.0, float(solid.sum()) / len(library))
+    count = int(min(30_000, float(crowding.max()) * scene.density.numel() / each))
+    where = torch.as_tensor(rng.integers(0, scene.shape, (count, 3)))
+    which = torch.as_tensor(rng.integers(0, len(library), count))
+    kept = _clear(scene, rng, where, crowding, radii[which])
+    where, which = where[kept], which[kept]
+    scatter(scene.density, library, where, which, _gains(rng, len(where)) * contrast)
 
 
 def add_ribosomes(scene: Scene, rng: np.random.Generator, count: int, contrast: float) -> None:
@@ -86,22 +119,30 @@ def add_ribosomes(scene: Scene, rng: np.random.Generator, count: int, contrast: 
 
 
 def add_membrane_proteins(
-    scene: Scene, rng: np.random.Generator, radius: float, outward: float, spread: float
+    scene: Scene,
+    rng: np.random.Generator,
+    place: tuple[float, float],
+    spread: float,
+    *,
+    even: bool = False,
 ) -> None:
-    """Decorate membranes with globules of `radius` [Å] centred `outward` [Å] off the mid-surface.
+    """Decorate membranes with globules of a radius [Å] whose centres lie some Å off the mid-surface.
 
-    `spread` is the mean number of globules per area of one globule's cross-section.
+    `place` are both, `spread` is the number of globules per area of one globule's cross-section: so many on
+    `even` membranes, up to so many on others, differently on each.
     """
+    radius, outward = place
     near = (scene.distance - outward).abs() < 0.5 * scene.spacing
     sites = torch.nonzero(near.view(-1)).squeeze(1)
     if len(sites) == 0:
         return
     count = int(spread * len(sites) * scene.spacing**2 / (3.14 * radius**2))
     pick = sites[torch.as_tensor(rng.integers(0, len(sites), min(count, 20_000)))]
-    patch = torch.as_tensor(rng.random(scene.regions + 1).astype(np.float32) ** 0.7)
-    chance = torch.as_tensor(rng.random(len(pick)).astype(np.float32))
-    keep = chance < patch[scene.region.view(-1)[pick].long()]
-    where = _voxels(pick[keep], scene)
+    if not even:
+        patch = torch.as_tensor(rng.random(scene.regions + 1).astype(np.float32) ** 0.7)
+        chance = torch.as_tensor(rng.random(len(pick)).astype(np.float32))
+        pick = pick[chance < patch[scene.region.view(-1)[pick].long()]]
+    where = _voxels(pick, scene)
     library = _library(rng, (0.7 * radius, radius), 12, scene.spacing)
     which = torch.as_tensor(rng.integers(0, len(library), len(where)))
     scatter(scene.density, library, where, which, _gains(rng, len(where)))
@@ -117,7 +158,7 @@ def add_mapped_membrane_proteins(
 ) -> None:
     """Set density maps (aligned along z, membrane in the middle) into membranes, along the normal.
 
-    `spread` is their mean number per 10 x 10 nm of membrane.
+    `spread` is their mean number per 10 x 10 nm of membrane. Shapes without an inside get them either way up.
     """
     sites = torch.nonzero((scene.distance.abs() < 0.5 * scene.spacing).view(-1)).squeeze(1)
     if len(sites) == 0:
@@ -137,6 +178,10 @@ def add_mapped_membrane_proteins(
         ],
         dim=1,
     )
+    if scene.unsigned is not None:
+        given = scene.unsigned[:, z, y, x].T * (scene.instance[z, y, x] == 0)[:, None]
+        side = torch.as_tensor(rng.choice([-1.0, 1.0], (count, 1)).astype(np.float32))
+        slope = torch.where(given.any(dim=1, keepdim=True), given * side, slope)
     library, directions = membrane_library(maps, scene.spacing, rng, 48)
     which = (torch.nn.functional.normalize(slope, dim=1) @ directions.T).argmax(dim=1)
     scatter(scene.density, library, where, which, _gains(rng, count))

@@ -14,6 +14,7 @@ from etsam.simulation.geometry import Vector, random_rotation
 from etsam.volume import open_tomogram
 
 MAX_MAP_SIDE = 512  # voxels
+MAX_MAP_LENGTH = 1500.0  # Å
 
 
 @lru_cache(maxsize=64)
@@ -35,6 +36,11 @@ def read_map(path: str) -> tuple[np.ndarray, float]:
         if volume.voxel_spacing is None:
             raise ValueError(f"{path} has no voxel spacing: set it in the header")
         low, spacing = min(volume.voxel_spacing), max(volume.voxel_spacing)
+        if max(volume.shape) * spacing > MAX_MAP_LENGTH:
+            raise ValueError(
+                f"{path} is {max(volume.shape) * spacing:.0f} Å long: expected the map of a protein, of up to "
+                f"{MAX_MAP_LENGTH:.0f} Å"
+            )
         if spacing - low > 1e-3 * spacing:
             raise ValueError(f"{path} has voxels of {low:g} to {spacing:g} Å: expected cubes")
         data = volume.read_slices(0, volume.shape[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -91,6 +92,13 @@ class SimulationOptions:
                 f"vesicles of {low:g} to {high:g} Å cannot be simulated: expected a smallest and a largest "
                 f"radius within {RADII[0]:g} and {RADII[1]:g} Å"
             )
+        for name in ("proteins", "membrane_proteins"):
+            paths: object = getattr(self, name)
+            if isinstance(paths, (str, Path)):
+                raise ValueError(
+                    f"{name} is {str(paths)!r}: expected several, as ({str(paths)!r},)"
+                )
+            object.__setattr__(self, name, tuple(map(str, getattr(self, name))))
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}: expected one of {', '.join(DTYPES)}")
         for amount in (self.fading, self.depth_fading):

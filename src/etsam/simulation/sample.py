@@ -44,6 +44,8 @@ def build_sample(
     middle = shape[0] / 2 + (shape[0] - depth) * float(rng.uniform(-0.4, 0.4)) * (depth < shape[0])
     slab = Slab(middle - depth / 2, middle + depth / 2, recipe.slope)
     faces = (slab.low, slab.high)
+    if options.shapes and options.membrane_proteins:
+        scene.unsigned = torch.zeros((3, *shape))
     for given in options.shapes:
         place_segmentation(scene, given, membranes.random_bilayer(rng, recipe.core), rng)
     _add_membranes(scene, rng, faces, recipe.contents)
@@ -56,7 +58,7 @@ def build_sample(
     if options.membrane_proteins:
         spread = float(rng.uniform(0.2, 2.0))
         fill.add_mapped_membrane_proteins(scene, rng, options.membrane_proteins, spread)
-    _add_proteins(scene, rng, recipe.contents, options.proteins)
+    _add_proteins(scene, rng, recipe.contents, options)
     scene.density[outside & (scene.distance.abs() > 60.0)] *= float(rng.choice([0.0, 0.1]))
     if recipe.cut and rng.random() < 0.5:
         fill.add_damage(scene, rng, outside)
@@ -88,7 +90,7 @@ def _add_membranes(
 
 
 def _add_proteins(
-    scene: Scene, rng: np.random.Generator, things: Contents, maps: tuple[str, ...]
+    scene: Scene, rng: np.random.Generator, things: Contents, options: SimulationOptions
 ) -> None:
     regions = scene.regions + 1
     inside = things.crowding[1] * rng.random(regions) ** 1.5
@@ -97,13 +99,14 @@ def _add_proteins(
     lumen = torch.as_tensor((things.lumen * rng.random(regions)).astype(np.float32))
     lumen[0] = 0.0
     if things.embedded > 0:
-        fill.add_membrane_proteins(scene, rng, float(rng.uniform(22, 38)), 0.0, things.embedded)
+        fill.add_membrane_proteins(scene, rng, (float(rng.uniform(22, 38)), 0.0), things.embedded)
     if things.spikes > 0:
         radius = float(rng.uniform(20, 45))
         outward = radius + float(rng.uniform(20, 70))
-        fill.add_membrane_proteins(scene, rng, radius, outward, things.spikes)
+        even = options.spikes is not None
+        fill.add_membrane_proteins(scene, rng, (radius, outward), things.spikes, even=even)
     if float(crowding.max()) > 0:
-        fill.add_soluble(scene, rng, crowding, things.protein_contrast, maps)
+        fill.add_soluble(scene, rng, crowding, things.protein_contrast, options.proteins)
     if things.ribosomes:
         fill.add_ribosomes(scene, rng, things.ribosomes, things.protein_contrast)
     if things.actin:

@@ -41,6 +41,7 @@ class Scene:
     instances: int = 0
     core: float = 0.0  # density that proteins add in the middle of every bilayer
     removed: Tensor | None = None  # distance to bilayers that were cut off with the sample
+    unsigned: Tensor | None = None  # normals zyx (3, ...) of shapes without an inside, where wanted
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -47,9 +47,11 @@ def real_shape(
     FileNotFoundError, ValueError
         It is missing, cannot be read, says no spacing, or no voxel carries one of the labels.
     """
+    path = Path(path).resolve()
+    _membrane_of(path, labels)
     if voxel_spacing is None:
-        wanted = f"{path} says no voxel spacing: give that of the segmentation"
-        if Path(path).suffix == ".npz":
+        wanted = f"{path} says no voxel spacing: give its own, --segmentation-spacing"
+        if path.suffix == ".npz":
             raise ValueError(wanted)
         with open_tomogram(path) as volume:
             if volume.voxel_spacing is None:
@@ -57,9 +59,7 @@ def real_shape(
             voxel_spacing = max(volume.voxel_spacing)
             if voxel_spacing - min(volume.voxel_spacing) > 1e-3 * voxel_spacing:
                 raise ValueError(f"{path} has voxels that are no cubes: resample it first")
-    shape = RealShape(str(path), voxel_spacing, labels)
-    read_segmentation(shape)
-    return shape
+    return RealShape(str(path), voxel_spacing, labels)
 
 
 def read_segmentation(shape: RealShape) -> np.ndarray:
@@ -72,16 +72,19 @@ def read_segmentation(shape: RealShape) -> np.ndarray:
     FileNotFoundError
         It is not there.
     """
-    path = Path(shape.path)
+    return _membrane_of(Path(shape.path), shape.labels)
+
+
+def _membrane_of(path: Path, chosen: tuple[int, ...]) -> np.ndarray:
     labels = _read_npz(path) if path.suffix == ".npz" else _read_volume(path)
     if labels.ndim != 3 or labels.dtype.kind not in "biuf":
         raise ValueError(
             f"{path} is no segmentation: its labels are {labels.dtype} of shape {labels.shape}, "
             "expected numbers (Z, Y, X)"
         )
-    mask = np.isin(labels, shape.labels)
+    mask = np.isin(labels, chosen)
     if not mask.any():
-        raise ValueError(f"{shape.path} has no voxel labelled {shape.labels}; check the labels")
+        raise ValueError(f"{path} has no voxel labelled {chosen}; check the labels")
     return mask
 
 
@@ -99,7 +102,9 @@ def _read_npz(path: Path) -> np.ndarray:
 
 def _read_volume(path: Path) -> np.ndarray:
     with open_tomogram(path) as volume:
-        return np.stack([volume.read_slice(z) for z in range(volume.shape[0])])
+        labels = np.stack([volume.read_slice(z) for z in range(volume.shape[0])])
+        volume.require_finite()
+    return labels
 
 
 def midsurface_distance(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -159,6 +164,8 @@ def place_segmentation(
     scene.density.view(-1)[index[dense]] += values
     scene.distance.view(-1)[index] = d
     normals = torch.as_tensor(normal.reshape(3, -1))[:, index]
+    if scene.unsigned is not None:
+        scene.unsigned.view(3, -1)[:, index] = normals
     scene.hidden.view(-1)[index] = hidden_by_wedge(normals, scene.tilt)
     scene.coarse = torch.minimum(
         scene.coarse, torch.as_tensor(distance[::COARSE, ::COARSE, ::COARSE].copy())
