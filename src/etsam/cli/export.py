@@ -82,7 +82,7 @@ USED_BY = {
     "--keep-labels",
     "labelling",
     flag_value="keep",
-    help="Take the numbers that the mask holds.",
+    help="Take the numbers that the mask holds, up to 32767.",
 )
 @click.option(
     "--min-voxels",
