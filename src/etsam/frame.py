@@ -50,3 +50,8 @@ def frame_of(volume: Tomogram) -> Frame:
         name = "the array" if volume.path is None else str(volume.path)
         raise ValueError(f"{name} does not say its voxel spacing: give --voxel-spacing in Å")
     return Frame(volume.shape, volume.voxel_spacing, volume.origin)
+
+
+def is_cubic(spacing: Zyx) -> bool:
+    """Whether voxels of these sides are cubes, to a thousandth."""
+    return max(spacing) - min(spacing) <= 1e-3 * min(spacing)

@@ -86,10 +86,14 @@ def simulate(
     )
 
 
+def _supplied(options: SimulationOptions) -> tuple[str, ...]:
+    """Places of the maps and segmentations that a user supplies."""
+    return (*options.proteins, *options.membrane_proteins, *(s.path for s in options.shapes))
+
+
 def _sources(options: SimulationOptions) -> dict[str, str]:
     """SHA-256 of each map and segmentation that a user supplies."""
-    supplied = (*options.proteins, *options.membrane_proteins, *(s.path for s in options.shapes))
-    return {path: _sum(path, size_and_time(Path(path))) for path in supplied}
+    return {path: _sum(path, size_and_time(Path(path))) for path in _supplied(options)}
 
 
 @lru_cache
@@ -270,7 +274,7 @@ def _check_supplied(folder: Path, seeds: Sequence[int], options: SimulationOptio
     """Read maps, and keep what is supplied from being replaced."""
     for path in (*options.proteins, *options.membrane_proteins):
         read_map(path)
-    for path in _sources(options):
+    for path in _supplied(options):
         results = (file for seed in seeds for file in _files(folder, f"sim_{seed:06d}"))
         refuse_input(results, Path(path), "map or segmentation", "folder")
 

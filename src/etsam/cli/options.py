@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -52,6 +52,13 @@ def plausible(ctx: click.Context, param: click.Parameter, value: float | None) -
     except ValueError as error:
         raise click.BadParameter(str(error), ctx, param) from None
     return value
+
+
+def with_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+    """Add options, listed in its help in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def spacing_option(told: str = "Instead of the header's.") -> Callable[[Command], Command]:
@@ -118,9 +125,7 @@ def batch_options(command: Command) -> Command:
             help="Queue, memory, walltime and so on of the jobs.",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
 
 
 def cleaning_options(command: Command) -> Command:
@@ -146,9 +151,7 @@ def cleaning_options(command: Command) -> Command:
             help="Cut free ends up to this many pixels; 0 cuts none.",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
 
 
 def parse_triple(text: str, name: str) -> tuple[int, int, int]:

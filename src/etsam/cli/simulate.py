@@ -16,6 +16,7 @@ from etsam.cli.options import (
     parse_triple,
     plausible,
     spacing_option,
+    with_options,
 )
 from etsam.cli.paths import FilePath
 from etsam.options import is_whole, quoted
@@ -64,9 +65,7 @@ def sample_options(command: Command) -> Command:
             help="Numbers that are membrane in it.",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
 
 
 @click.command(cls=VerbCommand, short_help="Make tomograms with exact masks.")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etsam.export.mesh_files import write_mesh
-from etsam.frame import Frame
+from etsam.frame import Frame, is_cubic
 from etsam.instances import MIN_VOXELS, Instances, separate_membranes
 from etsam.membrane import load_membrane
 from etsam.meshes import Mesh
@@ -145,7 +145,7 @@ def check_cubic(spacing: Zyx) -> None:
     ValueError
         They are not.
     """
-    if max(spacing) - min(spacing) > 1e-3 * min(spacing):
+    if not is_cubic(spacing):
         sides = " x ".join(f"{step:g}" for step in spacing)
         raise ValueError(
             f"copick needs cubic voxels, these are {sides} Å (z, y, x): leave out copick"

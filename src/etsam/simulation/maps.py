@@ -9,6 +9,7 @@ import torch
 from scipy.ndimage import affine_transform, center_of_mass
 from torch import Tensor
 
+from etsam.frame import is_cubic
 from etsam.simulation.density import PROTEIN_DENSITY
 from etsam.simulation.geometry import Vector, random_rotation
 from etsam.volume import open_tomogram
@@ -41,7 +42,7 @@ def read_map(path: str) -> tuple[np.ndarray, float]:
                 f"{path} is {max(volume.shape) * spacing:.0f} Å long: expected the map of a protein, of up to "
                 f"{MAX_MAP_LENGTH:.0f} Å"
             )
-        if spacing - low > 1e-3 * spacing:
+        if not is_cubic(volume.voxel_spacing):
             raise ValueError(f"{path} has voxels of {low:g} to {spacing:g} Å: expected cubes")
         data = volume.read_slices(0, volume.shape[0])
         volume.require_finite()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from scipy.ndimage import affine_transform, distance_transform_edt, gaussian_filter
 
+from etsam.frame import is_cubic
 from etsam.simulation.density import Bilayer, bilayer_profile, profile_reach, voxel_blur
 from etsam.simulation.imaging import hidden_by_wedge
 from etsam.simulation.scene import CLEARANCE, COARSE, Scene
@@ -56,9 +57,9 @@ def real_shape(
         with open_tomogram(path) as volume:
             if volume.voxel_spacing is None:
                 raise ValueError(wanted)
-            voxel_spacing = max(volume.voxel_spacing)
-            if voxel_spacing - min(volume.voxel_spacing) > 1e-3 * voxel_spacing:
+            if not is_cubic(volume.voxel_spacing):
                 raise ValueError(f"{path} has voxels that are no cubes: resample it first")
+            voxel_spacing = max(volume.voxel_spacing)
     return RealShape(str(path), voxel_spacing, labels)
 
 
