@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import windows
 
 if TYPE_CHECKING:
     from data_servers import DataServers
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 Run = Callable[..., tuple[int, str, str]]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+windows.watch()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_that_windows_refuses() -> Iterator[None]:
+    """No file is replaced while it is open, in any test."""
+    windows.refused.clear()
+    yield
+    assert not windows.refused
 
 
 @pytest.fixture(scope="session")

@@ -276,7 +276,7 @@ def _check_chunk(array: tensorstore.TensorStore, path: Path) -> None:
 def _write_group(folder: Path, attributes: dict[str, Any], version: str | None) -> None:
     if version == "0.5":
         content = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-        (folder / "zarr.json").write_text(json.dumps(content, indent=2))
+        (folder / "zarr.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
         return
-    (folder / ".zgroup").write_text(json.dumps({"zarr_format": 2}))
-    (folder / ".zattrs").write_text(json.dumps(attributes, indent=2))
+    (folder / ".zgroup").write_text(json.dumps({"zarr_format": 2}), encoding="utf-8")
+    (folder / ".zattrs").write_text(json.dumps(attributes, indent=2), encoding="utf-8")

@@ -74,7 +74,8 @@ class Unfinished:
         try:
             with safe_open(path, framework="pt") as file:
                 state = json.loads(file.metadata()["etsam"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                # copies: Windows replaces no file that is mapped into memory
+                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
             if state["identity"] != _plain(self.identity):
                 return False
             recent = tuple(

@@ -115,7 +115,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.partial")
     try:
         yield partial
-        with partial.open("rb") as file:
+        with partial.open("r+b") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())
         partial.chmod(0o666 & ~_umask())  # safetensors leaves them to their owner alone
         partial.replace(path)
