@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import windows
 
+import windows
 from etsam.storage import appearing, remove
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
