@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,29 @@ def test_what_goes_wrong_in_a_process_is_said() -> None:
         list(in_order(math.sqrt, [1, -1, 1], 2))
     with pytest.raises(OSError, match="--workers 1"):
         list(in_order(os._exit, [9], 2))
+
+
+def hold(path: Path) -> Path:
+    """Keep a file for as long as this works: no time for the first of them, minutes for the others."""
+    path.touch()
+    try:
+        time.sleep(0 if path.name == "0" else 300)
+    finally:
+        path.unlink()
+    return path
+
+
+def test_who_stops_does_not_wait_for_what_is_at_work(tmp_path: Path) -> None:
+    """It is interrupted and tidies up; what waits is not begun."""
+    batches = [tmp_path / str(number) for number in range(6)]
+    results = in_order(hold, batches, 2)
+    assert next(results) == batches[0]
+    while not any(path.exists() for path in batches):
+        time.sleep(0.05)
+    began = time.monotonic()
+    results.close()
+    assert time.monotonic() - began < 60
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups")

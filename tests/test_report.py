@@ -196,7 +196,7 @@ def test_masks_without_logits_and_an_index(segmented: Path, tmp_path: Path, run)
 DAMAGED = {
     "not json": "not JSON",
     "[" * 100_000: "not JSON",
-    '{"a":' * 5_000 + "1" + "}" * 5_000: "not JSON",
+    '{"a":' * 100_000 + "1" + "}" * 100_000: "not JSON",
     "[]": "expected an object",
     '{"parameters": [1]}': "`parameters`",
     '{"parameters": {"logit_threshold": [1]}}': "`logit_threshold`",

@@ -6,8 +6,6 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -18,6 +16,7 @@ import numpy as np
 import torch
 
 from etsam import __version__
+from etsam.in_order import WorkerKilledError, in_order
 from etsam.memory import memory_errors
 from etsam.provenance import State, sha256, size_and_time
 from etsam.simulation.maps import read_map
@@ -28,6 +27,8 @@ from etsam.simulation.suite import SUITE_SHAPE, held_out_suite
 from etsam.staging import hidden_folder
 from etsam.storage import MAX_SIDE, naming, place_files, write_text
 from etsam.volume import OutputType, create_volume, refuse_input, tomogram_from_array
+
+Job = tuple[Path, int, tuple[int, int, int], SimulationOptions, str | None, bool]
 
 ALL_DRAWN = SimulationOptions()
 MIN_SIDE = 16  # voxels
@@ -240,6 +241,8 @@ def simulate_many(
 ) -> list[Path]:
     """Write a pair per seed into `folder`, skipping those that exist; one torch thread a worker.
 
+    A script that asks for more than one worker must start from ``if __name__ == "__main__":``.
+
     Warns where a contrast to noise was asked for that tomograms do not reach, and where nothing is seen of
     a segmentation that was supplied.
 
@@ -252,22 +255,26 @@ def simulate_many(
     check_shape(shape)  # before a folder is made for it
     _check_supplied(Path(folder), seeds, options)
     jobs = [(Path(folder), seed, shape, options, None, overwrite) for seed in seeds]
-    if workers == 1:
-        with _one_thread():
-            written = [simulate_one(*job) for job in jobs]
-    else:
-        try:
-            with ProcessPoolExecutor(workers, initializer=limit_threads) as pool:
-                written = list(pool.map(simulate_one, *zip(*jobs, strict=True)))
-        except BrokenProcessPool:
-            raise MemoryError(
-                f"a worker was killed: use fewer --workers, or {LESS_MEMORY}"
-            ) from None
+    written: list[Path] = []
+    try:
+        for path, told in in_order(_simulate_job, jobs, workers):
+            written.append(path)
+            for message in told:
+                warnings.warn(message, stacklevel=2)
+    except WorkerKilledError:
+        raise MemoryError(f"a worker was killed: use fewer --workers, or {LESS_MEMORY}") from None
     if options.contrast_to_noise is not None:
         _warn_of_contrast(written, options.contrast_to_noise)
     if options.shapes:
         _warn_of_nothing(written)
     return written
+
+
+def _simulate_job(job: Job) -> tuple[Path, list[str]]:
+    """Do one of several; also what it warns of, which a process of its own cannot tell in its caller's way."""
+    with _one_thread(), warnings.catch_warnings(record=True) as told:
+        path = simulate_one(*job)
+    return path, [str(one.message) for one in told]
 
 
 def _check_supplied(folder: Path, seeds: Sequence[int], options: SimulationOptions) -> None:
