@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import resource
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -55,6 +54,8 @@ def little_memory() -> Iterator[None]:
     """Let the kernel refuse this process more than `ROOM`; what earlier tests left is freed before."""
     gc.collect()
     give_back_freed()
+    import resource
+
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before, most = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, most))
@@ -208,7 +209,14 @@ def test_curves_of_millions_of_points_are_not_kept(
 
 
 @pytest.mark.parametrize(
-    ("said", "advised"), [("CUDA out of memory", True), ("std::bad_alloc", False)]
+    ("said", "advised"),
+    [
+        ("CUDA out of memory", True),
+        ("MPS backend out of memory (MPS allocated: 8.9 GiB)", True),
+        ("Invalid buffer size: 19.38 GiB", True),
+        ("std::bad_alloc", False),
+        ("bad allocation", False),
+    ],
 )
 def test_the_processor_is_advised_only_to_those_who_use_a_card(said: str, advised: bool) -> None:
     with pytest.raises(MemoryError) as caught, memory_errors():

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from etsam import __version__
+from etsam.renaming import rename
 
 CHUNK_BYTES = 1 << 20
 LISTING_BYTES = 256 << 20  # no listing of files is longer
@@ -147,7 +148,7 @@ def fetch(
         raise ValueError(
             f"{remote.url} {problem}: the download was damaged or altered and is removed; try again"
         )
-    part.replace(target)
+    rename(part, target)
     _version_path(part).unlink(missing_ok=True)
     return ended or remote.is_stated
 

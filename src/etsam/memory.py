@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 OUT_OF_MEMORY = (  # as torch, oneDNN, CUDA and the C++ library say it
     *("out of memory", "can't allocate memory", "not enough memory", "bad_alloc"),
+    *("bad allocation", "Invalid buffer size"),  # on Windows and on Macs
     *("could not create a primitive", "could not create a memory", "ALLOC_FAILED"),
 )
+OF_CARDS = ("CUDA", "MPS", "Invalid buffer size")  # the last one is MPS's
 TRY = "try --split-processing"
 LESS_MEMORY = f"{TRY}, --dtype bfloat16, or a larger machine"
 LESS_IN_BFLOAT16 = LESS_MEMORY.replace(" --dtype bfloat16,", "")
@@ -66,7 +68,7 @@ def memory_errors(advice: str = LESS_MEMORY) -> Iterator[None]:
         if not any(words in text for words in OUT_OF_MEMORY):
             raise
         reason = NOT_FOR_USERS.sub("", text.splitlines()[0])[:REASON_LENGTH].rstrip(" .")
-        if advice in (LESS_MEMORY, LESS_IN_BFLOAT16) and "CUDA" in text:
+        if advice in (LESS_MEMORY, LESS_IN_BFLOAT16) and any(word in text for word in OF_CARDS):
             advice = advice.replace("or a", "--device cpu, or a")
         raise MemoryError(f"{reason}: {advice}") from error
 

@@ -18,6 +18,7 @@ from typing import IO
 import numpy as np
 
 from etsam.mrc_header import HEADER_BYTES, output_header, read_header
+from etsam.renaming import rename
 from etsam.storage import (
     RawFile,
     VolumeInfo,
@@ -247,7 +248,7 @@ class MrcSink:
             self._file.close()
             if self._path.suffix.lower() in COMPRESSIONS.values():
                 _pack(self._partial, self._path.suffix.lower())
-        os.replace(self._partial, self._path)
+        rename(self._partial, self._path)
 
     def discard(self) -> None:
         """Close and remove the partial file."""

@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import math
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from etsam.ngff_metadata import NgffImage, find_image, group_attributes, is_zarr
+from etsam.renaming import rename
 from etsam.storage import (
     LAYER_IN_MEMORY,
     MAX_SIDE,
@@ -186,15 +186,15 @@ class NgffSink:
         if self._path.exists():
             old = partial_name(self._path.with_name(f"{self._path.name}.replaced"))
             remove(old)
-            os.replace(self._path, old)
+            rename(self._path, old)
             try:
-                os.replace(self._partial, self._path)
+                rename(self._partial, self._path)
             except BaseException:
-                os.replace(old, self._path)
+                rename(old, self._path)
                 raise
             remove(old)
         else:
-            os.replace(self._partial, self._path)
+            rename(self._partial, self._path)
 
     def discard(self) -> None:
         """Remove the partial folder."""

@@ -253,7 +253,11 @@ def sha256(path: Path | str, stop: Event | None = None) -> str:
 
 
 def _files(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    """A file, or those of a folder, without what macOS's Finder adds when it shows or copies one."""
+    if not path.is_dir():
+        return [path]
+    added = (".DS_Store", "._")
+    return sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(added))
 
 
 class HashInBackground:

@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,8 @@ def _files_of(folder: Path) -> dict[str, str]:
     ValueError
         The name is no Unicode.
     """
-    path = os.path.realpath(folder)
+    # on Windows links and drives' letters stay: behind letters may be network names, which tensorstore does not take
+    path = os.path.abspath(folder) if sys.platform == "win32" else os.path.realpath(folder)
     try:
         path.encode()
     except UnicodeEncodeError:

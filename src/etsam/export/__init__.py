@@ -37,6 +37,7 @@ from etsam.midsurface import MidSurface, mid_surface, thickness
 from etsam.ngff_metadata import refuse_folder
 from etsam.options import LOGIT_THRESHOLD, check_counts, take_paths
 from etsam.overlay import check_shapes
+from etsam.renaming import rename
 from etsam.staging import hidden_folder
 from etsam.storage import naming, refuse_taken
 from etsam.volume import Tomogram, open_tomogram, refuse_input, stem_of, whole_volume
@@ -363,8 +364,8 @@ def _placed(folder: Path, home: Path, progress: Progress | None, total: int) -> 
         target = home / path.name
         if target.is_dir() and not target.is_symlink():
             with suppress(FileNotFoundError):  # another export has moved it
-                target.replace(folder / f"{path.name}.replaced")
-        path.replace(target)
+                rename(target, folder / f"{path.name}.replaced")
+        rename(path, target)
         placed.append(target)
     if progress is not None:
         progress("export", total, total)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from etsam.renaming import rename
 from etsam.sam2.config import PRESETS, SAM2Config
 from etsam.sam2.model import SAM2
 from etsam.sam2.naming import ANCHOR, OF_TRANSFORMERS, State, find_state, plain_names
@@ -118,12 +121,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         with partial.open("r+b") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())
         partial.chmod(0o666 & ~_umask())  # safetensors leaves them to their owner alone
-        partial.replace(path)
+        rename(partial, path)
     except (OSError, RuntimeError, SafetensorError) as wrong:
-        number = _system_error(wrong)
-        if number is None:
+        error = _system_error(wrong, path)
+        if error is None:
             raise
-        raise OSError(number, os.strerror(number), str(path)) from None
+        raise error from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -135,13 +138,18 @@ def _umask() -> int:
     return mask
 
 
-def _system_error(wrong: BaseException) -> int | None:
-    """Number of the system's error that made torch or safetensors fail; None where that was another."""
+def _system_error(wrong: BaseException, path: Path) -> OSError | None:
+    """The system's error that made torch or safetensors fail to write `path`; None where that was another."""
     for error in (wrong, wrong.__context__):
-        if isinstance(error, OSError):
-            return error.errno
+        if isinstance(error, OSError) and error.errno is not None:
+            return OSError(error.errno, os.strerror(error.errno), str(path))
     found = SYSTEM_ERROR.search(str(wrong))
-    return int(found[1]) if found else None
+    if found is None:
+        return None
+    number = int(found[1])
+    if sys.platform == "win32":  # a number of its own, which it translates itself
+        return OSError(0, ctypes.FormatError(number), str(path), number)
+    return OSError(number, os.strerror(number), str(path))
 
 
 def infer_config(state: State, path: Path) -> SAM2Config:
@@ -268,7 +276,8 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any] | None]:
                     f"{path} is a safetensors file of another kind (format {header.get('format')!r}, "
                     f"expected {FORMAT!r}, or the parameters of facebookresearch/sam2)"
                 )
-            state = {name: file.get_tensor(name) for name in names}
+            # copies: Windows replaces no file that is mapped into memory
+            state = {name: file.get_tensor(name).clone() for name in names}
             return (state if is_ours else plain_names(state, path)), metadata
     except (SafetensorError, KeyError, TypeError) as wrong:
         kind = kind_of(path)
