@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tomograms import KINDS, SPEC, Job, cut, jobs, make, softened
+from tomograms import SPEC, Job, add_share, cut, jobs, make, softened
 from train_compact import FLAT, print_entry
 from train_resident import SLAB_WEIGHT, SLABS, THIN, pack
 
@@ -73,16 +73,6 @@ def listed(given: argparse.Namespace) -> list[Job]:
     return [
         (given.folder / f"pairs{i % PARTS}", *job[1:]) for i, job in enumerate(work[given.unseen :])
     ]
-
-
-def share(text: str) -> tuple[str, float]:
-    """A kind of tomograms and its weight beside the parts in `KINDS`, from KIND=WEIGHT."""
-    kind, _, weight = text.partition("=")
-    if kind not in KINDS:
-        raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(KINDS)}")
-    if not 0 <= float(weight) < np.inf:
-        raise argparse.ArgumentTypeError(f"{weight} is no weight: expected a number from 0 on")
-    return kind, float(weight)
 
 
 def read_weights(folder: Path) -> dict[int, float]:
@@ -143,8 +133,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300, help="tomograms")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--unseen", type=int, default=UNSEEN, help="first tomogram, of stage 2's")
-    told = "another weight of a kind of tomograms than in KINDS, such as sparse=0.24; repeat"
-    parser.add_argument("--share", type=share, action="append", default=[], help=told)
+    add_share(parser)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=31)
     parser.add_argument("--before", type=Path, help="where the way begins [default: the start]")

@@ -49,7 +49,7 @@ KINDS = {
 }
 """Part of the tomograms that are of a kind, and how often clips come from one of them in each stage.
 
-"spiked" ones came last, in rounds that ask for their part (`finetune.py --share spiked=0.9`).
+"spiked" ones came last, in rounds that ask for their part (`--share spiked=0.9`).
 """
 CLEAR = 0.4
 """Part of the tomograms left as their kind is, without more filaments, gold and carbon."""
@@ -171,6 +171,22 @@ def _spiked(shapes: Path | None, random: np.random.Generator) -> SimulationOptio
     return replace(options, spikes=coverage, blur=drawn_blur(random, 0, 14))
 
 
+def add_share(parser: argparse.ArgumentParser) -> None:
+    """Let the parts of kinds be chosen: ``dict(given.share)`` is what `jobs` takes."""
+    told = "another weight of a kind of tomograms than in KINDS, such as sparse=0.24; repeat"
+    parser.add_argument("--share", type=_share, action="append", default=[], help=told)
+
+
+def _share(text: str) -> tuple[str, float]:
+    """A kind of tomograms and its weight beside the parts in `KINDS`, from KIND=WEIGHT."""
+    kind, _, weight = text.partition("=")
+    if kind not in KINDS:
+        raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(KINDS)}")
+    if not 0 <= float(weight) < np.inf:
+        raise argparse.ArgumentTypeError(f"{weight} is no weight: expected a number from 0 on")
+    return kind, float(weight)
+
+
 def _varied(
     kind: str, options: SimulationOptions, random: np.random.Generator
 ) -> SimulationOptions:
@@ -257,8 +273,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--shapes", type=Path, help="folder of the real segmentations")
     parser.add_argument("--workers", type=int, default=2)
+    add_share(parser)
     given = parser.parse_args()
-    work = jobs(given.folder, given.stage, given.shapes, given.count)
+    work = jobs(given.folder, given.stage, given.shapes, given.count, dict(given.share))
     with ProcessPoolExecutor(given.workers, initializer=limit_threads) as pool:
         for path, _ in pool.map(make, work):
             print(path, flush=True)

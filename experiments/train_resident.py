@@ -22,7 +22,7 @@ from pathlib import Path
 from threading import Thread
 
 import torch
-from tomograms import SPEC, Job, Soft, cut, jobs, make, mask_of, softened
+from tomograms import SPEC, Job, Soft, add_share, cut, jobs, make, mask_of, softened
 from train_compact import DARK, FLAT, print_entry
 
 from etsam.feedback import write_stage1_logits
@@ -215,13 +215,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=500, help="instead of steps")
     parser.add_argument("--first", type=int, default=60, help="pairs to wait for")
     parser.add_argument("--count", type=int, default=6000, help="tomograms to simulate at most")
+    add_share(parser)
     parser.add_argument("--only-simulate", action="store_true", help="ahead of the training")
     given = parser.parse_args()
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     began = time.perf_counter()
     held, pairs = given.folder / "held", given.folder / f"pairs_{given.stage}"
-    work = jobs(pairs, given.stage, given.shapes, given.count)
+    work = jobs(pairs, given.stage, given.shapes, given.count, dict(given.share))
     if given.only_simulate:
         with ProcessPoolExecutor(given.workers, initializer=limit_threads) as pool:
             list(pool.map(make, work))
