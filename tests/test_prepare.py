@@ -341,6 +341,7 @@ def test_choices_say_it_for_several(pair: Annotated, tmp_path: Path, run: Run) -
         (["--box", f":,:,0:{'9' * 5000}"], "--box is ':,:,0:999"),
         (["--keep", "9"], "no component 9: there are 2"),
         (["--link", "--normalise", "min_max"], "give --link or --normalise"),
+        (["--link", "--voxel-spacing", "10"], "give --link or --voxel-spacing"),
         (["--resume", "--overwrite"], "give one"),
         (["--limit", "nowhere.mrc"], "nowhere.mrc does not exist"),
         (["--choices", "nowhere.csv"], "nowhere.csv does not exist"),

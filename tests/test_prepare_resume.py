@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -112,3 +113,22 @@ def test_a_kill_while_files_get_their_names_can_be_resumed(
         assert not done.reused
         assert {*out.iterdir()} == {*done.paths()}
         assert not prepare(pair, out, resume).reused
+
+
+def test_headers_without_a_voxel_size_get_one(pair: Annotated, tmp_path: Path, run: Run) -> None:
+    """Voxels and inputs stay; the same again is kept, another size is another pair."""
+    for path in (pair.tomogram, *pair.masks):
+        with mrcfile.open(path, "r+") as mrc:
+            mrc.voxel_size = 0
+    before = pair.tomogram.read_bytes()
+    args = ("prepare", pair.tomogram.parent, "-o", tmp_path / "out", "--resume", "--json")
+    for size, reused in ((13.6, False), (13.6, True), (9.5, False)):
+        code, out, err = run(*args, "--voxel-spacing", size)
+        assert code == 0 and "warning" not in err
+        said = json.loads(out)
+        assert said["reused"] is reused and said["parameters"]["voxel_spacing"] == size
+        for name in ("tomogram", "mask"):
+            with mrcfile.open(said[name]) as mrc:
+                assert mrc.voxel_size.tolist() == pytest.approx((size,) * 3)
+                assert (mrc.data == (GREY if name == "tomogram" else LABELS.clip(max=1))).all()
+    assert pair.tomogram.read_bytes() == before

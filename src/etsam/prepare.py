@@ -64,6 +64,8 @@ class PrepareOptions:
         A region: a volume, or a folder of ``NAME_limit`` volumes. It counts where it is above 0.
     normalise
         Write the tomogram as float32, scaled; None: as it is, byte for byte.
+    voxel_spacing
+        In Å, instead of the headers'; the tomogram is then written anew.
     link
         Link to the tomogram instead of copying it.
     components
@@ -75,14 +77,24 @@ class PrepareOptions:
     cleaning: CleaningOptions = field(default_factory=CleaningOptions)
     limit: Path | None = None
     normalise: Normalisation | None = None
+    voxel_spacing: float | None = None
     link: bool = False
     components: bool = False
     resume: bool = False
     overwrite: bool = False
 
+    @property
+    def writes(self) -> bool:
+        """Whether tomograms are written anew, not copied."""
+        return self.normalise is not None or self.voxel_spacing is not None
+
     def __post_init__(self) -> None:
-        if self.link and self.normalise is not None:
-            raise ValueError("a link shows the tomogram as it is: give --link or --normalise")
+        for given, name in (
+            (self.normalise, "--normalise"),
+            (self.voxel_spacing, "--voxel-spacing"),
+        ):
+            if self.link and given is not None:
+                raise ValueError(f"a link shows the tomogram as it is: give --link or {name}")
         if self.resume and self.overwrite:
             raise ValueError("--resume keeps what is there, --overwrite replaces it: give one")
 
@@ -143,7 +155,8 @@ def prepare(
     paths = [pair.tomogram, *pair.masks, *_limits(pair, options)]
     before = states_of(paths)
     with ExitStack() as stack:
-        inputs = [stack.enter_context(closing(open_tomogram(path))) for path in paths]
+        opened = (open_tomogram(path, voxel_spacing=options.voxel_spacing) for path in paths)
+        inputs = [stack.enter_context(closing(volume)) for volume in opened]
         tomogram, masks = inputs[0], inputs[1 : len(pair.masks) + 1]
         region = next(iter(inputs[len(pair.masks) + 1 :]), None)
         target = _names(pair, folder, options)
@@ -186,7 +199,7 @@ def _names(pair: Annotated, folder: Path, options: PrepareOptions) -> Prepared:
     masked = bool(pair.masks)
     return Prepared(
         pair.name,
-        folder / f"{pair.name}{written if options.normalise else kept}",
+        folder / f"{pair.name}{written if options.writes else kept}",
         folder / f"{pair.name}{MASK_ENDING}{written}" if masked else None,
         folder / f"{pair.name}{COMPONENTS_ENDING}{written}"
         if masked and options.components
@@ -294,12 +307,12 @@ def _check_place(inputs: list[Tomogram]) -> None:
 def _copy_tomogram(
     tomogram: Tomogram, target: Path, options: PrepareOptions, progress: Progress | None
 ) -> None:
-    """Copy, link or scale a tomogram; a level, which is no image without its group, is written anew."""
+    """Copy, link or write a tomogram; a level, which is no image without its group, is written anew."""
     assert tomogram.path is not None
     source = tomogram.path
     if options.link:
         target.symlink_to(source.resolve())
-    elif options.normalise is not None or _is_level(source):
+    elif options.writes or _is_level(source):
         _write_tomogram(tomogram, target, options.normalise, progress)
     elif source.is_dir():
         shutil.copytree(source, target)

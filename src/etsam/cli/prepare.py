@@ -15,7 +15,7 @@ from etsam.cli.command import (
     report_error,
     report_warning,
 )
-from etsam.cli.options import finite, overwrite_option
+from etsam.cli.options import finite, overwrite_option, spacing_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 from etsam.options import SIGNED_BYTES, Normalisation, is_whole, quoted
@@ -73,6 +73,7 @@ SHOWN = 10  # components listed on stderr
     "--normalise", type=click.Choice(get_args(Normalisation)),
     help="Write tomograms as float32, scaled.  [default: as they are]",
 )  # fmt: skip
+@spacing_option("Of the tomograms, instead of their headers'.")
 @click.option("--link", is_flag=True, help="Link to the tomograms instead of copying them.")
 @click.option("--resume", is_flag=True, help="Keep pairs that are done as asked.")
 @overwrite_option
@@ -107,7 +108,7 @@ def prepare(params: dict[str, Any]) -> int:
     unknown = sorted(set(table) - {pair.name for pair in pairs})
     if unknown:
         raise ValueError(f"{choices} names {unknown[0]}, which is not among the tomograms")
-    asked = ("limit", "normalise", "link", "components", "resume", "overwrite")
+    asked = ("limit", "normalise", "voxel_spacing", "link", "components", "resume", "overwrite")
     if made := unchanged_predictions(mask for pair in pairs for mask in pair.masks):
         report_warning(f"{len(made)} masks ({made[0]}, ...) are {UNCHANGED}")
     options = PrepareOptions(cleaning, **{name: params[name] for name in asked})

@@ -101,7 +101,7 @@ def _oddities(pairs: Sequence[Pair], options: TrainOptions) -> Iterator[tuple[li
         yield (
             [pair for pair in pairs if pair.voxel_spacing is None],
             f"do not tell their voxel size: taken for {options.spec.min_spacing:g} Å; if it is another, "
-            "write it into their headers",
+            "`etsam prepare` writes it (--voxel-spacing)",
         )
     other = "dark" if options.spec.invert else "bright"
     yield (
