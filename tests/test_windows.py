@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import windows
-from etsam.storage import appearing, remove
+from etsam.storage import appearing, partial_name, remove
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
@@ -43,3 +43,10 @@ def test_what_may_only_be_read_is_not_flushed(tmp_path: Path) -> None:
     assert windows.refused == ["flushed what was opened to read only"]
     windows.refused.clear()
     exec("with path.open('r+b') as file: os.fsync(file.fileno())", caller)
+
+
+def test_names_of_what_is_at_work_are_hardly_longer(tmp_path: Path) -> None:
+    """Windows takes paths of 260 letters, unless it is told otherwise."""
+    hidden = partial_name(tmp_path / "a.mrc")
+    assert len(hidden.name) == len(".a.mrc.01234567.partial")
+    assert partial_name(hidden / "b" / "c.zarr") == hidden / "b" / ".c.zarr.partial"
