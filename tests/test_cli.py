@@ -194,7 +194,7 @@ def test_simulate_writes_pairs(run: Run, tmp_path: Path) -> None:
         (ValueError("two\n  lines"), "two lines"),
         (FileNotFoundError(2, "No such file or directory", "a.mrc"), "a.mrc: No such file"),
         (PermissionError(13, "Permission denied", "out"), "out: Permission denied"),
-        (FileNotFoundError(2, "No such file", "no/.y.mrc.24.partial"), "no/y.mrc: No such file"),
+        (FileNotFoundError(2, "No such file", "no/.y.mrc.0a24b5c6.partial"), "no/y.mrc: No such"),
         (NotADirectoryError(20, "Not a directory", "f/.t.mrc.partial"), "f/t.mrc: Not a dir"),
         (OSError(28, "No space left", "f/.t.mrc.partial/stage1.f32"), "f/t.mrc: No space"),
         (OSError(27, "File too large"), "File too large"),

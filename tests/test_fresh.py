@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,28 @@ def test_pairs_depend_on_the_step_alone_and_failure_is_told(tmp_path: Path) -> N
             simulated.pairs(14)  # seed 7 fails
     again = FreshPairs(tmp_path, fresh, 3, open_pair)  # as another process sees it
     assert folders(again.pairs(10)) == [first + 5, first + 6]
+
+
+def test_pairs_that_go_are_closed_and_those_that_stay_are_tried_again(
+    tmp_path: Path, store: SliceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows removes no file that is open, here or in another process."""
+    places = [tmp_path / str(FIRST_SEED + number) for number in range(3)]
+    open_pair = partial(Pair, spec=FrameSpec(), store=store)
+    whole = (slice(None), slice(None))
+    with FreshPairs(tmp_path, Fresh(write_seed, pool=1, every=1), 0, open_pair) as simulated:
+        simulated.start()
+        for step in range(SPARE + 2):
+            (pair,) = simulated.pairs(step)
+            pair.read_grey(0, whole)
+            pair.read_labels(0, whole)
+        assert not places[0].exists() and places[1].exists()
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", lambda *_args, **_named: None)
+            simulated.pairs(SPARE + 2)
+        assert places[1].exists() and places[2].exists()
+        simulated.pairs(SPARE + 3)
+        assert not any(place.exists() for place in places)
 
 
 def test_an_expected_failure_is_told_in_its_own_words(

@@ -46,6 +46,7 @@ def test_training_replaces_nothing_that_is_of_no_run(run: Run, tmp_path: Path, n
     assert (place / name).read_text() == "precious"
     (place / name).unlink()
     assert run(*given)[0] == 0
+    (place / ".lock").unlink(missing_ok=True)  # as on Windows, where it goes when it is released
     (place / "state.pt").unlink()  # as the message about another run says
     assert run(*given)[0] == 0
 

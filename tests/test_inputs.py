@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from etsam.cli.command import refuse_same_targets
 from etsam.inputs import find_tomograms, refuse_same_results, shard
 from test_cli import Run, assert_one_line
 
@@ -88,9 +90,19 @@ def test_shards_part_the_tomograms() -> None:
             shard(paths, wrong)
 
 
-def test_two_tomograms_of_one_name_are_refused() -> None:
+def test_two_tomograms_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of names that are one on a Mac: results that are not there yet cannot be asked."""
     with pytest.raises(ValueError, match="would both become"):
         refuse_same_results({Path("a/x.mrc"): Path("m/x.mrc"), Path("b/x.mrc"): Path("m/x.mrc")})
+    tomograms = [Path("a/x\u00e9.mrc"), Path("b/Xe\u0301.mrc")]
+    masks = {path: Path("m", path.name) for path in tomograms}
+    refuse_same_results(masks)
+    refuse_same_targets(tomograms, masks.__getitem__)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(ValueError, match="would both become"):
+        refuse_same_results(masks)
+    with pytest.raises(ValueError, match="would both become"):
+        refuse_same_targets(tomograms, masks.__getitem__)
 
 
 RESULTS = """

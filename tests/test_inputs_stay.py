@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from conftest import Run
 from etsam.volume import create_volume, refuse_input, tomogram_from_array
-from test_cli import assert_one_line
+from test_cli import assert_one_line, write_mrc
 from tiny_model import write_tiny_model
 
 MASK = np.zeros((12, 24, 32), np.int8)
@@ -107,6 +110,57 @@ def test_folders_around_an_input_are_kept(zarr: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"around\.zarr holds the mask"):
             refuse_input([tmp_path / "x.mrc", around], source, "mask")
     refuse_input([around / "b.mrc", tmp_path / "a.zarr"], moved / "0", "mask")
+
+
+@pytest.fixture
+def careless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as on disks that find a name whatever its case and form."""
+    look, folder = os.stat, tmp_path / "careless"
+    folder.mkdir()
+
+    def find(path: Path, **how: Any) -> os.stat_result:
+        at = Path(os.fsdecode(path)) if isinstance(path, str | bytes | Path) else None
+        if at is not None and at.is_relative_to(folder):
+            found = folder
+            for part in at.relative_to(folder).parts:
+                alike = [name for name in os.listdir(found) if form(name) == form(part)]
+                found /= alike[0] if alike else part
+            return look(found, **how)
+        return look(path, **how)
+
+    def form(name: str) -> str:
+        return unicodedata.normalize("NFC", name).casefold()
+
+    monkeypatch.setattr(os, "stat", find)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("a.zarr/TS_\u00e9.mrc", "is the mask itself"),
+        ("A.zarr/ts_e\u0301.MRC", "is the mask itself"),
+        ("A.ZARR", "holds the mask"),
+        ("A.zarr/ts_e\u0301.MRC/b.mrc", "lies inside of the mask"),
+    ],
+)
+def test_other_spellings_of_an_input_are_known(careless: Path, target: str, said: str) -> None:
+    source = careless / "a.zarr" / "ts_\u00e9.mrc"
+    source.parent.mkdir()
+    source.touch()
+    with pytest.raises(ValueError, match=said):
+        refuse_input([careless / target], source, "mask")
+    refuse_input([careless / "a.zarr" / "ts_e.mrc"], source, "mask")
+
+
+def test_other_links_to_an_input_are_other_files(tmp_path: Path) -> None:
+    """They stay as they are when one of them gets another file."""
+    source = write_mrc(tmp_path / "a.mrc", MASK)
+    (tmp_path / "sub").mkdir()
+    others = [tmp_path / "b.mrc", tmp_path / "sub" / "a.mrc"]
+    for other in others:
+        other.hardlink_to(source)
+    refuse_input(others, source, "mask")
 
 
 @pytest.mark.parametrize("name", ["m.mrc", "m.json", "m.png", "a.zarr/m", "a.zarr/0/m.jsonl"])

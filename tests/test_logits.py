@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from etsam.logits import LogitRange, NpyWriter, ScratchLogits, tracked_slices
+import windows
+from etsam.logits import LogitRange, NpyWriter, ScratchLogits, check_npy, tracked_slices
 
 SHAPE = (5, 7, 9)
 
@@ -44,10 +48,13 @@ def test_scratch_fills_slices_between_tracked_ones(depth: int, step: int) -> Non
             np.testing.assert_allclose(scratch.read_slice(z), z * slope, rtol=1e-6)
 
 
-def test_npy_is_what_numpy_writes(tmp_path: Path) -> None:
-    data = volume()
+@pytest.mark.parametrize("dtype", ["<f4", "|i1"])
+def test_npy_is_what_numpy_writes(tmp_path: Path, dtype: str) -> None:
+    data = volume().astype(dtype)
     np.save(tmp_path / "numpy.npy", data)
-    with NpyWriter(tmp_path / "ours.npy", SHAPE) as writer:
+    with NpyWriter(tmp_path / "ours.npy", SHAPE, dtype) as writer:
+        writer.write_slice(0, data[1])
+        writer.restart()
         for z in range(5):
             writer.write_slice(z, data[z])
     assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
@@ -68,3 +75,32 @@ def test_npy_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(OSError, match="No space left"):
         NpyWriter(path, SHAPE)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_file_that_windows_would_not_replace_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier result, which is a map of its file; what was written all the same is not left."""
+    path, rename = tmp_path / "x.npy", os.rename
+    np.save(path, volume())
+
+    def as_there(source: Path, target: Path) -> Path:
+        if windows.held(str(source)) or windows.held(str(target)):
+            raise PermissionError(errno.EACCES, "Access is denied", str(source))
+        rename(source, target)
+        return target
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(Path, "replace", as_there)
+    check_npy(path, None)
+    check_npy(tmp_path / "new.npy", None)
+    earlier = np.load(path, mmap_mode="r")
+    with pytest.raises(OSError, match=r"x\.npy, which a program has open.* del.* another name$"):
+        check_npy(path, None)
+    with pytest.raises(OSError, match="Access is denied") as caught, NpyWriter(path, SHAPE) as new:
+        for z in range(5):
+            new.write_slice(z, earlier[z] + 1)
+    assert caught.value.filename == str(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["x.npy"]
+    assert np.array_equal(np.load(path), earlier)

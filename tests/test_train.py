@@ -320,6 +320,8 @@ def test_stage1_logits_are_those_of_the_pipeline(
     assert write_stage1_logits(data, stage1, device="cpu") == 0
     kept = np.load(logits_path(data / "t0.mrc"))
     assert kept.dtype == np.int8 and kept.shape == (16, 80, 80)
+    np.save(tmp_path / "numpy.npy", kept)
+    assert logits_path(data / "t0.mrc").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
     assert not list(data.glob("*.partial"))
     with open_tomogram(data / "t0.mrc") as tomogram:
         volume = Volume(tomogram, tomogram.voxel_spacing)

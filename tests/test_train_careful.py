@@ -178,6 +178,20 @@ def test_logits_older_than_their_tomogram_are_made_anew(tmp_path: Path, model: P
     assert write_stage1_logits(pairs, stage1, device="cpu") == 1
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_what_stops_the_making_of_logits_is_told_and_leaves_none(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def stopped(_run: object) -> None:
+        raise error("stopped")
+
+    pairs = write_pairs(tmp_path / "pairs", 1)
+    monkeypatch.setattr("etsam.feedback.run_stage", stopped)
+    with pytest.raises(error, match="stopped"):
+        write_stage1_logits(pairs, model / "stage1.safetensors", device="cpu")
+    assert not [path for path in pairs.iterdir() if "t0_stage1" in path.name]
+
+
 @pytest.mark.filterwarnings("always")
 def test_simulated_pairs_of_another_recipe_are_made_anew(run: Run, tmp_path: Path) -> None:
     given = ("train", "-o", tmp_path / "r", "--simulate", 1, *COMMON, "--simulate-shape")

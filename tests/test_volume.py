@@ -312,7 +312,7 @@ def test_a_failed_or_unfinished_result_leaves_nothing(tmp_path, name):
             with create_volume(tmp_path / name, tomogram, dtype="int8", label="x") as writer:
                 writer.write_slice(0, np.ones((6, 7)))
                 (hidden,) = (path.name for path in tmp_path.iterdir())
-                assert re.fullmatch(rf"\.{re.escape(name)}\.\d+\.partial", hidden)
+                assert re.fullmatch(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.partial", hidden)
                 assert hidden != partial_name(tmp_path / name).name  # another writer's
                 raise KeyboardInterrupt
         assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ import windows
 from etsam import renaming
 from etsam.provenance import sha256, size_and_time
 from etsam.sam2 import load_checkpoint, save_checkpoint
-from etsam.storage import appearing, remove
+from etsam.storage import appearing, partial_name, remove
 from tiny_model import tiny_network
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -91,3 +91,10 @@ def test_what_macs_add_to_a_folder_is_no_part_of_it(tmp_path: Path) -> None:
     (tmp_path / ".DS_Store").write_bytes(b"windows and colours")
     (tmp_path / "0" / "._c").write_bytes(b"attributes")
     assert (sha256(tmp_path), size_and_time(tmp_path)) == before
+
+
+def test_names_of_what_is_at_work_are_hardly_longer(tmp_path: Path) -> None:
+    """Windows takes paths of 260 letters, unless it is told otherwise."""
+    hidden = partial_name(tmp_path / "a.mrc")
+    assert len(hidden.name) == len(".a.mrc.01234567.partial")
+    assert partial_name(hidden / "b" / "c.zarr") == hidden / "b" / ".c.zarr.partial"

@@ -38,7 +38,7 @@ def _see(event: str, given: tuple[Any, ...]) -> None:
     files, folders = given[: len(given) // 2], given[len(given) // 2 :]
     for file, folder in zip(files, folders, strict=True):
         path = _place(os.fsdecode(file), folder)
-        if path and not path.endswith("lock") and (how := _held(path)):
+        if path and not path.endswith("lock") and (how := held(path)):
             refused.append(f"{event} of {path}, which is {how}")
 
 
@@ -62,7 +62,7 @@ def _place(name: str, folder: int) -> str:
     return os.path.join(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole))
 
 
-def _held(path: str) -> str:
+def held(path: str) -> str:
     """How this process holds a file, or one below a folder; '' where it does not."""
     for entry in os.listdir(HELD / "fd"):
         try:

@@ -64,6 +64,14 @@ class SliceStore:
                 self._held -= self._slices.popitem(last=False)[1].nbytes
             return plane
 
+    def forget(self, path: Path) -> None:
+        """Close a volume and forget its slices; it is opened anew where it is asked for again."""
+        with self._lock:
+            for key in [key for key in self._slices if key[0] == path]:
+                self._held -= self._slices.pop(key).nbytes
+            if path in self._open:
+                self._open.pop(path).close()
+
     def close(self) -> None:
         """Close all files and forget all slices."""
         with self._lock:
@@ -216,6 +224,11 @@ class Pair:
         return (
             torch.from_numpy(np.array(self._store.read(self.logits, z)[box])).float() * LOGIT_STEP
         )
+
+    def close(self) -> None:
+        """Close its files: Windows removes none that are open."""
+        for path in filter(None, (self.tomogram, self.mask, self.logits)):
+            self._store.forget(path)
 
     def _check_mask(self, volume: Tomogram) -> bool:
         """Check the labels of all slices; returns whether any voxel is annotated."""

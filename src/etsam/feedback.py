@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
@@ -14,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from etsam.dataset import LOGIT_STEP, Pair, SliceStore, find_pairs, logits_path
-from etsam.logits import LOGIT_LIMIT, ScratchLogits
+from etsam.logits import LOGIT_LIMIT, NpyWriter, ScratchLogits
 from etsam.options import SegmentOptions
 from etsam.pipeline import StageRun, Volume, plan_stage, run_stage
 from etsam.provenance import size_and_time
 from etsam.stages import Stage, choose_device, load_stage
-from etsam.storage import appearing, held_lock, partial_name, require_space, write_text
+from etsam.storage import held_lock, write_text
 from etsam.volume import open_tomogram
 
 NOTE = "stage1_logits.json"
@@ -120,25 +119,21 @@ def _claim(folder: Path, maker: dict[str, object], kept: int) -> None:
 
 def _write_logits(pair: Pair, stage: Stage, step: int) -> None:
     """Segment one tomogram, and fill the slices that are not tracked as stage 2 sees them in use."""
-    target = logits_path(pair.tomogram)
-    require_space(target.parent, math.prod(pair.shape), f"writing {target.name}")
     with open_tomogram(pair.tomogram) as tomogram:
         volume = Volume(tomogram, tomogram.voxel_spacing)
         run = plan_stage(stage, 0, volume, SegmentOptions(), step)
         run = replace(run, scaling=pair.scaling)
-        with appearing(target, partial_name(target)) as partial:
-            _fill(partial, run)
+        with NpyWriter(logits_path(pair.tomogram), pair.shape, "|i1") as writer:
+            _fill(writer, run)
 
 
-def _fill(target: Path, run: StageRun) -> None:
-    """Write the logits of a run into a new .npy."""
+def _fill(writer: NpyWriter, run: StageRun) -> None:
+    """Write the logits of a run."""
     shape = run.volume.slices.shape
-    kept = np.lib.format.open_memmap(target, "w+", np.int8, shape)
     with ScratchLogits(shape, step=run.step) as scratch:
         with closing(run_stage(run)) as slices:
             for z, logits in zip(run.slices(), slices, strict=True):
                 scratch.write_slice(z, logits)
         for z in range(shape[0]):
             logits = scratch.read_slice(z).clip(-LOGIT_LIMIT, LOGIT_LIMIT)
-            kept[z] = np.rint(logits / LOGIT_STEP)
-    kept.flush()
+            writer.write_slice(z, np.rint(logits / LOGIT_STEP))

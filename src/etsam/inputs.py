@@ -10,6 +10,7 @@ from etsam.layout import fetched_tomograms, portal_tomograms
 from etsam.ngff_metadata import is_zarr
 from etsam.options import is_whole, quoted
 from etsam.pairing import truth_name
+from etsam.places import folded
 from etsam.predictions import recognise
 from etsam.projects import (
     Member,
@@ -173,7 +174,7 @@ def refuse_same_results(masks: dict[Path, Path]) -> None:
     taken: dict[Path, Path] = {}
     for path, mask in masks.items():
         record = with_own_name(record_path(mask))
-        first = taken.setdefault(record, path)
+        first = taken.setdefault(folded(record), path)
         if first != path:
             shared = mask if mask == masks[first] else record
             raise ValueError(

@@ -5,13 +5,22 @@ from __future__ import annotations
 import io
 import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
-from etsam.storage import RawFile, naming, partial_name, require_space, scratch_file, write_all
+from etsam.storage import (
+    RawFile,
+    appearing,
+    naming,
+    partial_name,
+    require_space,
+    scratch_file,
+    write_all,
+)
 from etsam.volume import refuse_input
 
 SCRATCH = Path("scratch file of logits")  # as it is called, having no name
@@ -124,6 +133,8 @@ def check_npy(path: Path, source: Path | None) -> None:
     ------
     ValueError
         It is one of these.
+    OSError
+        A file is there that a program has open, so that Windows would not replace it.
     """
     if path.suffix.lower() != ".npy" or path.is_dir():
         raise ValueError(f"output_path is {path}: give the name of a .npy file for the logits")
@@ -131,22 +142,32 @@ def check_npy(path: Path, source: Path | None) -> None:
         raise ValueError(f"output_path is {path}: make the folder first")
     if source is not None:
         refuse_input([path], source, "volume", "output_path")
+    if sys.platform == "win32" and path.exists():
+        try:
+            path.replace(path)  # a file that is open or mapped there gets no name, not even its own
+        except OSError:
+            raise OSError(
+                f"output_path is {path}, which a program has open, perhaps as an earlier result: delete "
+                "that array (del) or close the program first, or give another name"
+            ) from None
 
 
 class NpyWriter:
-    """Float32 .npy of shape (Z, Y, X), written slice by slice in order.
+    """.npy of shape (Z, Y, X), by default float32, written slice by slice in order.
 
     Written under `partial_name` and renamed on a clean exit; an error leaves nothing behind.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: str = "<f4") -> None:
         self.path = path
         self._shape = shape
+        self._dtype = np.dtype(dtype)
         self._partial = partial_name(path)
         self._written = 0
-        require_space(path.parent, 4 * math.prod(shape), f"writing {path.name}")
-        self._file = self._partial.open("wb", buffering=0)
-        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        require_space(path.parent, self._dtype.itemsize * math.prod(shape), f"writing {path.name}")
+        with naming(path):
+            self._file = self._partial.open("wb", buffering=0)
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
         try:
             np.lib.format.write_array_header_1_0(self._file, header)
         except BaseException:
@@ -166,7 +187,8 @@ class NpyWriter:
                 f"slice {z} of shape {logits.shape}: expected slice {self._written} of shape "
                 f"{self._shape[1:]}"
             )
-        write_all(self._file, np.ascontiguousarray(logits, dtype="<f4"))
+        with naming(self.path):
+            write_all(self._file, np.ascontiguousarray(logits, dtype=self._dtype))
         self._written += 1
 
     def _discard(self) -> None:
@@ -175,7 +197,8 @@ class NpyWriter:
 
     def restart(self) -> None:
         """Begin with slice 0 again."""
-        self._file.seek(-self._written * 4 * math.prod(self._shape[1:]), os.SEEK_CUR)
+        slice_bytes = self._dtype.itemsize * math.prod(self._shape[1:])
+        self._file.seek(-self._written * slice_bytes, os.SEEK_CUR)
         self._written = 0
 
     def __enter__(self) -> NpyWriter:
@@ -194,4 +217,5 @@ class NpyWriter:
             self._discard()
             raise ValueError(f"{self._written} of {self._shape[0]} slices written to {self.path}")
         else:
-            self._partial.replace(self.path)
+            with appearing(self.path, self._partial):
+                pass  # it is complete

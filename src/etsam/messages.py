@@ -9,7 +9,7 @@ KEPT = re.compile(r"\.([^/\\]+)\.partial[/\\](stage\d+\.f32|state\.safetensors|l
 """What a segmentation keeps while it is made; users know it by the mask's name."""
 WORK_FOLDER = re.compile(r"\.[^/\\]+\.partial[/\\]")
 """The folder of files that are written together; they will lie beside it."""
-HIDDEN = re.compile(r"\.([^/\\]+?)(?:\.\d+)?\.partial\b")
+HIDDEN = re.compile(r"\.([^/\\]+?)(?:\.[0-9a-f]{8})?\.partial\b")
 """The name of a file or folder while it is written; users know it by the name it will have."""
 
 BEGINNING, END = 1200, 600

@@ -178,8 +178,9 @@ def refuse_taken(path: Path, ways: str = "--overwrite or another --output") -> N
 
 
 def partial_name(path: Path) -> Path:
-    """Return a hidden name of a result while it is written; no other call, on any machine, returns the same."""
-    ending = f".{secrets.randbits(64)}.partial"
+    """Return a hidden name of a result while it is written, no other call's; a short one in a hidden folder."""
+    hidden = any(at.name.startswith(".") and at.suffix == ".partial" for at in path.parents)
+    ending = ".partial" if hidden else f".{secrets.token_hex(4)}.partial"
     return path.with_name(f".{beginning(path.name, NAME_BYTES - 1 - len(ending))}{ending}")
 
 

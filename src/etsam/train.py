@@ -103,6 +103,7 @@ def train(options: TrainOptions, log: Log | None = None, sampler: Sampler | None
             taken = f"another run is at work in {place}: wait for it, or choose another --output"
             refuse_foreign(options)
             stack.enter_context(held_lock(options.lock, taken))
+            options.sign.touch()  # the lock does not stay on every system
         clips = sampler or make_sampler(options, groups, store, team, stack)
         run = start_run(options, team.device)
         if run.step > options.schedule.steps and team.leads:

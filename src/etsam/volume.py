@@ -16,6 +16,7 @@ from etsam.arrays import ArraySource
 from etsam.mrc import MrcSink, MrcSource
 from etsam.mrc_header import with_spacing
 from etsam.ngff import NgffSink, NgffSource
+from etsam.places import meet
 from etsam.storage import (
     SPACING_UNKNOWN,
     SliceSink,
@@ -301,8 +302,8 @@ def refuse_input(
 ) -> None:
     """Keep what is read: no result is it, lies inside of it or is a folder around it, with or without links.
 
-    Of a level that is the whole OME-Zarr. `what` and `option` say in the message what the source is and
-    what to give instead.
+    Of a level that is the whole OME-Zarr; names that the disk takes for one are one. `what` and `option`
+    say in the message what the source is and what to give instead.
 
     Raises
     ------
@@ -314,11 +315,11 @@ def refuse_input(
     around = kept.union(*(volume.parents for volume in kept))
     for target in targets:
         places = {with_own_name(target), Path(os.path.realpath(target))}
-        if real in places:
+        if meet(places, [real]):
             raise ValueError(f"{target} is the {what} itself: give another {option}")
-        if places & around:
+        if meet(places, around):
             raise ValueError(f"{target} holds the {what} {source}: give another {option}")
-        if any(kept.intersection(place.parents) for place in places):
+        if any(meet(kept, place.parents) for place in places):
             whole = whole_volume(source)
             raise ValueError(f"{target} lies inside of the {what} {whole}: give another {option}")
 

@@ -141,17 +141,18 @@ def refuse_same_targets(paths: Sequence[Path], target: Callable[[Path], Path]) -
     ValueError
         Two inputs share a result.
     """
+    from etsam.places import folded
     from etsam.storage import with_own_name
 
     taken: dict[Path, Path] = {}
     for path in paths:
         place = with_own_name(target(path))
-        if place in taken:
+        first = taken.setdefault(folded(place), path)
+        if first != path:
             raise ValueError(
-                f"{taken[place]} and {path} would both become {place}: run them one by one, each with "
+                f"{first} and {path} would both become {place}: run them one by one, each with "
                 "an --output of its own"
             )
-        taken[place] = path
 
 
 def run_each(paths: Sequence[Path], run: Callable[[Path], None]) -> int:

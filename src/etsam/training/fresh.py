@@ -87,7 +87,8 @@ class FreshPairs:
         self._folder, self._fresh, self._open = folder, fresh, open_pair
         self._first = FIRST_SEED + seed * SEEDS_A_RUN
         self._pairs: dict[int, Pair] = {}
-        self._asked = self._removed = self._first
+        self._asked = self._past = self._first
+        self._outdated: list[int] = []
         self._pipe: Connection | None = None
         self._process: multiprocessing.process.BaseProcess | None = None
 
@@ -152,13 +153,16 @@ class FreshPairs:
         return "see its message above, if it was not killed"
 
     def _drop(self, oldest: int) -> None:
-        """Forget pairs that no step will draw again."""
+        """Forget pairs that no step will draw again, and remove them: at once, or when that can be."""
         for seed in [seed for seed in self._pairs if seed < oldest]:
-            del self._pairs[seed]
+            self._pairs.pop(seed).close()
         if self._process is not None:
-            for seed in range(self._removed, oldest - SPARE):
-                shutil.rmtree(self._folder / str(seed), ignore_errors=True)
-            self._removed = max(self._removed, oldest - SPARE)
+            self._outdated += range(self._past, oldest - SPARE)
+            self._past = max(self._past, oldest - SPARE)
+            places = {seed: self._folder / str(seed) for seed in self._outdated}
+            for place in places.values():
+                shutil.rmtree(place, ignore_errors=True)
+            self._outdated = [seed for seed, place in places.items() if place.exists()]
 
     def __enter__(self) -> FreshPairs:
         return self

@@ -167,8 +167,13 @@ class TrainOptions:
 
     @property
     def lock(self) -> Path:
-        """What a run holds while it is at work; the file stays, and tells that the folder is a run's."""
+        """What a run holds while it is at work."""
         return self.output / ".lock"
+
+    @property
+    def sign(self) -> Path:
+        """What a run makes first and leaves, which tells that the folder is a run's."""
+        return self.output / ".run"
 
     @property
     def identity(self) -> str:

@@ -100,7 +100,12 @@ def refuse_foreign(options: TrainOptions) -> None:
     FileExistsError
         There is one.
     """
-    if options.state.exists() or options.lock.exists():
+    signs = (
+        options.state,
+        options.sign,
+        options.lock,
+    )  # earlier versions left no sign but the lock
+    if any(path.exists() for path in signs):
         return
     for path in (options.weights, options.output / LOG_NAME):
         if path.exists():
