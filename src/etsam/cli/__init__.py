@@ -88,7 +88,10 @@ def main(args: Sequence[str] | None = None) -> None:
     output = make_patient()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
-        code = etsam.main(args=args, prog_name="etsam", standalone_mode=False)
+        # each verb knows what its patterns stand for; click would put all files in their place on Windows
+        code = etsam.main(
+            args=args, prog_name="etsam", standalone_mode=False, windows_expand_args=False
+        )
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = EXIT_USAGE
