@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 import warnings
 from collections.abc import Sequence
@@ -105,7 +104,7 @@ def main(args: Sequence[str] | None = None) -> None:
         code = EXIT_FAILED
     code = code if isinstance(code, int) else 0
     sys.stdout.flush()
-    if output is not None and output.failure is not None and output.failure.errno != errno.EPIPE:
+    if output is not None and output.failure is not None and output.is_cut:
         report_error(f"standard output: {output.failure.strerror}: what was printed is incomplete")
         code = code or 1
     sys.exit(code)
