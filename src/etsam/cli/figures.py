@@ -264,4 +264,4 @@ def _named(text: str) -> tuple[str, Path]:
 
 def _require_matplotlib() -> None:
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("figures need matplotlib: pip install 'etsam[figures]'")
+        raise ValueError('figures need matplotlib: pip install "etsam[figures]"')
