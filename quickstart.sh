@@ -6,9 +6,12 @@
 set -eu
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 venv=${ETSAM_VENV:-$here/.venv}
-python=$venv/bin/python
+# where the environment has its programs: Python for Windows calls the folder Scripts
+programs() {
+    if [ -d "$venv/Scripts" ]; then echo "$venv/Scripts"; else echo "$venv/bin"; fi
+}
 
-if [ ! -x "$python" ]; then
+if [ ! -x "$(programs)/python" ]; then
     "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
         echo "quickstart: Python 3.11 or newer is needed; name one with PYTHON=python3.12" >&2
         exit 1
@@ -16,6 +19,7 @@ if [ ! -x "$python" ]; then
     echo "quickstart: setting up $venv (a few minutes, once)" >&2
     "${PYTHON:-python3}" -m venv "$venv"
 fi
+python=$(programs)/python
 # install EXTRAS MODULE...: unless all modules can be imported already
 install() {
     extras=$1
@@ -37,4 +41,4 @@ if [ "${1:-}" = --test ]; then
 fi
 install fast etsam
 [ $# -gt 0 ] || set -- --sample --overwrite
-exec "$venv/bin/etsam" segment --show "$@"
+exec "$(programs)/etsam" segment --show "$@"

@@ -384,4 +384,4 @@ def test_without_the_client_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "cryoet_data_portal", None)
     code, _, err = run("download", "10000/245", "--dry-run")
     assert code == 1
-    assert "pip install 'etsam[portal]'" in err
+    assert 'pip install "etsam[portal]"' in err

@@ -110,3 +110,34 @@ def test_names_that_lead_out_are_refused(server: DataServers, tmp_path: Path, na
     ] == []
     with pytest.raises(ValueError, match=REASONS[name]):
         check_names([Item("a.zarr", (RemoteFile("http://x", "ok"), RemoteFile("http://x", name)))])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ab:c",
+        "a?.mrc",
+        "a*",
+        'a"',
+        "<a",
+        "a>",
+        "a|b",
+        "a.",
+        "a /b",
+        "d./a",
+        "NUL",
+        "con.mrc",
+        "d/Com1 .x/a",
+        "lpt³",
+    ],
+)
+def test_names_that_windows_keeps_are_refused_there(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    kept = [Item(name, (RemoteFile("http://x", ""),))]
+    others = ["console.mrc", "a.nul", "com10", "d/.a b.mrc", "com"]
+    check_names(kept)
+    monkeypatch.setattr("sys.platform", "win32")
+    with pytest.raises(ValueError, match="which Windows does not allow: leave it out with --match"):
+        check_names(kept)
+    check_names([Item(other, (RemoteFile("http://x", ""),)) for other in others])

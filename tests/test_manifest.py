@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ntpath
 import os
 import shutil
 from dataclasses import replace
@@ -43,6 +44,17 @@ def test_a_manifest_is_read_back_and_locked(tmp_path: Path) -> None:
         read_manifest(path)
     with pytest.raises(FileNotFoundError, match="no manifest"):
         find_manifests(tmp_path / "nowhere")
+
+
+def test_tomograms_on_two_drives_are_recorded_beside_the_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def commonpath(_folders: object) -> str:
+        return ntpath.commonpath(["C:\\a", "D:\\b"])
+
+    monkeypatch.setattr(os.path, "commonpath", commonpath)
+    path = default_manifest([tmp_path / "b" / "c.mrc", tmp_path / "a" / "b.mrc"], None)
+    assert path.parent == tmp_path / "b"
 
 
 def test_links_are_recorded_where_they_lie(tmp_path: Path) -> None:

@@ -132,3 +132,31 @@ def test_headers_without_a_voxel_size_get_one(pair: Annotated, tmp_path: Path, r
                 assert mrc.voxel_size.tolist() == pytest.approx((size,) * 3)
                 assert (mrc.data == (GREY if name == "tomogram" else LABELS.clip(max=1))).all()
     assert pair.tomogram.read_bytes() == before
+
+
+def test_a_link_that_cannot_be_made_is_told_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, pair: Annotated, tmp_path: Path, run: Run
+) -> None:
+    """As on Windows without the right to make links."""
+
+    def refused(_link: Path, _target: Path) -> None:
+        raise OSError(22, "A required privilege is not held by the client")
+
+    def at_work(*_given: object, **_options: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    monkeypatch.setattr("etsam.prepare.clean_annotation", at_work)
+    args = (
+        "prepare",
+        pair.tomogram,
+        "--annotation",
+        pair.masks[0],
+        "-o",
+        tmp_path / "out",
+        "--link",
+    )
+    code, out, err = run(*args)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "TS_1.mrc cannot be a link here (A required privilege is not held by the client)" in err
+    assert "leave --link out to copy it" in err and not list((tmp_path / "out").glob("*"))

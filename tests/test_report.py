@@ -150,7 +150,7 @@ def test_a_mask_without_a_surface_has_no_area_rather_than_none_at_all(
     speck[20, 20, 20] = True
     monkeypatch.setattr("etsam.report.numbers.PAGE_FACES", 100)
     monkeypatch.setitem(sys.modules, "fast_simplification", None)
-    for mask, reason in ((speck, "too small to be smoothed."), (whole, "'etsam[export]'.")):
+    for mask, reason in ((speck, "too small to be smoothed."), (whole, '"etsam[export]".')):
         membrane = Membrane(mask, None, Frame(mask.shape, (SPACING,) * 3))
         measured = measure(membrane, grey)
         assert measured.mesh is None and measured.rows["membrane_area_um2"] is None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import ntpath
+import os
 from pathlib import Path
 
 import mrcfile
 import numpy as np
 import pytest
 
-from etsam.report import report_file
+from etsam.report import report_file, write_index
+from etsam.report.page import IndexRow
 
 SHAPE = (24, 48, 56)
 
@@ -70,3 +73,15 @@ def test_slices_are_numbered_from_0_as_in_previews(tmp_path: Path) -> None:
     page = (tmp_path / "a_report.html").read_text("utf-8")
     assert "`z = ${place.z * meta.binning[0]} (0 to ${meta.fullShape[0] - 1})`" in page
     assert "} of ${" not in page
+
+
+def test_an_index_names_pages_on_another_drive_in_full(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def relpath(_page: object, _folder: object) -> str:
+        return ntpath.relpath("D:\\a", "C:\\b")
+
+    monkeypatch.setattr(os.path, "relpath", relpath)
+    page = tmp_path / "a b_report.html"
+    index = write_index([IndexRow("a b", page, None, {}, [])], tmp_path / "index")
+    assert f'href="{page.as_uri()}"' in index.read_text("utf-8")

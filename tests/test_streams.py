@@ -1,7 +1,9 @@
-"""Messages that nobody reads, or that have no room, end no run."""
+"""Messages that nobody reads, that have no room or characters that their encoding has not, end no run."""
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from etsam import __main__
+from etsam.cli.streams import PatientFile
 from test_cli import write_mrc
 
 CODE = "from etsam.__main__ import main; main()"
@@ -66,3 +69,36 @@ def test_a_full_standard_output_is_told_at_the_end(masks: list[Path]) -> None:
     assert line == (
         "etsam: error: standard output: No space left on device: what was printed is incomplete"
     )
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode there")
+@pytest.mark.parametrize("encoding", ["cp932", "cp936", "cp1252"])
+def test_what_an_encoding_has_not_is_a_question_mark(masks: list[Path], encoding: str) -> None:
+    """On standard output; bytes of names that are no Unicode stay."""
+    folder = masks[0].parent / "膜"
+    folder.mkdir()
+    name = os.fsdecode(b"\xff_membrane.mrc")
+    masks[0].rename(folder / name)
+    given = {"env": {**os.environ, "PYTHONIOENCODING": encoding}, "capture_output": True}
+    done = subprocess.run([sys.executable, "-c", CODE, "postprocess", folder / name], **given)
+    assert done.returncode == 0 and b"error" not in done.stderr
+    shown = "膜".encode(encoding, "replace")
+    assert done.stdout.endswith(b"/" + shown + b"/\xff_membrane_postprocessed.mrc\n")
+    done = subprocess.run([sys.executable, "-c", CODE, "evaluate", "--help"], **given)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"--voxel-spacing " + "Å ".encode(encoding, "replace") in done.stdout
+
+
+@pytest.mark.parametrize("platform, is_cut", [("win32", False), ("linux", True)])
+def test_a_pipe_that_nobody_reads_has_two_errors_on_windows(
+    monkeypatch: pytest.MonkeyPatch, platform: str, is_cut: bool
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    file = PatientFile(os.devnull, "wb")
+    file.failure = OSError(errno.EINVAL, "Invalid argument")
+    assert file.is_cut == is_cut
+    file.failure = OSError(errno.EPIPE, "Broken pipe")
+    assert not file.is_cut
+    file.failure = OSError(errno.ENOSPC, "No space left on device")
+    assert file.is_cut
+    file.close()

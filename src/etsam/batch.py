@@ -126,11 +126,16 @@ def default_manifest(
 ) -> Path:
     """Return where a batch records itself: in the results' folder, or the one its tomograms share.
 
-    That of masks that go back into a project (`masks`, by tomogram) is the one these share.
+    That of masks that go back into a project (`masks`, by tomogram) is the one these share. Of tomograms on several
+    drives it is the first one's.
     """
     if output is None:
         ends = [masks[path] if masks else path for path in paths]
-        folder = Path(os.path.commonpath([with_own_name(whole_volume(end)).parent for end in ends]))
+        folders = [with_own_name(whole_volume(end)).parent for end in ends]
+        try:
+            folder = Path(os.path.commonpath(folders))
+        except ValueError:
+            folder = folders[0]
     else:
         folder = output.parent if names_mask(output) else output
     part = f".{shard.replace('/', 'of')}" if shard else ""

@@ -33,7 +33,7 @@ JOB_CLUSTERS = {
 TOPIC = "etsam"
 TICK_SECONDS = 0.5
 MESSAGE_LENGTH = 160
-MISSING = "several processes need dask: pip install 'etsam[cluster]'"
+MISSING = 'several processes need dask: pip install "etsam[cluster]"'
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from etsam.layout import fetched_tomograms, portal_tomograms
 from etsam.ngff_metadata import is_zarr
 from etsam.options import is_whole, quoted
 from etsam.pairing import truth_name
+from etsam.patterns import is_pattern, matching
 from etsam.places import folded
 from etsam.predictions import recognise
 from etsam.projects import (
@@ -66,9 +66,8 @@ def _one(path: Path) -> dict[Path, Member | None]:
         return {path: member for path, member in found.items() if not _is_no_tomogram(path)}
     if path.is_dir() and path.suffix.lower() != ".zarr" and not is_zarr(path):
         return _in_folder(path)
-    if not path.exists() and glob.has_magic(str(path)):
-        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        chosen = [match for match in matches if not _is_no_tomogram(match)]
+    if is_pattern(path):
+        chosen = [match for match in matching(path) if not _is_no_tomogram(match)]
         if not chosen:
             raise FileNotFoundError(f"no tomogram matches {path}: {LEFT_OUT}")
         return _with_members(chosen)

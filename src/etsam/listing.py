@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,10 @@ Masks = Literal["auto", "portal", "dataverse", "none"]
 
 ASKED_AT_ONCE = 8
 UNSAFE = re.compile(r"[\\\x00-\x1f\x7f]|^[A-Za-z]:|^/|(^|/)(\.{0,2})(/|$)")
+NOT_ON_WINDOWS = re.compile(
+    r'[:*?"<>|]|[. ](/|$)|(^|/)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[1-9¹²³]) *(\.|/|$)', re.I
+)
+"""Characters, endings and names of devices that Windows keeps for itself."""
 PARTIAL = re.compile(r"\.partial(/|$)")
 """How files and folders are called while they are fetched."""
 
@@ -101,7 +106,7 @@ def list_items(sources: Iterable[str], choice: Selection) -> list[Item]:
 
 
 def check_names(items: Sequence[Item]) -> None:
-    """Refuse names that lead elsewhere, that we use ourselves, or that come twice.
+    """Refuse names that lead elsewhere, that the system or we use ourselves, or that come twice.
 
     Raises
     ------
@@ -113,6 +118,10 @@ def check_names(items: Sequence[Item]) -> None:
             if UNSAFE.search(name) or not name:
                 raise ValueError(
                     f"a server names a file {name!r}, which could lead out of the folder: refused"
+                )
+            if sys.platform == "win32" and NOT_ON_WINDOWS.search(name):
+                raise ValueError(
+                    f"a server names a file {name!r}, which Windows does not allow: leave it out with --match"
                 )
             if PARTIAL.search(name):
                 raise ValueError(

@@ -178,7 +178,7 @@ def _decimated(
         import fast_simplification
     except ImportError as error:
         raise ValueError(
-            f"a mesh of {len(faces):,} triangles needs decimation: pip install 'etsam[export]'"
+            f'a mesh of {len(faces):,} triangles needs decimation: pip install "etsam[export]"'
         ) from error
     centre = vertices.mean(axis=0)
 

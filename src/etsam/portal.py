@@ -261,7 +261,7 @@ def _client_module() -> ModuleType:
         return importlib.import_module("cryoet_data_portal")
     except ModuleNotFoundError as error:
         raise ValueError(
-            "runs of the CryoET Data Portal need its client: pip install 'etsam[portal]'"
+            'runs of the CryoET Data Portal need its client: pip install "etsam[portal]"'
         ) from error
 
 

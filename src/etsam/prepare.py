@@ -167,13 +167,13 @@ def prepare(
         _refuse_existing(target, inputs, options, earlier)
         _check_place(inputs)
         place = stack.enter_context(hidden_folder(folder, target.name))
+        staged = _names(pair, place, options)
+        _copy_tomogram(tomogram, staged.tomogram, options, progress)
         cleaned = (
             clean_annotation(masks, options.cleaning, limit=region, progress=progress)
             if masks
             else None
         )
-        staged = _names(pair, place, options)
-        _copy_tomogram(tomogram, staged.tomogram, options, progress)
         if cleaned is not None:
             _write_masks(cleaned, tomogram, staged, progress)
         refuse_changed(before)
@@ -311,7 +311,12 @@ def _copy_tomogram(
     assert tomogram.path is not None
     source = tomogram.path
     if options.link:
-        target.symlink_to(source.resolve())
+        try:
+            target.symlink_to(source.resolve())
+        except OSError as error:  # Windows wants a right for it, and not every disk can
+            raise OSError(
+                f"{target.name} cannot be a link here ({error.strerror}): leave --link out to copy it"
+            ) from error
     elif options.writes or _is_level(source):
         _write_tomogram(tomogram, target, options.normalise, progress)
     elif source.is_dir():

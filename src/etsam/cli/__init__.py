@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 import warnings
 from collections.abc import Sequence
@@ -88,7 +87,10 @@ def main(args: Sequence[str] | None = None) -> None:
     output = make_patient()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
-        code = etsam.main(args=args, prog_name="etsam", standalone_mode=False)
+        # each verb knows what its patterns stand for; click would put all files in their place on Windows
+        code = etsam.main(
+            args=args, prog_name="etsam", standalone_mode=False, windows_expand_args=False
+        )
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = EXIT_USAGE
@@ -102,7 +104,7 @@ def main(args: Sequence[str] | None = None) -> None:
         code = EXIT_FAILED
     code = code if isinstance(code, int) else 0
     sys.stdout.flush()
-    if output is not None and output.failure is not None and output.failure.errno != errno.EPIPE:
+    if output is not None and output.failure is not None and output.is_cut:
         report_error(f"standard output: {output.failure.strerror}: what was printed is incomplete")
         code = code or 1
     sys.exit(code)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etsam.cli.command import VerbCommand, check_output, refuse_same_targets, run_each
-from etsam.cli.options import finite, overwrite_option, spacing_option
+from etsam.cli.options import files_argument, finite, overwrite_option, spacing_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 
@@ -22,7 +22,7 @@ METHODS = ("ridge", "membrain-seg", "tardis")
 
 
 @click.command(cls=VerbCommand, short_help="Segment with another method, to compare with.")
-@click.argument("tomograms", nargs=-1, required=True, type=FilePath(), metavar="TOMOGRAM...")
+@files_argument("tomograms", "TOMOGRAM...")
 @click.option(
     "-o",
     "--output",

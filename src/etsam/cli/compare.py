@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etsam.cli.command import VerbCommand, report_warning
-from etsam.cli.options import overwrite_option
+from etsam.cli.options import files_argument, overwrite_option
 from etsam.cli.paths import FilePath
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ at_option = click.option(
 
 
 @click.command(cls=VerbCommand, short_help="Compare methods by their scores.")
-@click.argument("tables", nargs=-1, required=True, type=FilePath(), metavar="TABLE...")
+@files_argument("tables", "TABLE...")
 @click.option("--metric", "metrics", multiple=True, help="[default: dice, iou, precision, recall]")
 @click.option("--method", "methods", multiple=True, help="[default: all, in the table's order]")
 @at_option

@@ -15,7 +15,7 @@ from etsam.cli.command import (
     report_error,
     report_warning,
 )
-from etsam.cli.options import overwrite_option, spacing_option
+from etsam.cli.options import files_argument, overwrite_option, spacing_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=VerbCommand, short_help="Score predictions against ground truth.")
-@click.argument("predictions", nargs=-1, type=FilePath(), metavar="PREDICTION...")
+@files_argument("predictions", "PREDICTION...", required=False)
 @click.option(
     "-t",
     "--truth",

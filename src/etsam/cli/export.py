@@ -15,7 +15,7 @@ from etsam.cli.command import (
     report_warning,
     run_each,
 )
-from etsam.cli.options import finite, overwrite_option, spacing_option
+from etsam.cli.options import files_argument, finite, overwrite_option, spacing_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 from etsam.options import LOGIT_THRESHOLD
@@ -45,7 +45,7 @@ USED_BY = {
 
 
 @click.command(cls=VerbCommand, short_help="Meshes, labels and points for other programs.")
-@click.argument("masks", nargs=-1, required=True, type=FilePath(), metavar="MASK...")
+@files_argument("masks", "MASK...")
 @click.option(
     "--as",
     "formats",

@@ -11,7 +11,7 @@ import click
 
 from etsam.cli.command import VerbCommand
 from etsam.cli.compare import at_option, parse_thresholds
-from etsam.cli.options import finite, overwrite_option, spacing_option
+from etsam.cli.options import files_argument, finite, overwrite_option, spacing_option
 from etsam.cli.paths import FilePath
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def figures() -> None:
 
 
 @figures.command(cls=VerbCommand)
-@click.argument("tables", nargs=-1, required=True, type=FilePath(), metavar="TABLE...")
+@files_argument("tables", "TABLE...")
 @click.option("--curves", multiple=True, type=FilePath(), help="Also PR curves.")
 @click.option("--metric", "metrics", multiple=True, help="[default: what the table has]")
 @click.option("--method", "methods", multiple=True, help="[default: all, in the table's order]")
@@ -177,7 +177,7 @@ def surfaces(params: dict[str, Any]) -> None:
 
 
 @figures.command(cls=VerbCommand)
-@click.argument("places", nargs=-1, required=True, type=FilePath(), metavar="FOLDER|TABLE...")
+@files_argument("places", "FOLDER|TABLE...")
 @click.option("--method", "methods", multiple=True, help="[default: all, in the order found]")
 @output_option("costs")
 @format_option
@@ -264,4 +264,4 @@ def _named(text: str) -> tuple[str, Path]:
 
 def _require_matplotlib() -> None:
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("figures need matplotlib: pip install 'etsam[figures]'")
+        raise ValueError('figures need matplotlib: pip install "etsam[figures]"')

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from etsam.cli.paths import FilePath
 from etsam.options import LARGEST, is_whole, quoted
+from etsam.patterns import is_pattern, matching
 
 Command = Callable[..., Any]
 Numbers = TypeVar("Numbers", float, tuple[float, ...], None)
@@ -27,6 +29,35 @@ min_slices_option = click.option(
     show_default=True,
     help="Post-processing drops blobs that span fewer slices; 0 keeps all.",
 )
+
+
+def files_argument(
+    name: str, metavar: str | None = None, *, kind: click.Path | None = None, required: bool = True
+) -> Callable[[Command], Command]:
+    """Files or folders, as many as are given, by their names or by patterns."""
+    return click.argument(
+        name,
+        nargs=-1,
+        required=required,
+        type=kind or FilePath(),
+        metavar=metavar,
+        callback=_matched,
+    )
+
+
+def _matched(
+    ctx: click.Context, param: click.Parameter, value: tuple[Path, ...]
+) -> tuple[Path, ...]:
+    """Put what they match in the place of patterns; refuse one that matches nothing."""
+    found: list[Path] = []
+    for path in value:
+        if not is_pattern(path):
+            found.append(path)
+        elif matches := matching(path):
+            found += [param.type(str(match), param, ctx) for match in matches]
+        else:
+            raise click.BadParameter(f"no file matches {path}", ctx, param)
+    return tuple(found)
 
 
 def finite(ctx: click.Context, param: click.Parameter, value: Numbers) -> Numbers:

@@ -15,13 +15,13 @@ from etsam.cli.command import (
     refuse_same_targets,
     run_each,
 )
-from etsam.cli.options import cleaning_options, overwrite_option
+from etsam.cli.options import cleaning_options, files_argument, overwrite_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 
 
 @click.command(cls=VerbCommand, short_help="Clean membrane masks.")
-@click.argument("masks", nargs=-1, required=True, type=FilePath(), metavar="MASK...")
+@files_argument("masks", "MASK...")
 @click.option(
     "-o",
     "--output",

@@ -15,7 +15,7 @@ from etsam.cli.command import (
     report_error,
     report_warning,
 )
-from etsam.cli.options import finite, overwrite_option, spacing_option
+from etsam.cli.options import files_argument, finite, overwrite_option, spacing_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 from etsam.options import SIGNED_BYTES, Normalisation, is_whole, quoted
@@ -28,7 +28,7 @@ SHOWN = 10  # components listed on stderr
 
 
 @click.command(cls=VerbCommand, short_help="Make pairs to train on and to score against.")
-@click.argument("inputs", nargs=-1, required=True, type=FilePath())
+@files_argument("inputs")
 @click.option(
     "-o",
     "--output",

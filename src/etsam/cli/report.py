@@ -14,13 +14,13 @@ from etsam.cli.command import (
     refuse_same_targets,
     run_each,
 )
-from etsam.cli.options import finite, overwrite_option, spacing_option
+from etsam.cli.options import files_argument, finite, overwrite_option, spacing_option
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 
 
 @click.command(cls=VerbCommand, short_help="A page to look at, for one tomogram or many.")
-@click.argument("tomograms", nargs=-1, required=True, type=FilePath(), metavar="TOMOGRAM...")
+@files_argument("tomograms", "TOMOGRAM...")
 @click.option(
     "--results",
     type=FilePath(file_okay=False),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etsam.cli.command import VerbCommand, is_chosen
-from etsam.cli.options import finite, parse_triple
+from etsam.cli.options import files_argument, finite, parse_triple
 from etsam.cli.paths import FilePath
 from etsam.cli.progress import StageProgress
 from etsam.cli.simulate import PRESETS
@@ -23,7 +23,7 @@ FOLDER = FilePath(file_okay=False)
 
 
 @click.command(cls=VerbCommand, short_help="Train or fine-tune a stage.")
-@click.argument("data", nargs=-1, type=FOLDER)
+@files_argument("data", kind=FOLDER, required=False)
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run.")
 @click.option("--stage", type=click.IntRange(1, 2), default=1, show_default=True)
 @click.option(

@@ -29,7 +29,7 @@ def write_mesh(path: Path, mesh: Mesh, kind: str) -> None:
     try:
         import trimesh
     except ImportError as error:
-        raise ValueError(f"writing {kind} needs trimesh: pip install 'etsam[export]'") from error
+        raise ValueError(f'writing {kind} needs trimesh: pip install "etsam[export]"') from error
     written = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
     with path.open("wb") as file:  # trimesh leaves one that it opens open where the disk is full
         written.export(file, file_type=kind)

@@ -167,7 +167,7 @@ def write_star(path: Path, points: OrientedPoints, frame: Frame, tomogram: str) 
         import pandas as pd
         import starfile
     except ImportError as error:
-        raise ValueError("writing STAR needs starfile: pip install 'etsam[export]'") from error
+        raise ValueError('writing STAR needs starfile: pip install "etsam[export]"') from error
     tilt, psi = relion_angles(points.normals)
     columns: dict[str, object] = {"rlnTomoName": [tomogram] * len(points.points)}
     centred = (points.points - np.array(frame.shape) / 2) * np.array(frame.spacing)

@@ -130,8 +130,12 @@ def _index_row(row: IndexRow, shown: Sequence[str], folder: Path) -> str:
 
 
 def _link(page: Path, folder: Path) -> str:
-    """Return the address of a page as seen from a folder."""
-    place = Path(os.path.relpath(page.resolve(), folder.resolve()))
+    """Return the address of a page as seen from a folder; the whole one where it is on another drive."""
+    target = page.resolve()
+    try:
+        place = Path(os.path.relpath(target, folder.resolve()))
+    except ValueError:
+        return target.as_uri()
     return quote(place.as_posix())
 
 
