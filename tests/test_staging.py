@@ -12,8 +12,7 @@ import pytest
 from etsam import simulate
 from etsam.export import ExportOptions, export_file
 from etsam.simulation.recipe import SimulationOptions
-from etsam.staging import hidden_folder
-from etsam.storage import place_files
+from etsam.staging import hidden_folder, place_files
 from file_limit import file_limit
 from test_cli import Run, assert_one_line, write_mrc
 

@@ -33,8 +33,8 @@ from etsam.provenance import (
 )
 from etsam.record import reading_notes, told_of
 from etsam.results import write_thresholded
-from etsam.staging import hidden_folder
-from etsam.storage import SPACING_UNKNOWN, place_files, refuse_taken
+from etsam.staging import hidden_folder, place_files
+from etsam.storage import SPACING_UNKNOWN, refuse_taken
 from etsam.volume import Tomogram, open_tomogram, output_path, refuse_input, stem_of
 
 RIDGE_THRESHOLD = 0.0

@@ -33,8 +33,8 @@ from etsam.provenance import (
 )
 from etsam.results import names_mask
 from etsam.skeleton import clean_packed
-from etsam.staging import hidden_folder
-from etsam.storage import place_files, refuse_taken
+from etsam.staging import hidden_folder, place_files
+from etsam.storage import refuse_taken
 from etsam.volume import (
     Tomogram,
     create_volume,

@@ -32,8 +32,8 @@ from etsam.provenance import (
     states_of,
     write_json,
 )
-from etsam.staging import hidden_folder
-from etsam.storage import place_files, refuse_taken, require_space
+from etsam.staging import hidden_folder, place_files
+from etsam.storage import refuse_taken, require_space
 from etsam.volume import (
     KNOWN_SUFFIXES,
     OutputType,

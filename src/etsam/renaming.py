@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ def rename(source: Path, target: Path) -> None:
     end = time.monotonic() + PATIENCE
     while True:
         try:
-            os.replace(source, target)
+            source.replace(target)
             return
         except PermissionError:
             if time.monotonic() >= end:

@@ -24,7 +24,8 @@ from etsam.provenance import (
     refuse_edited,
     sha256,
 )
-from etsam.storage import place_files, refuse_taken
+from etsam.staging import place_files
+from etsam.storage import refuse_taken
 from etsam.volume import (
     KNOWN_SUFFIXES,
     Tomogram,

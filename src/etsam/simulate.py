@@ -24,8 +24,8 @@ from etsam.simulation.recipe import SimulationOptions, draw
 from etsam.simulation.render import render
 from etsam.simulation.segmentations import read_segmentation
 from etsam.simulation.suite import SUITE_SHAPE, held_out_suite
-from etsam.staging import hidden_folder
-from etsam.storage import MAX_SIDE, naming, place_files, write_text
+from etsam.staging import hidden_folder, place_files
+from etsam.storage import MAX_SIDE, naming, write_text
 from etsam.volume import OutputType, create_volume, refuse_input, tomogram_from_array
 
 Job = tuple[Path, int, tuple[int, int, int], SimulationOptions, str | None, bool]

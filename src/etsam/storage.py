@@ -18,6 +18,8 @@ from typing import IO, Literal, Protocol
 
 import numpy as np
 
+from etsam.renaming import rename
+
 MAX_SIDE = 65535  # voxels along one axis; larger numbers are a damaged or foreign header
 SPACING_RANGE = (0.5, 200.0)  # Å; outside is a wrong header or a wrong unit, not a tomogram
 MAX_SLICE = 1 << 28  # voxels; larger slices are a damaged header, and would not fit in memory
@@ -210,7 +212,7 @@ def appearing(path: Path, partial: Path | None = None) -> Iterator[Path]:
     partial = partial or path.with_name(path.name + ".partial")
     try:
         yield partial
-        partial.replace(path)
+        rename(partial, path)
     except OSError as wrong:
         if wrong.filename is None or os.fspath(wrong.filename) != str(partial):
             raise
@@ -257,35 +259,6 @@ def held_lock(path: Path, taken: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def place_files(folder: Path, made: Sequence[Path], stale: Iterable[Path] = ()) -> None:
-    """Give the files of a hidden folder their names; the first of `made` is the JSON of the others.
-
-    What they replace goes first, into the folder, and with it what is `stale`. The old JSON goes last
-    and the new one comes first, so that at no moment a JSON stands beside the files of another run:
-    whoever is killed in between leaves a result with files missing. Who is asked to stop finishes first.
-    """
-    old = [*stale, *reversed(made)]
-    moves = [(path, folder / f"replaced{number}") for number, path in enumerate(old)]
-    moves += [(folder / path.name, path) for path in made]
-    try:
-        _move(moves, folder)
-    except KeyboardInterrupt:
-        _move(moves, folder)
-        raise
-
-
-def _move(moves: list[tuple[Path, Path]], folder: Path) -> None:
-    """Move files, and strike off the list what is moved; those of the folder must be there or have been."""
-    while moves:
-        source, target = moves[0]
-        try:
-            source.replace(target)
-        except FileNotFoundError:
-            if source.parent == folder and not os.path.lexists(target):
-                raise
-        del moves[0]
 
 
 def with_own_name(path: Path) -> Path:
