@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from etsam.in_order import AHEAD, in_order
+from etsam.in_order import AHEAD, WorkerKilledError, in_order
 
 LEFT_ALONE = """
 import time
@@ -52,10 +52,12 @@ def test_what_goes_wrong_in_a_process_is_said() -> None:
 
 
 def hold(path: Path) -> Path:
-    """Keep a file for as long as this works: no time for the first of them, minutes for the others."""
-    path.touch()
+    """Keep a file for as long as this works: no time for the first of them, a minute for the others."""
+    end = time.monotonic() + (0 if path.name == "0" else 60)
     try:
-        time.sleep(0 if path.name == "0" else 300)
+        path.touch()
+        while time.monotonic() < end:
+            time.sleep(0.05)
     finally:
         path.unlink()
     return path
@@ -66,12 +68,24 @@ def test_who_stops_does_not_wait_for_what_is_at_work(tmp_path: Path) -> None:
     batches = [tmp_path / str(number) for number in range(6)]
     results = in_order(hold, batches, 2)
     assert next(results) == batches[0]
-    while not any(path.exists() for path in batches):
+    end = time.monotonic() + 60
+    while not any(path.exists() for path in batches) and time.monotonic() < end:
         time.sleep(0.05)
     began = time.monotonic()
     results.close()
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 30
     assert list(tmp_path.iterdir()) == []
+
+
+def stop_this(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_process_that_is_stopped_is_no_interruption_of_the_caller() -> None:
+    with pytest.raises(WorkerKilledError, match="--workers 1"):
+        list(in_order(stop_this, [0], 2))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups")

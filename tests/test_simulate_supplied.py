@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from etsam.simulate import quantised
+from etsam.in_order import WorkerKilledError
+from etsam.simulate import quantised, simulate_many
 from etsam.simulation.contents import add_soluble
 from etsam.simulation.imaging import TiltSeries
 from etsam.simulation.recipe import Contents, SimulationOptions, draw
@@ -239,3 +240,31 @@ def test_segmentations_need_one_spacing(
     code, _, err = run("simulate", tmp_path / "out", *SMALL, "--segmentation", path)
     assert code == 1
     assert_one_line(err, str(path), said)
+
+
+def older(folder: Path) -> None:
+    """Let what is there be of another version."""
+    for path in folder.glob("*.json"):
+        made = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(made | {"etsam": "0.0.1"}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_workers_warn_of_is_told_once(tmp_path: Path, workers: int) -> None:
+    made = simulate_many(tmp_path, range(3), (16, 48, 48), workers)
+    older(tmp_path)
+    with pytest.warns(UserWarning, match=r"was made by etsam 0\.0\.1") as told:
+        assert simulate_many(tmp_path, range(3), (16, 48, 48), workers) == made
+    assert len(told) == 1
+
+
+def test_a_worker_that_is_killed_is_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise WorkerKilledError("gone")
+
+    monkeypatch.setattr("etsam.simulate.in_order", killed)
+    code, out, err = run("simulate", tmp_path, *SMALL)
+    assert (code, out) == (1, "")
+    assert_one_line(err, "fewer --workers")

@@ -29,10 +29,13 @@ def test_memory_comes_back_as_it_was(tmp_path: Path) -> None:
         run.logits(0, SHAPE).write_slice(7, torch.zeros(64, 64).numpy())
         run.slice_done(0, 8, banks)
         run.save()
-    later = Unfinished(tmp_path, IDENTITY)
-    assert later.load() and later.start(0, 8) == 8
-    found = later.banks(0, model)
-    assert len(found) == 2 and later.banks(1, model) == []
+    with Unfinished(tmp_path, IDENTITY) as later:
+        assert later.load() and later.start(0, 8) == 8
+        found = later.banks(0, model)
+        assert len(found) == 2 and later.banks(1, model) == []
+        later.logits(0, SHAPE)
+        later.slice_done(1, 1, found)
+        later.save()  # over the file that was read, while its tensors are in use
     for old, new in zip(banks, found, strict=True):
         assert old.choice is not None and new.choice is not None
         assert torch.equal(old.choice, new.choice)

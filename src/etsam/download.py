@@ -13,6 +13,7 @@ from typing import Literal
 
 from etsam.fetch import RemoteFile, Stopping, damage, fetch, partial_path
 from etsam.listing import Item, Selection, list_items
+from etsam.renaming import rename
 from etsam.storage import held_lock, refuse_taken, require_space
 
 State = Literal["here", "part", "absent"]
@@ -218,7 +219,7 @@ class _Work:
         if not self._options.resume:
             shutil.rmtree(work, ignore_errors=True)
         elif target.is_dir() and not work.exists():
-            target.rename(work)  # complete in name only: some of it has changed or is missing
+            rename(target, work)  # complete in name only: some of it has changed or is missing
         work.mkdir(exist_ok=True)
 
     def _fetch(self, item: Item, part: RemoteFile) -> None:
@@ -250,7 +251,7 @@ class _Work:
         if error is None and item.is_folder:
             if target.exists():
                 shutil.rmtree(target)
-            partial_path(target).rename(target)
+            rename(partial_path(target), target)
         return Outcome(item, target, checked=item.name not in self._unchecked, error=error)
 
     def _place(self, item: Item, part: RemoteFile) -> Path:

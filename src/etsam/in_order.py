@@ -7,10 +7,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from threading import Thread, main_thread
@@ -21,11 +23,20 @@ Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
 
+KILLED = (
+    "a worker process was killed, or the script that asked for it does not start from "
+    '`if __name__ == "__main__":`'
+)
+
+
 class WorkerKilledError(OSError):
     """A process ended though its work had not."""
 
 
-MOST = 61  # processes that Windows lets a pool have
+MOST = 61 if sys.platform == "win32" else 10_000
+"""Processes that a pool may have."""
+TICK = 0.5  # seconds between two times that Ctrl-C is heard, where waiting is deaf to it
+GRACE = 10.0  # seconds that work without a caller has to tidy up
 AHEAD = 2  # batches that wait for each process
 
 
@@ -56,16 +67,24 @@ def in_order(
             for batch in batches:
                 waiting.append(pool.submit(_do, work, batch))
                 if len(waiting) > AHEAD * processes:
-                    yield waiting.popleft().result()
+                    yield _result(waiting.popleft())
             while waiting:
-                yield waiting.popleft().result()
+                yield _result(waiting.popleft())
         except BrokenProcessPool:
-            raise WorkerKilledError(
-                "a worker process was killed: try again with --workers 1"
-            ) from None
+            raise WorkerKilledError(f"{KILLED}: try again with --workers 1") from None
         finally:
             open_while_wanted.close()
             pool.shutdown(cancel_futures=True)
+
+
+def _result(future: Future[Result]) -> Result:
+    """Wait for a result, so that Ctrl-C is heard (on Windows waiting is deaf to it before Python 3.14)."""
+    while not future.done():
+        wait([future], TICK)
+    try:
+        return future.result()
+    except KeyboardInterrupt:  # of the process at work, which somebody stopped
+        raise WorkerKilledError(f"{KILLED}: try again with --workers 1") from None
 
 
 @dataclass
@@ -103,7 +122,8 @@ def _serve(until: Connection) -> None:
 
 
 def _end_with_parent(until: Connection) -> None:
-    until.poll(None)  # until the other end is closed
+    with suppress(OSError):  # on Windows where the other end is closed already
+        until.poll(None)  # until it is
     if sys.platform == "win32":
         _thread.interrupt_main(signal.SIGTERM)  # seen by the main thread once it runs Python
     else:
@@ -111,4 +131,7 @@ def _end_with_parent(until: Connection) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
+    end = time.monotonic() + GRACE
+    while _worker.busy and time.monotonic() < end:
+        time.sleep(0.05)
     os._exit(1)

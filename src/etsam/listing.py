@@ -9,9 +9,11 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Literal
 
 from etsam.fetch import Patience, RemoteFile, size_on_server
+from etsam.places import folded
 from etsam.portal import Format, PortalFile, PortalServers, portal_runs
 from etsam.published import PublishedRun, find_runs
 from etsam.repositories import DATAVERSE, ETSAM_DATA, ZENODO, doi_of, record_files
@@ -128,9 +130,9 @@ def check_names(items: Sequence[Item]) -> None:
                     f"a server names a file {name!r}, as files are named while they are fetched: leave it "
                     "out with --match"
                 )
-    name, count = Counter(item.name for item in items).most_common(1)[0]
+    most, count = Counter(folded(Path(item.name)) for item in items).most_common(1)[0]
     if count > 1:
-        raise ValueError(f"{count} files would become {name}: fetch them into two folders")
+        raise ValueError(f"{count} files would become {most}: fetch them into two folders")
 
 
 def _run_items(runs: list[PublishedRun], choice: Selection) -> list[Item]:

@@ -259,7 +259,7 @@ class MrcSink:
 def _pack(partial: Path, compression: str) -> None:
     """Compress a finished file under its own name."""
     unpacked = partial.with_name(f"{partial.name}.unpacked")
-    os.replace(partial, unpacked)
+    rename(partial, unpacked)
     try:
         with (
             open(unpacked, "rb") as source,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -11,12 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from etsam.annotations import Cleaned, CleaningOptions, clean_annotation
-from etsam.intensity import measure_intensity
+from etsam.copying import copy, link
 from etsam.layout import MASK_ENDING, RECORD_ENDING, Annotated
-from etsam.ngff_metadata import is_zarr, read_json, refuse_folder
+from etsam.ngff_metadata import is_zarr, refuse_folder
 from etsam.options import Normalisation
 from etsam.overlay import place_difference
 from etsam.provenance import (
@@ -33,10 +30,9 @@ from etsam.provenance import (
     write_json,
 )
 from etsam.staging import hidden_folder, place_files
-from etsam.storage import refuse_taken, require_space
+from etsam.storage import refuse_taken
 from etsam.volume import (
     KNOWN_SUFFIXES,
-    OutputType,
     Tomogram,
     create_volume,
     open_tomogram,
@@ -65,7 +61,7 @@ class PrepareOptions:
     normalise
         Write the tomogram as float32, scaled; None: as it is, byte for byte.
     voxel_spacing
-        In Å, instead of the headers'; the tomogram is then written anew.
+        In Å, instead of the tomogram's header's; it is then written anew, as int8, int16 or float32.
     link
         Link to the tomogram instead of copying it.
     components
@@ -155,10 +151,7 @@ def prepare(
     paths = [pair.tomogram, *pair.masks, *_limits(pair, options)]
     before = states_of(paths)
     with ExitStack() as stack:
-        opened = (open_tomogram(path, voxel_spacing=options.voxel_spacing) for path in paths)
-        inputs = [stack.enter_context(closing(volume)) for volume in opened]
-        tomogram, masks = inputs[0], inputs[1 : len(pair.masks) + 1]
-        region = next(iter(inputs[len(pair.masks) + 1 :]), None)
+        inputs = [stack.enter_context(closing(open_tomogram(path))) for path in paths]
         target = _names(pair, folder, options)
         task = _task(pair, [input_record(volume, before) for volume in inputs], options)
         earlier = earlier_record(target.record, "prepare")
@@ -168,14 +161,7 @@ def prepare(
         _check_place(inputs)
         place = stack.enter_context(hidden_folder(folder, target.name))
         staged = _names(pair, place, options)
-        _copy_tomogram(tomogram, staged.tomogram, options, progress)
-        cleaned = (
-            clean_annotation(masks, options.cleaning, limit=region, progress=progress)
-            if masks
-            else None
-        )
-        if cleaned is not None:
-            _write_masks(cleaned, tomogram, staged, progress)
+        cleaned = _write(pair, inputs, staged, options, progress)
         refuse_changed(before)
         details = provenance(
             "prepare",
@@ -304,53 +290,27 @@ def _check_place(inputs: list[Tomogram]) -> None:
             )
 
 
-def _copy_tomogram(
-    tomogram: Tomogram, target: Path, options: PrepareOptions, progress: Progress | None
-) -> None:
-    """Copy, link or write a tomogram; a level, which is no image without its group, is written anew."""
-    assert tomogram.path is not None
-    source = tomogram.path
+def _write(
+    pair: Annotated,
+    inputs: list[Tomogram],
+    staged: Prepared,
+    options: PrepareOptions,
+    progress: Progress | None,
+) -> Cleaned | None:
+    """Write the volumes: the cleaned annotation, where there is one, and the tomogram."""
     if options.link:
-        try:
-            target.symlink_to(source.resolve())
-        except OSError as error:  # Windows wants a right for it, and not every disk can
-            raise OSError(
-                f"{target.name} cannot be a link here ({error.strerror}): leave --link out to copy it"
-            ) from error
-    elif options.writes or _is_level(source):
-        _write_tomogram(tomogram, target, options.normalise, progress)
-    elif source.is_dir():
-        shutil.copytree(source, target)
-    else:
-        require_space(target.parent, source.stat().st_size, f"copying {source.name}")
-        shutil.copyfile(source, target)
-
-
-def _is_level(source: Path) -> bool:
-    """Whether a folder is a Zarr array in a group, which has the geometry."""
-    if not is_zarr(source) or not is_zarr(source.resolve().parent):
-        return False
-    described = source / "zarr.json"
-    if described.is_file():
-        return read_json(described).get("node_type") == "array"
-    return (source / ".zarray").is_file()
-
-
-def _write_tomogram(
-    tomogram: Tomogram, target: Path, method: Normalisation | None, progress: Progress | None
-) -> None:
-    """Write a tomogram slice by slice, scaled or in the smallest type that holds its own."""
-    scaling = None if method is None else measure_intensity(tomogram, method)
-    kind: OutputType = "float32"
-    if scaling is None and np.can_cast(tomogram.dtype, np.int16):
-        kind = "int8" if np.can_cast(tomogram.dtype, np.int8) else "int16"
-    label = "etsam prepare" if method is None else f"etsam prepare normalise={method}"
-    with create_volume(target, tomogram, dtype=kind, label=label) as writer:
-        for z in range(tomogram.shape[0]):
-            plane = tomogram.read_slice(z)
-            writer.write_slice(z, plane if scaling is None else scaling.apply_to_array(plane))
-            if progress is not None:
-                progress("scale" if scaling else "copy", z + 1, tomogram.shape[0])
+        link(pair.tomogram, staged.tomogram)
+    masks, region = inputs[1 : len(pair.masks) + 1], [*inputs[len(pair.masks) + 1 :], None][0]
+    cleaned = None
+    if masks:
+        cleaned = clean_annotation(masks, options.cleaning, limit=region, progress=progress)
+    with closing(open_tomogram(pair.tomogram, voxel_spacing=options.voxel_spacing)) as tomogram:
+        if not options.link:
+            method, anew = options.normalise, options.writes
+            copy(tomogram, staged.tomogram, method, anew=anew, progress=progress)
+        if cleaned is not None:
+            _write_masks(cleaned, tomogram, staged, progress)
+    return cleaned
 
 
 def _write_masks(

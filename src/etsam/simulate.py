@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from etsam import __version__
-from etsam.in_order import WorkerKilledError, in_order
+from etsam.in_order import KILLED, WorkerKilledError, in_order
 from etsam.memory import memory_errors
 from etsam.provenance import State, sha256, size_and_time
 from etsam.simulation.maps import read_map
@@ -256,13 +256,16 @@ def simulate_many(
     _check_supplied(Path(folder), seeds, options)
     jobs = [(Path(folder), seed, shape, options, None, overwrite) for seed in seeds]
     written: list[Path] = []
+    said: set[str] = set()
     try:
-        for path, told in in_order(_simulate_job, jobs, workers):
+        for path, told in in_order(_simulate_job, jobs, min(workers, len(jobs))):
             written.append(path)
             for message in told:
-                warnings.warn(message, stacklevel=2)
+                if message not in said:
+                    warnings.warn(message, stacklevel=2)
+            said.update(told)
     except WorkerKilledError:
-        raise MemoryError(f"a worker was killed: use fewer --workers, or {LESS_MEMORY}") from None
+        raise MemoryError(f"{KILLED}: use fewer --workers, or {LESS_MEMORY}") from None
     if options.contrast_to_noise is not None:
         _warn_of_contrast(written, options.contrast_to_noise)
     if options.shapes:

@@ -37,6 +37,8 @@ FORMAT = "etsam-sam2-1"
 _FILTERS = threading.Lock()
 """Warnings' filters are of all threads: two that changed them and put them back would leave those of one."""
 
+COPIED = sys.platform == "win32"
+"""Whether weights are copied out of their file, which Windows does not replace while it is mapped into memory."""
 SYSTEM_ERROR = re.compile(r"os error (\d+)")
 SINCE_2_1 = {"no_obj_embed_spatial", "obj_ptr_tpos_proj.weight", "obj_ptr_tpos_proj.bias"}
 """Parameters that SAM 2.0 has not."""
@@ -276,8 +278,9 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, Any] | None]:
                     f"{path} is a safetensors file of another kind (format {header.get('format')!r}, "
                     f"expected {FORMAT!r}, or the parameters of facebookresearch/sam2)"
                 )
-            # copies: Windows replaces no file that is mapped into memory
-            state = {name: file.get_tensor(name).clone() for name in names}
+            state = {name: file.get_tensor(name) for name in names}
+            if COPIED:
+                state = {name: tensor.clone() for name, tensor in state.items()}
             return (state if is_ours else plain_names(state, path)), metadata
     except (SafetensorError, KeyError, TypeError) as wrong:
         kind = kind_of(path)
