@@ -13,25 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from etsam.sam2 import SAM2, SAM2Config, linear
+from etsam.sam2 import SAM2, linear
 from etsam.tracker import for_a_mean, track
 from tiny_model import tiny_network
-
-HIERA = SAM2Config(
-    image_size=64,
-    embed_dim=8,
-    num_heads=1,
-    stages=(1, 1, 1, 1),
-    global_blocks=(2,),
-    window_spec=(4, 2, 4, 2),
-    pos_embed_size=(4, 4),
-    d_model=32,
-    memory_dim=16,
-    memory_layers=1,
-    memory_feed_forward=32,
-    decoder_feed_forward=32,
-    decoder_heads=2,
-)
+from tiny_training import TINY_SAM2
 
 
 class Reel:
@@ -52,7 +37,7 @@ class Reel:
 def network(kind: str, dtype: torch.dtype) -> SAM2:
     """A small network of our own kind or of the published one."""
     torch.manual_seed(1)
-    model = tiny_network(2) if kind == "ours" else SAM2(HIERA).requires_grad_(False)
+    model = tiny_network(2) if kind == "ours" else SAM2(TINY_SAM2).requires_grad_(False)
     model.eval().compute_in(dtype)
     return model
 
