@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from etsam.dataset import open_volume
 from etsam.predictions import open_prediction
 from test_cli import Run, assert_one_line, write_mrc
 
@@ -49,6 +51,22 @@ def test_a_tiff_that_is_cut_short_says_so(tmp_path: Path, run: Run, kept: int) -
     code, out, err = run("evaluate", path, "-t", tmp_path / "a_membrane.mrc")
     assert (code, out) == (1, "")
     assert_one_line(err, f"{path} cannot be read", "(it is damaged, cut short or no TIFF)")
+
+
+def test_windows_has_no_memory_for_a_file_that_is_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_given: object, **_options: object) -> None:
+        raise OSError(errno.ENOMEM, "Not enough memory resources are available")
+
+    tifffile.imwrite(tmp_path / "a_CNN.tif", SCORES, photometric="minisblack")
+    np.save(tmp_path / "a_stage1.npy", np.zeros((2, 2, 2), np.int8))
+    monkeypatch.setattr(tifffile, "memmap", short)
+    monkeypatch.setattr(np.lib.format, "open_memmap", short)
+    with pytest.raises(ValueError, match=r"a_CNN\.tif cannot be read.*cut short"):
+        open_prediction(tmp_path / "a_CNN.tif")
+    with pytest.raises(ValueError, match=r"a_stage1\.npy is damaged"):
+        open_volume(tmp_path / "a_stage1.npy")
 
 
 def test_a_plane_names_its_file(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from etsam.logits import LogitRange
 from etsam.metrics import IGNORE, OTHER_VALUES
 from etsam.overlay import place_difference
 from etsam.polarity import is_seen_inverted
+from etsam.storage import mapping
 from etsam.volume import Tomogram, open_tomogram, stem_of, tomogram_from_array, whole_volume
 
 LOGITS_SUFFIX = "_stage1.npy"
@@ -101,7 +102,8 @@ def open_volume(path: Path) -> Tomogram:
     if path.suffix != ".npy":
         return open_tomogram(path)
     try:
-        logits = np.lib.format.open_memmap(path, mode="r")
+        with mapping():
+            logits = np.lib.format.open_memmap(path, mode="r")
         volume = tomogram_from_array(logits)
     except (ArithmeticError, TokenError, ValueError):
         raise ValueError(f"{path} is damaged, or holds no stage-1 logits: {NEW_LOGITS}") from None

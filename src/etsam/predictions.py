@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from etsam.options import LOGIT_THRESHOLD, SIGNED_BYTES
 from etsam.provenance import earlier_record, is_as_written, record_path
+from etsam.storage import mapping
 from etsam.volume import (
     TIFF_SUFFIXES,
     Tomogram,
@@ -159,7 +160,8 @@ def open_prediction(path: Path, *, voxel_spacing: float | None = None) -> Tomogr
     try:
         with tifffile.TiffFile(path) as file:
             plain = file.series[0].dataoffset is not None
-        data = tifffile.memmap(path, mode="r") if plain else None
+        with mapping():
+            data = tifffile.memmap(path, mode="r") if plain else None
     except (*DAMAGES, tifffile.TiffFileError) as error:  # the last no ValueError before 2025.5
         raise ValueError(
             f"{refused} (it is damaged, cut short or no TIFF): make it again, or save it as MRC"

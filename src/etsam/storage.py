@@ -299,6 +299,23 @@ def open_scratch(path: Path, shape: tuple[int, int, int]) -> io.FileIO:
     return io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
 
 
+@contextmanager
+def mapping() -> Iterator[None]:
+    """Let a memory map of more than a file holds be the ValueError everywhere that it is on Linux.
+
+    Raises
+    ------
+    ValueError
+        The file is cut short, which Windows calls a lack of memory.
+    """
+    try:
+        yield
+    except OSError as wrong:
+        if wrong.errno != errno.ENOMEM:
+            raise
+        raise ValueError("the file is cut short") from wrong
+
+
 def require_space(folder: Path, nbytes: int, purpose: str) -> None:
     """Raise OSError (ENOSPC) when fewer than `nbytes` are free on the disk of `folder`."""
     free = shutil.disk_usage(folder).free
