@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import ntpath
 import os
+from functools import partial
 from pathlib import Path
 
 import mrcfile
@@ -78,10 +79,8 @@ def test_slices_are_numbered_from_0_as_in_previews(tmp_path: Path) -> None:
 def test_an_index_names_pages_on_another_drive_in_full(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def relpath(_page: object, _folder: object) -> str:
-        return ntpath.relpath("D:\\a", "C:\\b")
-
-    monkeypatch.setattr(os.path, "relpath", relpath)
+    on_windows = partial(ntpath.relpath, "D:\\a", "C:\\b")
+    monkeypatch.setattr(os.path, "relpath", lambda _page, _folder: on_windows())
     page = tmp_path / "a b_report.html"
     index = write_index([IndexRow("a b", page, None, {}, [])], tmp_path / "index")
     assert f'href="{page.as_uri()}"' in index.read_text("utf-8")
