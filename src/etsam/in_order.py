@@ -22,7 +22,6 @@ from typing import TypeVar
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
-
 KILLED = (
     "a worker process was killed, or the script that asked for it does not start from "
     '`if __name__ == "__main__":`'
@@ -84,7 +83,7 @@ def _result(future: Future[Result]) -> Result:
     try:
         return future.result()
     except KeyboardInterrupt:  # of the process at work, which somebody stopped
-        raise WorkerKilledError(f"{KILLED}: try again with --workers 1") from None
+        raise BrokenProcessPool from None
 
 
 @dataclass

@@ -306,8 +306,8 @@ def _write(
         cleaned = clean_annotation(masks, options.cleaning, limit=region, progress=progress)
     with closing(open_tomogram(pair.tomogram, voxel_spacing=options.voxel_spacing)) as tomogram:
         if not options.link:
-            method, anew = options.normalise, options.writes
-            copy(tomogram, staged.tomogram, method, anew=anew, progress=progress)
+            anew = options.voxel_spacing is not None
+            copy(tomogram, staged.tomogram, options.normalise, anew=anew, progress=progress)
         if cleaned is not None:
             _write_masks(cleaned, tomogram, staged, progress)
     return cleaned
